@@ -1,0 +1,210 @@
+// The Python module: addresses and sizes in, nothing else. Shapes, dtypes and devices are checked in
+// spanbert_ext/_ops.py, which is the only caller.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "ops.h"
+
+namespace py = pybind11;
+
+namespace spanbert {
+namespace {
+
+struct CpuBuild {
+  const char* name;
+  const Operations* operations;
+};
+
+CpuBuild choose_cpu() {
+#ifdef SPANBERT_X86
+  __builtin_cpu_init();
+  if (__builtin_cpu_supports("x86-64-v4")) return {"avx512", &avx512::kOperations};
+  if (__builtin_cpu_supports("x86-64-v3")) return {"avx2", &avx2::kOperations};
+#endif
+  return {"baseline", &baseline::kOperations};
+}
+
+const CpuBuild kCpu = choose_cpu();
+
+const Operations& operations_at(const Place& place) {
+  if (place.device < 0) return *kCpu.operations;
+#ifdef SPANBERT_WITH_CUDA
+  return device::kOperations;
+#else
+  throw std::runtime_error("spanbert_ext was built without CUDA");
+#endif
+}
+
+template <class T>
+T* at(uintptr_t address) {
+  return reinterpret_cast<T*>(address);
+}
+
+SamplerSettings settings_of(uint64_t seed, int64_t mask_id, std::pair<int64_t, int64_t> ratio, int64_t min_words,
+                            const std::vector<uint64_t>& length_thresholds, uint64_t mask_threshold,
+                            uint64_t random_threshold, bool per_piece, int64_t max_span_targets) {
+  if (length_thresholds.empty() || length_thresholds.size() > size_t(kMaxLengths)) {
+    throw std::invalid_argument("max_words - min_words + 1 must lie in [1, " + std::to_string(kMaxLengths) + "]; got " +
+                                std::to_string(length_thresholds.size()));
+  }
+  SamplerSettings s{};
+  s.seed = seed;
+  s.mask_id = mask_id;
+  s.ratio_numerator = ratio.first;
+  s.ratio_denominator = ratio.second;
+  s.min_words = min_words;
+  s.max_span_targets = max_span_targets;
+  s.mask_threshold = mask_threshold;
+  s.random_threshold = random_threshold;
+  for (size_t i = 0; i < length_thresholds.size(); ++i) s.length_thresholds[i] = length_thresholds[i];
+  s.num_lengths = int(length_thresholds.size());
+  s.per_piece = per_piece;
+  return s;
+}
+
+// outputs: input_ids, labels, target_{positions,ids,spans,offsets}, sbo_ids, span_left, span_right, dropped_spans.
+int64_t span_mask(const Place& place, const SamplerSettings& settings, bool wide_tokens, uintptr_t tokens,
+                  uintptr_t starts, uintptr_t ends, uintptr_t sample_ids, uintptr_t epoch, uintptr_t vocabulary,
+                  uintptr_t random_tokens, std::vector<uintptr_t> outputs, uintptr_t bitmaps, uintptr_t row_counts,
+                  std::vector<int64_t> sizes) {
+  SpanMaskArgs a{};
+  a.settings = settings;
+  a.tokens = at<void>(tokens);
+  a.wide_tokens = wide_tokens;
+  a.starts = at<int64_t>(starts);
+  a.ends = at<int64_t>(ends);
+  a.sample_ids = at<int64_t>(sample_ids);
+  a.epoch = at<int64_t>(epoch);
+  a.vocabulary = at<uint8_t>(vocabulary);
+  a.random_tokens = at<int64_t>(random_tokens);
+  a.total = sizes.at(0);
+  a.sequences = sizes.at(1);
+  a.vocab_size = sizes.at(2);
+  a.random_count = sizes.at(3);
+  a.target_capacity = sizes.at(4);
+  a.span_capacity = sizes.at(5);
+  a.input_ids = at<void>(outputs.at(0));
+  a.labels = at<int64_t>(outputs.at(1));
+  a.target_positions = at<int64_t>(outputs.at(2));
+  a.target_ids = at<int64_t>(outputs.at(3));
+  a.target_spans = at<int64_t>(outputs.at(4));
+  a.target_offsets = at<int64_t>(outputs.at(5));
+  a.sbo_ids = at<int64_t>(outputs.at(6));
+  a.span_left = at<int64_t>(outputs.at(7));
+  a.span_right = at<int64_t>(outputs.at(8));
+  a.dropped_spans = at<int64_t>(outputs.at(9));
+  a.bitmaps = at<uint64_t>(bitmaps);
+  a.row_counts = at<int64_t>(row_counts);
+  const py::gil_scoped_release unlocked;
+  return operations_at(place).span_mask(a, place);
+}
+
+BoundaryArgs boundary_args(int dtype, uintptr_t in, uintptr_t left, uintptr_t right, uintptr_t out, int64_t tokens,
+                           int64_t spans, int64_t hidden_size) {
+  return {Dtype(dtype), at<void>(in), at<int64_t>(left), at<int64_t>(right), at<void>(out), tokens, spans, hidden_size};
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "Native operations of spanbert_ext over raw addresses; called by spanbert_ext._ops only.";
+#ifdef SPANBERT_WITH_CUDA
+  m.attr("has_cuda") = true;
+  m.attr("cuda_architectures") = SPANBERT_CUDA_ARCHITECTURES;
+#else
+  m.attr("has_cuda") = false;
+  m.attr("cuda_architectures") = "";
+#endif
+  m.attr("cpu_isa") = kCpu.name;
+  m.attr("rows_per_chunk") = kRowsPerChunk;
+  m.attr("spans_per_chunk") = kSpansPerChunk;
+  m.attr("column_rows_per_chunk") = kColumnRowsPerChunk;
+
+  py::class_<Place>(m, "Place").def(py::init([](int device, uintptr_t stream) {
+    return Place{device, at<void>(stream)};
+  }));
+  py::class_<SamplerSettings>(m, "SamplerSettings").def(py::init(&settings_of));
+
+  const auto unlocked = py::call_guard<py::gil_scoped_release>();
+  m.def("span_mask", &span_mask);
+  m.def(
+      "gather_boundaries",
+      [](const Place& place, int dtype, uintptr_t hidden, uintptr_t left, uintptr_t right, uintptr_t out,
+         int64_t tokens, int64_t spans, int64_t hidden_size) {
+        operations_at(place).gather_boundaries(
+            boundary_args(dtype, hidden, left, right, out, tokens, spans, hidden_size), place);
+      },
+      unlocked);
+  m.def(
+      "gather_boundaries_backward",
+      [](const Place& place, int dtype, uintptr_t grad_pairs, uintptr_t left, uintptr_t right, uintptr_t grad_hidden,
+         int64_t tokens, int64_t spans, int64_t hidden_size) {
+        operations_at(place).gather_boundaries_backward(
+            boundary_args(dtype, grad_pairs, left, right, grad_hidden, tokens, spans, hidden_size), place);
+      },
+      unlocked);
+  m.def(
+      "gelu_layer_norm",
+      [](const Place& place, int dtype, uintptr_t x, uintptr_t weight, uintptr_t bias, double eps, uintptr_t out,
+         uintptr_t mean, uintptr_t rstd, int64_t rows, int64_t hidden_size) {
+        operations_at(place).gelu_layer_norm({Dtype(dtype), at<void>(x), at<void>(weight), at<void>(bias), eps,
+                                              at<void>(out), at<void>(mean), at<void>(rstd), rows, hidden_size},
+                                             place);
+      },
+      unlocked);
+  m.def(
+      "gelu_layer_norm_backward",
+      [](const Place& place, int dtype, uintptr_t grad_out, uintptr_t x, uintptr_t weight, uintptr_t mean,
+         uintptr_t rstd, uintptr_t grad_x, uintptr_t grad_weight, uintptr_t grad_bias, uintptr_t partials, int64_t rows,
+         int64_t hidden_size) {
+        operations_at(place).gelu_layer_norm_backward(
+            {Dtype(dtype), at<void>(grad_out), at<void>(x), at<void>(weight), at<void>(mean), at<void>(rstd),
+             at<void>(grad_x), at<void>(grad_weight), at<void>(grad_bias), at<void>(partials), rows, hidden_size},
+            place);
+      },
+      unlocked);
+  m.def(
+      "sbo_first_layer",
+      [](const Place& place, int dtype, uintptr_t span_rows, uintptr_t position_rows, uintptr_t target_spans,
+         uintptr_t target_offsets, uintptr_t sbo_ids, uintptr_t weight, uintptr_t bias, double eps, uintptr_t out,
+         uintptr_t mean, uintptr_t rstd, int64_t targets, int64_t spans, int64_t positions, int64_t hidden_size) {
+        operations_at(place).sbo_first_layer(
+            {Dtype(dtype), at<void>(span_rows), at<void>(position_rows), at<int64_t>(target_spans),
+             at<int64_t>(target_offsets), at<int64_t>(sbo_ids), at<void>(weight), at<void>(bias), eps, at<void>(out),
+             at<void>(mean), at<void>(rstd), targets, spans, positions, hidden_size},
+            place);
+      },
+      unlocked);
+  m.def(
+      "sbo_first_layer_backward",
+      [](const Place& place, int dtype, uintptr_t grad_out, uintptr_t span_rows, uintptr_t position_rows,
+         uintptr_t target_spans, uintptr_t target_offsets, uintptr_t sbo_ids, uintptr_t weight, uintptr_t mean,
+         uintptr_t rstd, uintptr_t grad_span_rows, uintptr_t grad_position_rows, uintptr_t grad_weight,
+         uintptr_t grad_bias, uintptr_t partials, uintptr_t first_targets, int64_t targets, int64_t spans,
+         int64_t positions, int64_t hidden_size) {
+        operations_at(place).sbo_first_layer_backward(
+            {Dtype(dtype), at<void>(grad_out), at<void>(span_rows), at<void>(position_rows), at<int64_t>(target_spans),
+             at<int64_t>(target_offsets), at<int64_t>(sbo_ids), at<void>(weight), at<void>(mean), at<void>(rstd),
+             at<void>(grad_span_rows), at<void>(grad_position_rows), at<void>(grad_weight), at<void>(grad_bias),
+             at<void>(partials), at<int64_t>(first_targets), targets, spans, positions, hidden_size},
+            place);
+      },
+      unlocked);
+  m.def(
+      "cross_entropy_rows",
+      [](const Place& place, int dtype, uintptr_t logits, uintptr_t targets, uintptr_t bias, uintptr_t head,
+         uintptr_t scale, uintptr_t losses, uintptr_t grad_bias, uintptr_t partials, int64_t rows, int64_t vocab_size,
+         int64_t stride, int64_t heads) {
+        operations_at(place).cross_entropy_rows(
+            {Dtype(dtype), at<void>(logits), at<int64_t>(targets), at<void>(bias), at<int64_t>(head), at<void>(scale),
+             at<void>(losses), at<void>(grad_bias), at<void>(partials), rows, vocab_size, stride, heads},
+            place);
+      },
+      unlocked);
+}
+
+}  // namespace spanbert

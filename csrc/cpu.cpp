@@ -1,0 +1,358 @@
+// The CPU back end: OpenMP loops over sequences, rows and chunks. Compiled once for every instruction set, so nothing
+// here may use inline functions of the standard library (the linker would merge their copies across instruction sets).
+#include <omp.h>
+
+#include "sbo_rows.h"
+#include "softmax_rows.h"
+#include "span_sampler.h"
+
+namespace spanbert {
+namespace SPANBERT_VARIANT {
+namespace {
+
+constexpr OneThread kAlone;
+// Below this much work a loop is not worth waking other threads for.
+constexpr int64_t kSerialTokens = 4096;
+constexpr int64_t kSerialElements = 32768;
+
+int threads_for(int64_t work, int64_t serial_work) { return work <= serial_work ? 1 : omp_get_max_threads(); }
+
+// Working storage of one thread, of the size a row needs; freed at the end of the parallel region.
+template <class W>
+class Scratch {
+ public:
+  explicit Scratch(int64_t count) : data_(static_cast<W*>(__builtin_malloc(sizeof(W) * (count > 0 ? count : 1)))) {}
+  ~Scratch() { __builtin_free(data_); }
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+  W* data() const { return data_; }
+
+ private:
+  W* data_;
+};
+
+SequenceDraws draws_of(const SpanMaskArgs& args, int64_t row) {
+  return {args.settings.seed, uint64_t(args.sample_ids[row]), uint32_t(args.epoch[0])};
+}
+
+template <class Token>
+void emit_row(const SpanMaskArgs& args, int64_t row, int64_t target, int64_t span) {
+  const int64_t start = args.starts[row], n = args.ends[row] - start;
+  const RowBits bits = row_bits(args, row, n);
+  const SequenceDraws draws = draws_of(args, row);
+  for (int64_t place = nth_bit_from(bits.free, 0, 1, n); place < n;) {
+    const int64_t end = first_clear_from(bits.free, place, n);
+    const Span found = describe_span(args, bits, draws, n, place, end, span++);
+    emit_span(args, start, found);
+    for (int64_t at = place; at < end; ++at) emit_target<Token>(args, draws, start, found, at, target++);
+    place = nth_bit_from(bits.free, end, 1, n);
+  }
+}
+
+void fill_unused(const SpanMaskArgs& args, int64_t targets, int64_t spans) {
+  for (int64_t k = targets; k < args.target_capacity; ++k) {
+    args.target_positions[k] = args.target_spans[k] = args.target_offsets[k] = 0;
+    args.target_ids[k] = args.sbo_ids[k] = kIgnore;
+  }
+  for (int64_t s = spans; s < args.span_capacity; ++s) args.span_left[s] = args.span_right[s] = 0;
+  args.dropped_spans[0] = spans > args.span_capacity ? spans - args.span_capacity : 0;
+}
+
+template <class Token>
+int64_t span_mask_as(const SpanMaskArgs& args) {
+  const Token* tokens = static_cast<const Token*>(args.tokens);
+  int64_t* targets = args.row_counts;
+  int64_t* spans = args.row_counts + args.sequences + 1;
+  int64_t bad = args.total;
+  const int threads = threads_for(args.total, kSerialTokens);
+#pragma omp parallel num_threads(threads)
+  {
+#pragma omp for schedule(static) reduction(min : bad)
+    for (int64_t row = 0; row < args.sequences; ++row) {
+      const int64_t start = args.starts[row], n = args.ends[row] - start;
+      const RowCounts counts =
+          sample_row(kAlone, tokens + start, n, args, draws_of(args, row), row_bits(args, row, n));
+      targets[row + 1] = counts.targets;
+      spans[row + 1] = counts.spans;
+      if (counts.bad_place >= 0 && start + counts.bad_place < bad) bad = start + counts.bad_place;
+    }
+#pragma omp for schedule(static)
+    for (int64_t block = 0; block < (args.total + 4095) / 4096; ++block) {
+      const int64_t first = block * 4096, end = first + 4096 < args.total ? first + 4096 : args.total;
+      memcpy(static_cast<Token*>(args.input_ids) + first, tokens + first, sizeof(Token) * size_t(end - first));
+      for (int64_t i = first; i < end; ++i) args.labels[i] = kIgnore;
+    }
+#pragma omp single
+    {
+      targets[0] = spans[0] = 0;
+      for (int64_t row = 0; row < args.sequences; ++row) {
+        targets[row + 1] += targets[row];
+        spans[row + 1] += spans[row];
+      }
+    }
+    if (bad == args.total) {
+#pragma omp for schedule(static)
+      for (int64_t row = 0; row < args.sequences; ++row) emit_row<Token>(args, row, targets[row], spans[row]);
+    }
+  }
+  fill_unused(args, targets[args.sequences], spans[args.sequences]);
+  return bad < args.total ? bad : -1;
+}
+
+int64_t span_mask(const SpanMaskArgs& args, const Place&) {
+  return args.wide_tokens ? span_mask_as<int64_t>(args) : span_mask_as<int32_t>(args);
+}
+
+template <class T>
+void gather_boundaries_as(const BoundaryArgs& args) {
+  const T* hidden = static_cast<const T*>(args.hidden);
+  T* out = static_cast<T*>(args.out);
+  const int64_t size = args.hidden_size;
+#pragma omp parallel for num_threads(threads_for(args.spans * size, kSerialElements))
+  for (int64_t s = 0; s < args.spans; ++s) {
+    T* pair = out + 2 * s * size;
+    if (args.span_right[s] > args.span_left[s]) {
+      memcpy(pair, hidden + args.span_left[s] * size, sizeof(T) * size_t(size));
+      memcpy(pair + size, hidden + args.span_right[s] * size, sizeof(T) * size_t(size));
+    } else {
+      memset(pair, 0, 2 * sizeof(T) * size_t(size));
+    }
+  }
+}
+
+// A token is the left boundary of at most one span and the right boundary of at most one, so all left rows can be
+// stored at once and then all right rows added at once: no two threads meet, and the order of the sum is fixed.
+template <class T>
+void gather_boundaries_backward_as(const BoundaryArgs& args) {
+  const T* grad_pairs = static_cast<const T*>(args.hidden);
+  T* grad_hidden = static_cast<T*>(args.out);
+  const int64_t size = args.hidden_size;
+#pragma omp parallel num_threads(threads_for(args.tokens * size, kSerialElements))
+  {
+#pragma omp for schedule(static)
+    for (int64_t t = 0; t < args.tokens; ++t) memset(grad_hidden + t * size, 0, sizeof(T) * size_t(size));
+#pragma omp for schedule(static)
+    for (int64_t s = 0; s < args.spans; ++s) {
+      if (args.span_right[s] <= args.span_left[s]) continue;
+      memcpy(grad_hidden + args.span_left[s] * size, grad_pairs + 2 * s * size, sizeof(T) * size_t(size));
+    }
+#pragma omp for schedule(static)
+    for (int64_t s = 0; s < args.spans; ++s) {
+      if (args.span_right[s] <= args.span_left[s]) continue;
+      T* row = grad_hidden + args.span_right[s] * size;
+      const T* add = grad_pairs + (2 * s + 1) * size;
+      SPANBERT_SIMD
+      for (int64_t h = 0; h < size; ++h) row[h] = store<T>(load(row[h]) + load(add[h]));
+    }
+  }
+}
+
+template <class T>
+void gelu_layer_norm_as(const GeluLayerNormArgs& args) {
+  using W = working_t<T>;
+  const int64_t size = args.hidden_size;
+#pragma omp parallel num_threads(threads_for(args.rows * size, kSerialElements))
+  {
+    const Scratch<W> scratch(size);
+#pragma omp for schedule(static)
+    for (int64_t r = 0; r < args.rows; ++r) {
+      const T* x = static_cast<const T*>(args.x) + r * size;
+      T* out = static_cast<T*>(args.out) + r * size;
+      const Moments<W> m = gelu_layer_norm_row(
+          kAlone, size, W(args.eps), static_cast<const W*>(args.weight), static_cast<const W*>(args.bias),
+          scratch.data(), [&](int64_t h) -> W { return load(x[h]); }, [&](int64_t h, W y) { out[h] = store<T>(y); });
+      static_cast<W*>(args.mean)[r] = m.mean;
+      static_cast<W*>(args.rstd)[r] = m.rstd;
+    }
+  }
+}
+
+// out[h] = sum over chunks, in order, of partials[chunk * stride + h].
+template <class W>
+void sum_chunks(const W* partials, int64_t chunks, int64_t stride, int64_t count, W* out) {
+#pragma omp parallel for schedule(static) num_threads(threads_for(chunks * count, kSerialElements))
+  for (int64_t block = 0; block < (count + 255) / 256; ++block) {
+    const int64_t first = block * 256, end = first + 256 < count ? first + 256 : count;
+    for (int64_t h = first; h < end; ++h) out[h] = 0;
+    for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+      for (int64_t h = first; h < end; ++h) out[h] += partials[chunk * stride + h];
+    }
+  }
+}
+
+template <class T>
+void gelu_layer_norm_backward_as(const GeluLayerNormBackwardArgs& args) {
+  using W = working_t<T>;
+  const int64_t size = args.hidden_size, chunks = (args.rows + kRowsPerChunk - 1) / kRowsPerChunk;
+  W* partials = static_cast<W*>(args.partials);
+#pragma omp parallel num_threads(threads_for(args.rows * size, kSerialElements))
+  {
+    const Scratch<W> scratch(2 * size);
+#pragma omp for schedule(static)
+    for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+      W* partial = partials + chunk * 2 * size;
+      memset(partial, 0, sizeof(W) * size_t(2 * size));
+      const int64_t end = (chunk + 1) * kRowsPerChunk < args.rows ? (chunk + 1) * kRowsPerChunk : args.rows;
+      for (int64_t r = chunk * kRowsPerChunk; r < end; ++r) {
+        const T* x = static_cast<const T*>(args.x) + r * size;
+        const T* grad_out = static_cast<const T*>(args.grad_out) + r * size;
+        T* grad_x = static_cast<T*>(args.grad_x) + r * size;
+        const Moments<W> m{static_cast<const W*>(args.mean)[r], static_cast<const W*>(args.rstd)[r]};
+        gelu_layer_norm_row_backward(
+            kAlone, size, m, static_cast<const W*>(args.weight), partial, partial + size, scratch.data(),
+            [&](int64_t h) -> W { return load(x[h]); }, [&](int64_t h) -> W { return load(grad_out[h]); },
+            [&](int64_t h, W d) { grad_x[h] = store<T>(d); });
+      }
+    }
+  }
+  sum_chunks(partials, chunks, 2 * size, size, static_cast<W*>(args.grad_weight));
+  sum_chunks(partials + size, chunks, 2 * size, size, static_cast<W*>(args.grad_bias));
+}
+
+template <class T>
+void sbo_first_layer_as(const SboFirstLayerArgs& args) {
+  using W = working_t<T>;
+  const int64_t size = args.hidden_size;
+#pragma omp parallel num_threads(threads_for(args.targets * size, kSerialElements))
+  {
+    const Scratch<W> scratch(size);
+#pragma omp for schedule(static)
+    for (int64_t k = 0; k < args.targets; ++k) {
+      T* out = static_cast<T*>(args.out) + k * size;
+      Moments<W> m{0, 0};
+      if (args.sbo_ids[k] == kIgnore) {
+        memset(out, 0, sizeof(T) * size_t(size));
+      } else {
+        const T* span = static_cast<const T*>(args.span_rows) + args.target_spans[k] * size;
+        const T* position = static_cast<const T*>(args.position_rows) + args.target_offsets[k] * size;
+        m = gelu_layer_norm_row(
+            kAlone, size, W(args.eps), static_cast<const W*>(args.weight), static_cast<const W*>(args.bias),
+            scratch.data(), [&](int64_t h) -> W { return load(span[h]) + load(position[h]); },
+            [&](int64_t h, W y) { out[h] = store<T>(y); });
+      }
+      static_cast<W*>(args.mean)[k] = m.mean;
+      static_cast<W*>(args.rstd)[k] = m.rstd;
+    }
+  }
+}
+
+// One chunk of spans: gradient rows of its spans, and its share of the parameter and position gradients.
+template <class T>
+void sbo_backward_chunk(const SboFirstLayerBackwardArgs& args, int64_t chunk, working_t<T>* scratch) {
+  using W = working_t<T>;
+  const int64_t size = args.hidden_size;
+  W* partial = static_cast<W*>(args.partials) + chunk * (2 + args.positions) * size;
+  W* grad_span = scratch + 2 * size;
+  memset(partial, 0, sizeof(W) * size_t((2 + args.positions) * size));
+  const int64_t end = (chunk + 1) * kSpansPerChunk < args.spans ? (chunk + 1) * kSpansPerChunk : args.spans;
+  for (int64_t s = chunk * kSpansPerChunk; s < end; ++s) {
+    memset(grad_span, 0, sizeof(W) * size_t(size));
+    const T* span = static_cast<const T*>(args.span_rows) + s * size;
+    const int64_t first = args.first_targets[s];
+    for (int64_t k = first; k >= 0 && k < args.targets && args.target_spans[k] == s; ++k) {
+      if (args.sbo_ids[k] == kIgnore) continue;
+      const int64_t offset = args.target_offsets[k];
+      const T* position = static_cast<const T*>(args.position_rows) + offset * size;
+      const T* grad_out = static_cast<const T*>(args.grad_out) + k * size;
+      W* grad_position = partial + (2 + offset) * size;
+      const Moments<W> m{static_cast<const W*>(args.mean)[k], static_cast<const W*>(args.rstd)[k]};
+      gelu_layer_norm_row_backward(
+          kAlone, size, m, static_cast<const W*>(args.weight), partial, partial + size, scratch,
+          [&](int64_t h) -> W { return load(span[h]) + load(position[h]); },
+          [&](int64_t h) -> W { return load(grad_out[h]); },
+          [&](int64_t h, W d) {
+            grad_span[h] += d;
+            grad_position[h] += d;
+          });
+    }
+    T* out = static_cast<T*>(args.grad_span_rows) + s * size;
+    SPANBERT_SIMD
+    for (int64_t h = 0; h < size; ++h) out[h] = store<T>(grad_span[h]);
+  }
+}
+
+template <class T>
+void sbo_first_layer_backward_as(const SboFirstLayerBackwardArgs& args) {
+  using W = working_t<T>;
+  const int64_t size = args.hidden_size, chunks = (args.spans + kSpansPerChunk - 1) / kSpansPerChunk;
+  for (int64_t s = 0; s < args.spans; ++s) args.first_targets[s] = -1;
+  for (int64_t k = args.targets - 1; k >= 0; --k) {
+    if (args.sbo_ids[k] != kIgnore) args.first_targets[args.target_spans[k]] = k;
+  }
+#pragma omp parallel num_threads(threads_for(args.targets * size, kSerialElements))
+  {
+    const Scratch<W> scratch(3 * size);
+#pragma omp for schedule(dynamic)
+    for (int64_t chunk = 0; chunk < chunks; ++chunk) sbo_backward_chunk<T>(args, chunk, scratch.data());
+  }
+  const W* partials = static_cast<const W*>(args.partials);
+  const int64_t stride = (2 + args.positions) * size;
+  sum_chunks(partials, chunks, stride, size, static_cast<W*>(args.grad_weight));
+  sum_chunks(partials + size, chunks, stride, size, static_cast<W*>(args.grad_bias));
+  const Scratch<W> positions(args.positions * size);
+  sum_chunks(partials + 2 * size, chunks, stride, args.positions * size, positions.data());
+  T* out = static_cast<T*>(args.grad_position_rows);
+  for (int64_t h = 0; h < args.positions * size; ++h) out[h] = store<T>(positions.data()[h]);
+}
+
+// Column sums of the gradient by head: threads own columns, rows are added in order.
+template <class T>
+void bias_gradient(const CrossEntropyArgs& args) {
+  using W = working_t<T>;
+  constexpr int64_t kColumns = 1024;
+  const T* grad = static_cast<const T*>(args.logits);
+  W* out = static_cast<W*>(args.grad_bias);
+  const int64_t blocks = (args.vocab_size + kColumns - 1) / kColumns;
+#pragma omp parallel for schedule(static) num_threads(threads_for(args.rows * args.vocab_size, kSerialElements))
+  for (int64_t block = 0; block < blocks; ++block) {
+    const int64_t first = block * kColumns, limit = first + kColumns;
+    const int64_t end = limit < args.vocab_size ? limit : args.vocab_size;
+    for (int64_t head = 0; head < args.heads; ++head) {
+      for (int64_t v = first; v < end; ++v) out[head * args.vocab_size + v] = 0;
+    }
+    for (int64_t row = 0; row < args.rows; ++row) {
+      if (args.targets[row] == kIgnore) continue;
+      W* sums = out + (args.head ? args.head[row] : 0) * args.vocab_size;
+      const T* values = grad + row * args.stride;
+      SPANBERT_SIMD
+      for (int64_t v = first; v < end; ++v) sums[v] += load(values[v]);
+    }
+  }
+}
+
+template <class T>
+void cross_entropy_rows_as(const CrossEntropyArgs& args) {
+  using W = working_t<T>;
+#pragma omp parallel for schedule(static) num_threads(threads_for(args.rows * args.vocab_size, kSerialElements))
+  for (int64_t row = 0; row < args.rows; ++row) {
+    static_cast<W*>(args.losses)[row] = cross_entropy_row<OneThread, W, T>(kAlone, args, row);
+  }
+  if (args.grad_bias) bias_gradient<T>(args);
+}
+
+#define SPANBERT_BY_DTYPE(name, Args)                             \
+  void name(const Args& args, const Place&) {                     \
+    switch (args.dtype) {                                         \
+      case Dtype::kFloat32: return name##_as<float>(args);        \
+      case Dtype::kBFloat16: return name##_as<bf16>(args);        \
+      case Dtype::kFloat16: return name##_as<fp16>(args);         \
+      case Dtype::kFloat64: return name##_as<double>(args);       \
+    }                                                             \
+  }
+SPANBERT_BY_DTYPE(gather_boundaries, BoundaryArgs)
+SPANBERT_BY_DTYPE(gather_boundaries_backward, BoundaryArgs)
+SPANBERT_BY_DTYPE(gelu_layer_norm, GeluLayerNormArgs)
+SPANBERT_BY_DTYPE(gelu_layer_norm_backward, GeluLayerNormBackwardArgs)
+SPANBERT_BY_DTYPE(sbo_first_layer, SboFirstLayerArgs)
+SPANBERT_BY_DTYPE(sbo_first_layer_backward, SboFirstLayerBackwardArgs)
+SPANBERT_BY_DTYPE(cross_entropy_rows, CrossEntropyArgs)
+
+}  // namespace
+
+const Operations kOperations = {
+    span_mask,       gather_boundaries,        gather_boundaries_backward, gelu_layer_norm, gelu_layer_norm_backward,
+    sbo_first_layer, sbo_first_layer_backward, cross_entropy_rows,
+};
+
+}  // namespace SPANBERT_VARIANT
+}  // namespace spanbert

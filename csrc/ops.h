@@ -1,0 +1,151 @@
+// Arguments of every operation and the functions that run them: plain pointers, sizes and settings, no torch.
+// Dimensions: T tokens, N sequences, K targets, S spans, P span positions, R rows, H hidden, V vocabulary.
+#pragma once
+
+#include <cstdint>
+
+namespace spanbert {
+
+enum class Dtype : int { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2, kFloat64 = 3 };
+
+constexpr int kMaxLengths = 256;  // span lengths max_words - min_words + 1; bounds the kernel's argument size
+constexpr int64_t kIgnore = -100;
+constexpr uint8_t kWordStart = 1, kSpecial = 2;
+// Parameter gradients are summed in chunks of this many rows or spans, then chunk by chunk in order: the result depends
+// on the shape alone, never on the number of threads or blocks.
+constexpr int64_t kRowsPerChunk = 64;
+constexpr int64_t kSpansPerChunk = 16;
+constexpr int64_t kColumnRowsPerChunk = 1024;
+
+struct SamplerSettings {
+  uint64_t seed;
+  int64_t mask_id;
+  int64_t ratio_numerator, ratio_denominator;
+  int64_t min_words;
+  int64_t max_span_targets;
+  uint64_t mask_threshold, random_threshold;  // in units of 2^-32, up to 2^32 inclusive
+  uint64_t length_thresholds[kMaxLengths];
+  int num_lengths;
+  bool per_piece;
+};
+
+struct SpanMaskArgs {
+  SamplerSettings settings;
+  const void* tokens;  // [T] int64 or int32
+  bool wide_tokens;
+  const int64_t *starts, *ends, *sample_ids;  // [N]
+  const int64_t* epoch;                       // [1]
+  const uint8_t* vocabulary;                  // [V]
+  const int64_t* random_tokens;               // [random_count]
+  int64_t total, sequences, vocab_size, random_count, target_capacity, span_capacity;
+  void* input_ids;   // [T]
+  int64_t* labels;   // [T]
+  int64_t *target_positions, *target_ids, *target_spans, *target_offsets, *sbo_ids;  // [K]
+  int64_t *span_left, *span_right;                                                   // [S]
+  int64_t* dropped_spans;                                                            // [1]
+  uint64_t* bitmaps;     // [3, T / 64 + N + 1]
+  int64_t* row_counts;   // [2, N + 1]: targets and spans of each sequence, then their running sums
+};
+
+// Forward: pairs of hidden rows. Backward: the same fields carry the gradients.
+struct BoundaryArgs {
+  Dtype dtype;
+  const void* hidden;                      // [T, H]; in the backward pass grad_pairs [S, 2H]
+  const int64_t *span_left, *span_right;   // [S]
+  void* out;                               // [S, 2H]; in the backward pass grad_hidden [T, H]
+  int64_t tokens, spans, hidden_size;
+};
+
+struct GeluLayerNormArgs {
+  Dtype dtype;
+  const void* x;               // [R, H]
+  const void *weight, *bias;   // [H] working type
+  double eps;
+  void* out;                   // [R, H]
+  void *mean, *rstd;           // [R] working type
+  int64_t rows, hidden_size;
+};
+
+struct GeluLayerNormBackwardArgs {
+  Dtype dtype;
+  const void *grad_out, *x;    // [R, H]
+  const void* weight;          // [H] working type
+  const void *mean, *rstd;     // [R]
+  void* grad_x;                // [R, H]
+  void *grad_weight, *grad_bias;  // [H] working type
+  void* partials;              // [chunks, 2, H] working type
+  int64_t rows, hidden_size;
+};
+
+struct SboFirstLayerArgs {
+  Dtype dtype;
+  const void *span_rows, *position_rows;  // [S, H], [P, H]
+  const int64_t *target_spans, *target_offsets, *sbo_ids;  // [K]
+  const void *weight, *bias;              // [H] working type
+  double eps;
+  void* out;                              // [K, H]
+  void *mean, *rstd;                      // [K] working type
+  int64_t targets, spans, positions, hidden_size;
+};
+
+struct SboFirstLayerBackwardArgs {
+  Dtype dtype;
+  const void* grad_out;                   // [K, H]
+  const void *span_rows, *position_rows;  // [S, H], [P, H]
+  const int64_t *target_spans, *target_offsets, *sbo_ids;  // [K]
+  const void* weight;                     // [H] working type
+  const void *mean, *rstd;                // [K]
+  void *grad_span_rows, *grad_position_rows;  // [S, H], [P, H]
+  void *grad_weight, *grad_bias;          // [H] working type
+  void* partials;                         // [chunks, 2 + P, H] working type
+  int64_t* first_targets;                 // [S]
+  int64_t targets, spans, positions, hidden_size;
+};
+
+struct CrossEntropyArgs {
+  Dtype dtype;
+  void* logits;             // [R, stride]; replaced by its gradient when `scale` is given
+  const int64_t* targets;   // [R]
+  const void* bias;         // [heads, V] working type, or null
+  const int64_t* head;      // [R], or null: head 0
+  const void* scale;        // [R] working type: weight of each row's loss in the scalar that is differentiated, or null
+  void* losses;             // [R] working type
+  void* grad_bias;          // [heads, V] working type, or null
+  void* partials;           // [chunks, heads, V] working type, or null
+  int64_t rows, vocab_size, stride, heads;
+};
+
+// Where an operation runs: a CUDA device and stream, or the CPU (device < 0).
+struct Place {
+  int device;
+  void* stream;
+};
+
+// The operations of one back end. span_mask returns the smallest flat index of a token outside the vocabulary, or -1
+// (always -1 on CUDA, where the kernel asserts: reading the answer back would stall the stream).
+struct Operations {
+  int64_t (*span_mask)(const SpanMaskArgs&, const Place&);
+  void (*gather_boundaries)(const BoundaryArgs&, const Place&);
+  void (*gather_boundaries_backward)(const BoundaryArgs&, const Place&);
+  void (*gelu_layer_norm)(const GeluLayerNormArgs&, const Place&);
+  void (*gelu_layer_norm_backward)(const GeluLayerNormBackwardArgs&, const Place&);
+  void (*sbo_first_layer)(const SboFirstLayerArgs&, const Place&);
+  void (*sbo_first_layer_backward)(const SboFirstLayerBackwardArgs&, const Place&);
+  void (*cross_entropy_rows)(const CrossEntropyArgs&, const Place&);
+};
+
+// One table for every instruction set the CPU code was built for, and one for CUDA when it was built in.
+namespace baseline {
+extern const Operations kOperations;
+}
+namespace avx2 {
+extern const Operations kOperations;
+}
+namespace avx512 {
+extern const Operations kOperations;
+}
+namespace device {
+extern const Operations kOperations;
+}
+
+}  // namespace spanbert

@@ -1,0 +1,222 @@
+// Span masking of one sequence (paper section 3.1). Positions are bits: `eligible` pieces, word `starts`, and `free`
+// pieces, which are eligible and not yet masked. Drawing an anchor and drawing again while it is masked equals one
+// uniform draw among the free pieces, so every draw takes bounded time at any mask ratio.
+#pragma once
+
+#include "ops.h"
+#include "philox.h"
+#include "portable.h"
+
+namespace spanbert {
+namespace SPANBERT_VARIANT {
+
+struct RowCounts {
+  int64_t targets, spans, bad_place;  // bad_place: first id outside the vocabulary, or -1
+};
+
+// The bitmaps of one sequence, ceil(n / 64) words each; `masked` shares storage with `free`.
+struct RowBits {
+  uint64_t *eligible, *starts, *free;
+  int64_t words;
+};
+
+// Rows start at words of their own: starts ascend by at least the lengths, so (start >> 6) + row never overlaps.
+SPANBERT_HD RowBits row_bits(const SpanMaskArgs& args, int64_t row, int64_t n) {
+  const int64_t words = (args.total >> 6) + args.sequences + 1;
+  uint64_t* first = args.bitmaps + (args.starts[row] >> 6) + row;
+  return {first, first + words, first + 2 * words, (n + 63) >> 6};
+}
+
+SPANBERT_HD bool test_bit(const uint64_t* bits, int64_t i) { return (bits[i >> 6] >> (i & 63)) & 1; }
+
+// Position of the count-th (1-based) set bit at or behind `from`, or `limit` if there is none before it.
+SPANBERT_HD int64_t nth_bit_from(const uint64_t* bits, int64_t from, int64_t count, int64_t limit) {
+  if (from >= limit) return limit;
+  int64_t word = from >> 6;
+  uint64_t w = bits[word] & ~bits_below(int(from & 63));
+  for (;;) {
+    const int here = popcount(w);
+    if (count <= here) {
+      const int64_t found = word * 64 + select_bit(w, int(count) - 1);
+      return found < limit ? found : limit;
+    }
+    count -= here;
+    if (++word * 64 >= limit) return limit;
+    w = bits[word];
+  }
+}
+
+// Position of the first clear bit at or behind `from`, or `limit`.
+SPANBERT_HD int64_t first_clear_from(const uint64_t* bits, int64_t from, int64_t limit) {
+  if (from >= limit) return limit;
+  int64_t word = from >> 6;
+  uint64_t w = ~bits[word] & ~bits_below(int(from & 63));
+  while (w == 0) {
+    if (++word * 64 >= limit) return limit;
+    w = ~bits[word];
+  }
+  const int64_t found = word * 64 + lowest_bit(w);
+  return found < limit ? found : limit;
+}
+
+// Position of the last set bit at or before `from`; there must be one.
+SPANBERT_HD int64_t last_bit_to(const uint64_t* bits, int64_t from) {
+  int64_t word = from >> 6;
+  uint64_t w = bits[word] & (~uint64_t(0) >> (63 - (from & 63)));
+  while (w == 0) w = bits[--word];
+  return word * 64 + highest_bit(w);
+}
+
+// Number of set bits of [first, end).
+SPANBERT_HD int64_t count_bits(const uint64_t* bits, int64_t first, int64_t end) {
+  int64_t count = 0;
+  for (int64_t word = first >> 6; word * 64 < end; ++word) {
+    uint64_t w = bits[word];
+    if (word == first >> 6) w &= ~bits_below(int(first & 63));
+    if (end - word * 64 < 64) w &= bits_below(int(end - word * 64));
+    count += popcount(w);
+  }
+  return count;
+}
+
+// Bits that begin a run of set bits, for one word; `before` is the word to the left (0 for the first).
+SPANBERT_HD uint64_t run_starts(uint64_t w, uint64_t before) { return w & ~((w << 1) | (before >> 63)); }
+
+// Position of the bit of rank r over the whole bitmap, found by the group together.
+template <class Group>
+SPANBERT_HD int64_t select_free(const Group& g, const RowBits& bits, int64_t r) {
+  if constexpr (Group::kSize == 1) {
+    int64_t word = 0;
+    for (int here; r >= (here = popcount(bits.free[word])); ++word) r -= here;
+    return word * 64 + select_bit(bits.free[word], int(r));
+  } else {
+    for (int64_t base = 0;; base += g.size()) {
+      const int64_t word = base + g.rank();
+      const uint64_t w = word < bits.words ? bits.free[word] : 0;
+      int total = 0;
+      const int here = popcount(w), before = g.exclusive_sum(here, total);
+      if (r < total) {
+        const bool mine = r >= before && r < before + here;
+        return g.max(mine ? word * 64 + select_bit(w, int(r) - before) : int64_t(-1));
+      }
+      r -= total;
+    }
+  }
+}
+
+// Fills eligible, starts and free; returns the number of eligible pieces and the first bad place.
+template <class Group, class Token>
+SPANBERT_HD RowCounts mark_pieces(const Group& g, const Token* tokens, int64_t n, const SpanMaskArgs& args,
+                                  const RowBits& bits) {
+  int64_t bad = -1;
+  g.pack_flags(
+      n,
+      [&](int64_t i) -> uint8_t {
+        const int64_t id = int64_t(tokens[i]);
+        if (uint64_t(id) < uint64_t(args.vocab_size)) return args.vocabulary[id];
+        if (bad < 0) bad = i;
+        return kSpecial;
+      },
+      bits.starts, bits.free);  // free holds the special bits until eligible is known
+  g.sync();
+  int64_t eligible = 0;
+  for (int64_t word = g.rank(); word < bits.words; word += g.size()) {
+    const int64_t used = n - word * 64;
+    bits.eligible[word] = ~bits.free[word] & (used < 64 ? bits_below(int(used)) : ~uint64_t(0));
+    eligible += popcount(bits.eligible[word]);
+  }
+  g.sync();
+  for (int64_t word = g.rank(); word < bits.words; word += g.size()) {
+    const uint64_t here = bits.eligible[word];
+    bits.starts[word] = (bits.starts[word] & here) | run_starts(here, word > 0 ? bits.eligible[word - 1] : 0);
+    bits.free[word] = here;
+  }
+  g.sync();
+  return {g.sum(eligible), 0, bad};
+}
+
+// Samples the mask of one sequence; afterwards bits.free holds the masked pieces. Returns targets and merged spans.
+template <class Group, class Token>
+SPANBERT_HD RowCounts sample_row(const Group& g, const Token* tokens, int64_t n, const SpanMaskArgs& args,
+                                 const SequenceDraws& draws, const RowBits& bits) {
+  const SamplerSettings& s = args.settings;
+  RowCounts counts = mark_pieces(g, tokens, n, args, bits);
+  int64_t free = counts.targets;
+  const int64_t budget = (free * s.ratio_numerator + s.ratio_denominator - 1) / s.ratio_denominator;
+  int64_t left = budget;
+  for (uint32_t number = 0; left > 0; ++number) {
+    const Words draw = draws.span(number);
+    int64_t words = s.min_words;
+    for (int i = 0; i + 1 < s.num_lengths; ++i) words += draw.first >= s.length_thresholds[i];
+    const int64_t anchor = select_free(g, bits, int64_t((uint64_t(draw.second) * uint64_t(free)) >> 32));
+    const int64_t first = last_bit_to(bits.starts, anchor);
+    int64_t end = first_clear_from(bits.eligible, first, n);
+    end = nth_bit_from(bits.starts, first + 1, words, end);
+    const int64_t taken = nth_bit_from(bits.free, first, left, end);  // place of the piece that ends the budget
+    if (taken < end) end = taken + 1;
+    const int64_t fresh = count_bits(bits.free, first, end);
+    g.sync();
+    for (int64_t word = (first >> 6) + g.rank(); word * 64 < end; word += g.size()) {
+      uint64_t span = ~uint64_t(0);
+      if (word == first >> 6) span &= ~bits_below(int(first & 63));
+      if (end - word * 64 < 64) span &= bits_below(int(end - word * 64));
+      bits.free[word] &= ~span;
+    }
+    g.sync();
+    left -= fresh;
+    free -= fresh;
+  }
+  for (int64_t word = g.rank(); word < bits.words; word += g.size()) bits.free[word] = bits.eligible[word] & ~bits.free[word];
+  g.sync();
+  int64_t spans = 0;
+  for (int64_t word = g.rank(); word < bits.words; word += g.size()) {
+    spans += popcount(run_starts(bits.free[word], word > 0 ? bits.free[word - 1] : 0));
+  }
+  return {budget, g.sum(spans), counts.bad_place};
+}
+
+// One merged span of a sequence: pieces [first, end), its number in the batch, and its replacement draw.
+struct Span {
+  int64_t first, end, number;
+  bool has_sbo;
+  Words draw;
+};
+
+SPANBERT_HD Span describe_span(const SpanMaskArgs& args, const RowBits& bits, const SequenceDraws& draws, int64_t n,
+                               int64_t first, int64_t end, int64_t number) {
+  const bool has_sbo = first > 0 && test_bit(bits.eligible, first - 1) && end < n && test_bit(bits.eligible, end);
+  return {first, end, number, has_sbo && number < args.span_capacity, draws.position(first)};
+}
+
+SPANBERT_HD void emit_span(const SpanMaskArgs& args, int64_t start, const Span& span) {
+  if (span.number >= args.span_capacity) return;
+  args.span_left[span.number] = span.has_sbo ? start + span.first - 1 : 0;
+  args.span_right[span.number] = span.has_sbo ? start + span.end : 0;
+}
+
+// Writes target slot k, which selects `place` of `span`, and the piece that replaces it.
+template <class Token>
+SPANBERT_HD void emit_target(const SpanMaskArgs& args, const SequenceDraws& draws, int64_t start, const Span& span,
+                             int64_t place, int64_t k) {
+  const SamplerSettings& s = args.settings;
+  const int64_t flat = start + place, offset = place - span.first;
+  const int64_t original = int64_t(static_cast<const Token*>(args.tokens)[flat]);
+  const Words draw = s.per_piece && offset > 0 ? draws.position(place) : span.draw;
+  int64_t piece = original;
+  if (draw.first < s.mask_threshold) {
+    piece = s.mask_id;
+  } else if (draw.first < s.random_threshold) {
+    const uint32_t word = s.per_piece || offset == 0 ? draw.second : draws.position(place).second;
+    piece = args.random_tokens[(uint64_t(word) * uint64_t(args.random_count)) >> 32];
+  }
+  static_cast<Token*>(args.input_ids)[flat] = Token(piece);
+  args.labels[flat] = original;
+  args.target_positions[k] = flat;
+  args.target_ids[k] = original;
+  args.target_spans[k] = span.number < args.span_capacity ? span.number : args.span_capacity - 1;
+  args.target_offsets[k] = offset;
+  args.sbo_ids[k] = span.has_sbo && offset < s.max_span_targets ? original : kIgnore;
+}
+
+}  // namespace SPANBERT_VARIANT
+}  // namespace spanbert

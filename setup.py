@@ -1,0 +1,50 @@
+"""Calls CMake for the native module; everything else stands in pyproject.toml."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+
+class CMakeBuild(build_ext):
+    """Builds spanbert_ext._C with CMake and ninja; torch takes no part."""
+
+    def build_extension(self, ext: Extension) -> None:
+        import pybind11
+
+        source = Path(__file__).resolve().parent
+        target = Path(self.get_ext_fullpath(ext.name)).resolve().parent
+        build = Path(self.build_temp).resolve()
+        build.mkdir(parents=True, exist_ok=True)
+        configure = [
+            "cmake",
+            "-S",
+            str(source),
+            "-B",
+            str(build),
+            f"-DPython_EXECUTABLE={sys.executable}",
+            f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
+            f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={target}",
+            "-DCMAKE_BUILD_TYPE=Release",
+        ]
+        if shutil.which("ninja"):
+            configure += ["-G", "Ninja"]
+        architectures = os.environ.get("CMAKE_CUDA_ARCHITECTURES")
+        if architectures:
+            configure.append(f"-DCMAKE_CUDA_ARCHITECTURES={architectures}")
+        for command in (configure, ["cmake", "--build", str(build), "--target", "_C"]):
+            try:
+                subprocess.run(command, check=True)
+            except subprocess.CalledProcessError as error:
+                raise SystemExit(
+                    f"building spanbert_ext failed (exit {error.returncode}): {' '.join(command)}\n"
+                    "The reason stands above; a C++17 compiler with OpenMP is required, nvcc is optional "
+                    "(SPANBERT_EXT_CUDA=0 builds without it)."
+                ) from None
+
+
+setup(ext_modules=[Extension("spanbert_ext._C", sources=[])], cmdclass={"build_ext": CMakeBuild})

@@ -1,0 +1,100 @@
+"""Loads the native module, decides which implementation runs, and explains the decision.
+
+`SPANBERT_EXT_BACKEND` is `auto` (native where it can run, said once), `native` (raise where it cannot) or
+`reference` (plain torch everywhere). The choice is made per device type, never silently per call.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+from types import ModuleType
+
+import torch
+
+logger = logging.getLogger("spanbert_ext")
+
+_MODES = ("auto", "native", "reference")
+_INSTALL = "reinstall with `pip install --force-reinstall --no-deps .` from the source tree"
+
+
+def _load() -> tuple[ModuleType | None, str]:
+    try:
+        return importlib.import_module("spanbert_ext._C"), ""
+    except ImportError as error:
+        return None, str(error)
+
+
+native_module, _load_error = _load()
+_decisions: dict[str, bool] = {}
+
+
+def mode() -> str:
+    """The requested mode; raises ValueError on an unknown one."""
+    value = os.environ.get("SPANBERT_EXT_BACKEND", "auto")
+    if value not in _MODES:
+        raise ValueError(f"SPANBERT_EXT_BACKEND must be one of {', '.join(_MODES)}; got {value!r}")
+    return value
+
+
+def obstacle(device_type: str) -> str:
+    """Why the native core cannot run on this device type; empty if it can."""
+    if native_module is None:
+        return f"the native module did not load ({_load_error}): {_INSTALL}"
+    if device_type == "cpu":
+        return ""
+    if device_type != "cuda":
+        return f"there is no native code for device type {device_type!r}"
+    if not native_module.has_cuda:
+        return f"the package was built without CUDA: put nvcc on PATH and {_INSTALL}"
+    major, minor = torch.cuda.get_device_capability()
+    if major < native_module.cuda_minimum_major:
+        return f"compute capability {major}.{minor} is below {native_module.cuda_minimum_major}.0"
+    return ""
+
+
+def _decide(device_type: str) -> bool:
+    wanted = mode()
+    if wanted == "reference":
+        return False
+    reason = obstacle(device_type)
+    if reason and wanted == "native":
+        raise RuntimeError(f"SPANBERT_EXT_BACKEND=native, but {reason}")
+    if reason:
+        logger.warning("spanbert_ext uses the reference path on %s: %s", device_type, reason)
+    return not reason
+
+
+def use_native(device: torch.device) -> bool:
+    """Whether operations on this device run natively; decided once for a device type."""
+    if device.type not in _decisions:
+        _decisions[device.type] = _decide(device.type)
+    return _decisions[device.type]
+
+
+def reset() -> None:
+    """Forget decisions, so that a changed SPANBERT_EXT_BACKEND takes effect."""
+    _decisions.clear()
+
+
+def name(device: torch.device) -> str:
+    """What runs on a device, for logs and benchmark rows: `native/avx512`, `native/cuda`, `reference`."""
+    if not use_native(device):
+        return "reference"
+    return "native/cuda" if device.type == "cuda" else f"native/{native_module.cpu_isa}"
+
+
+def describe() -> list[tuple[str, str, str]]:
+    """Rows (part, state, what it means) for `spanbert doctor`."""
+    rows = [("backend mode", mode(), "set SPANBERT_EXT_BACKEND=auto|native|reference to change")]
+    for device_type in ("cpu", "cuda"):
+        if device_type == "cuda" and not torch.cuda.is_available():
+            built = native_module is not None and native_module.has_cuda
+            state = "compiled in, no GPU here" if built else "not compiled in"
+            rows.append(("native cuda", state, "the CPU does all work"))
+            continue
+        reason = obstacle(device_type)
+        meaning = reason or f"operations run as {name(torch.device(device_type))}"
+        rows.append((f"native {device_type}", "unavailable" if reason else "available", meaning))
+    return rows

@@ -1,0 +1,32 @@
+"""From text to batches of ids: prepare a corpus once, then address its rows by number.
+
+text files -> `prepare` -> token files (`Corpus`) -> sequences packed into rows (`PackedRows`) ->
+order of rows (`KeyedPermutation`, `batch_of_step`). Nothing here imports torch; the names are loaded on
+first use, so that a command line which only needs `PrepareConfig` starts at once.
+"""
+
+import importlib
+
+_HOMES = {
+    "PrepareConfig": "config",
+    "prepare": "prepare",
+    "Corpus": "corpus",
+    "PackedRows": "rows",
+    "RowBatch": "rows",
+    "KeyedPermutation": "sampler",
+    "batch_of_step": "sampler",
+    "VocabularyInfo": "vocabulary",
+}
+__all__ = [*_HOMES]
+
+
+def __getattr__(name: str):
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__():
+    return sorted([*globals(), *_HOMES])

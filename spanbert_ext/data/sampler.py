@@ -1,0 +1,96 @@
+"""The order of rows as arithmetic: no state, so a resume needs the step number alone.
+
+An epoch visits the rows in the order of a permutation keyed by (seed, epoch). It is a balanced Feistel
+network over the smallest domain 2**(2h) that holds n, restricted to [0, n) by cycle walking (an id that lands
+outside is encrypted again; the domain is below 4 n, so four rounds of walking are the expected worst).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+_ROUNDS = 10
+_MASK64 = (1 << 64) - 1
+_GOLDEN = 0x9E3779B97F4A7C15
+# Multipliers of the splitmix64 finaliser.
+_MIX_1 = 0xBF58476D1CE4E5B9
+_MIX_2 = 0x94D049BB133111EB
+
+
+def _mix(value: int) -> int:
+    """splitmix64 finaliser on Python integers modulo 2**64."""
+    value = ((value ^ (value >> 30)) * _MIX_1) & _MASK64
+    value = ((value ^ (value >> 27)) * _MIX_2) & _MASK64
+    return value ^ (value >> 31)
+
+
+def _round_keys(seed: int, epoch: int) -> list[np.uint64]:
+    state = _mix((_mix(seed & _MASK64) + _GOLDEN + epoch) & _MASK64)
+    keys = []
+    for _ in range(_ROUNDS):
+        state = (state + _GOLDEN) & _MASK64
+        keys.append(np.uint64(_mix(state)))
+    return keys
+
+
+class KeyedPermutation:
+    """A bijection on [0, n) chosen by (seed, epoch).
+
+    Args:
+        n: size of the domain, 1 to 2**62.
+        seed: any integer; taken modulo 2**64.
+        epoch: integer, at least 0; every epoch has its own order.
+    """
+
+    def __init__(self, n: int, seed: int, epoch: int):
+        if not 1 <= n <= 1 << 62:
+            raise ValueError(f"n must lie in [1, 2**62]; got {n}")
+        if epoch < 0:
+            raise ValueError(f"epoch must be at least 0; got {epoch}")
+        self.n = n
+        self._half_bits = max(1, ((n - 1).bit_length() + 1) // 2)
+        self._keys = _round_keys(seed, epoch)
+
+    def __call__(self, ids) -> np.ndarray:
+        """Images of `ids` (integers in [0, n), any shape), int64 of the same shape."""
+        ids = np.asarray(ids)
+        if ids.dtype.kind not in "iu":
+            raise TypeError(f"ids must be integers; got {ids.dtype}")
+        if ids.size and (ids.min() < 0 or ids.max() >= self.n):
+            raise IndexError(f"ids must lie in [0, {self.n}); got {ids.min()}..{ids.max()}")
+        values = self._encrypt(ids.astype(np.uint64).reshape(-1))
+        outside = np.flatnonzero(values >= self.n)
+        while outside.size:
+            values[outside] = self._encrypt(values[outside])
+            outside = outside[values[outside] >= self.n]
+        return values.astype(np.int64).reshape(ids.shape)
+
+    def _encrypt(self, values: np.ndarray) -> np.ndarray:
+        bits = np.uint64(self._half_bits)
+        mask = np.uint64((1 << self._half_bits) - 1)
+        left, right = values >> bits, values & mask
+        for key in self._keys:
+            mixed = (right ^ key) * np.uint64(_MIX_1)
+            mixed = (mixed ^ (mixed >> np.uint64(29))) * np.uint64(_MIX_2)
+            left, right = right, left ^ ((mixed >> np.uint64(32)) & mask)
+        return (left << bits) | right
+
+
+def batch_of_step(step: int, batch_rows: int, num_rows: int, seed: int) -> tuple[int, np.ndarray]:
+    """Which rows optimizer step `step` (from 0) sees: (epoch, row_ids [batch_rows] int64).
+
+    An epoch has num_rows // batch_rows steps; the rows left over differ from epoch to epoch.
+
+    Raises:
+        ValueError: step below 0, or no whole batch in an epoch.
+    """
+    if step < 0:
+        raise ValueError(f"step must be at least 0; got {step}")
+    if not 1 <= batch_rows <= num_rows:
+        raise ValueError(
+            f"batch_rows must lie in [1, num_rows = {num_rows}]; got {batch_rows}: "
+            "take a smaller batch or more text"
+        )
+    epoch, batch = divmod(step, num_rows // batch_rows)
+    ids = np.arange(batch * batch_rows, (batch + 1) * batch_rows, dtype=np.int64)
+    return epoch, KeyedPermutation(num_rows, seed, epoch)(ids)

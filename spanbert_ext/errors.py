@@ -1,0 +1,41 @@
+"""Faults a user can expect, each with the exit code of the command that meets it.
+
+The message says what happened, where (file, line, tensor or key), why it matters and what to do.
+The command line prints it as one line without a traceback; library users catch the class.
+"""
+
+
+class SpanBertError(Exception):
+    """Base of every expected fault; the command exits with `exit_code`."""
+
+    exit_code = 70
+
+
+class ConfigError(SpanBertError):
+    """A setting is unknown, of the wrong type or impossible; found before any model is built."""
+
+    exit_code = 2
+
+
+class DataError(SpanBertError):
+    """Input text, a corpus or a tokenizer cannot be used as it is."""
+
+    exit_code = 65
+
+
+class StorageError(SpanBertError):
+    """A file or directory could not be read or written whole."""
+
+    exit_code = 74
+
+
+class Preempted(SpanBertError):
+    """The run was asked to stop; its state is saved and the next start continues it."""
+
+    exit_code = 75
+
+
+class NumericsError(SpanBertError):
+    """Training produced non-finite numbers and was stopped at the last good checkpoint."""
+
+    exit_code = 76

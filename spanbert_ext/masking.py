@@ -1,0 +1,348 @@
+"""Span masking of batches (paper section 3.1): `SpanMasker` and the `MaskedBatch` it returns.
+
+A sequence's mask is a pure function of (seed, epoch, sample id): the same on every device, in every batch,
+on any number of workers. Shapes depend on the input's shape alone, so a step can be captured in a CUDA graph.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from fractions import Fraction
+
+import torch
+
+from spanbert_ext import _ops
+from spanbert_ext.reference import SPECIAL, WORD_START, SamplerSettings, budget_of
+
+_DRAWS = 1 << 32
+# Standard deviations between the expected number of spans and the capacity: a normal tail below 1e-9.
+_SPAN_MARGIN = 6.5
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskedBatch:
+    """A masked batch; K is the target capacity, S the span capacity, both fixed by the input's shape.
+
+    Used target and span slots come first, in ascending position. Unused slots hold 0, ids hold -100.
+
+    Args:
+        input_ids: as given; ids after masking.
+        labels: as given, int64; original id at every selected position, -100 elsewhere.
+        target_positions: [K] int64, flat index of each selected token, ascending.
+        target_ids: [K] int64, its original id, -100 in unused slots.
+        target_spans: [K] int64, index of its merged span (at most S - 1, also where spans overflowed).
+        target_offsets: [K] int64, 0-based place in that span.
+        sbo_ids: [K] int64, as target_ids, but -100 where SBO has no target.
+        span_left, span_right: [S] int64, flat index of the tokens around each span; both 0 in unused slots
+            and for spans at an edge. A span with boundaries always has span_right > span_left.
+        dropped_spans: [1] int64, spans beyond the capacity; they keep their MLM targets and lose SBO ones.
+    """
+
+    input_ids: torch.Tensor
+    labels: torch.Tensor
+    target_positions: torch.Tensor
+    target_ids: torch.Tensor
+    target_spans: torch.Tensor
+    target_offsets: torch.Tensor
+    sbo_ids: torch.Tensor
+    span_left: torch.Tensor
+    span_right: torch.Tensor
+    dropped_spans: torch.Tensor
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> MaskedBatch:
+        """The same batch on another device."""
+        fields = (getattr(self, f.name) for f in dataclasses.fields(self))
+        return MaskedBatch(*(t.to(device, non_blocking=non_blocking) for t in fields))
+
+
+class SpanMasker:
+    """Masks spans of whole words and lists the targets of the MLM and SBO heads.
+
+    Args:
+        word_starts: [V] bool, whether a piece begins a word.
+        special_ids: ids that are never masked and end a span ([CLS], [SEP], [PAD], [MASK] ...).
+        mask_id: id of [MASK].
+        seed: key of the generator, any integer in [-2**63, 2**64).
+        mask_ratio: share of the eligible pieces of a sequence that is masked, in (0, 1]; the count is
+            ceil(mask_ratio * eligible), hit exactly. Held as a fraction with denominator up to a million.
+        geometric_p: p of the geometric length distribution, in (0, 1]; truncated to min_words..max_words.
+        min_words, max_words: bounds of a span's length in words.
+        replacement: "span" draws [MASK] / random / keep once for a merged span, "piece" for every piece.
+        mask_prob, random_prob: probabilities of [MASK] and of random pieces; the rest is kept.
+        random_tokens: [R] pool of ids for random pieces, drawn uniformly; None: all ordinary ids.
+        max_span_targets: how many pieces of a span, counted from the left, are SBO targets.
+        scheme: "span".
+
+    Source: paper sections 3.1 and 3.2; the rules are those of the published settings.
+    """
+
+    def __init__(
+        self,
+        word_starts: torch.Tensor | Sequence[bool],
+        special_ids: Sequence[int],
+        mask_id: int,
+        seed: int = 0,
+        mask_ratio: float = 0.15,
+        geometric_p: float = 0.2,
+        min_words: int = 1,
+        max_words: int = 10,
+        replacement: str = "span",
+        mask_prob: float = 0.8,
+        random_prob: float = 0.1,
+        random_tokens: torch.Tensor | Sequence[int] | None = None,
+        max_span_targets: int = 15,
+        scheme: str = "span",
+    ):
+        _check_choice("scheme", scheme, ("span",))
+        _check_choice("replacement", replacement, ("span", "piece"))
+        _check_probability("mask_ratio", mask_ratio, allow_zero=False)
+        _check_probability("geometric_p", geometric_p, allow_zero=False)
+        _check_probability("mask_prob", mask_prob)
+        _check_probability("random_prob", random_prob)
+        _check_probability("mask_prob + random_prob", mask_prob + random_prob)
+        if not 1 <= min_words <= max_words:
+            raise ValueError(f"expected 1 <= min_words <= max_words; got {min_words} and {max_words}")
+        if max_span_targets < 1:
+            raise ValueError(f"max_span_targets must be at least 1; got {max_span_targets}")
+        ratio = Fraction(repr(float(mask_ratio))).limit_denominator(10**6)
+        if ratio <= 0:
+            raise ValueError(f"mask_ratio must be at least 1e-6; got {mask_ratio}")
+        weights = [geometric_p * (1 - geometric_p) ** i for i in range(max_words - min_words + 1)]
+        self.settings = SamplerSettings(
+            mask_id=int(mask_id),
+            ratio=(ratio.numerator, ratio.denominator),
+            min_words=min_words,
+            length_thresholds=_thresholds(weights),
+            mask_threshold=round(mask_prob * _DRAWS),
+            random_threshold=round(min(mask_prob + random_prob, 1.0) * _DRAWS),
+            per_piece=replacement == "piece",
+            max_span_targets=max_span_targets,
+            seed=int(seed) & (2**64 - 1),
+        )
+        self._lengths = _length_moments(weights, min_words)
+        self._vocabulary, self._random_tokens = _tables(
+            word_starts, special_ids, mask_id, random_tokens
+        )
+        self._on_device: dict[torch.device, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    @classmethod
+    def from_tokenizer(cls, tokenizer, seed: int = 0, **options) -> SpanMasker:
+        """A masker for a Hugging Face tokenizer (WordPiece, byte-level BPE or SentencePiece).
+
+        Args:
+            tokenizer: a transformers fast tokenizer, or the directory of a saved one.
+            seed, options: as in the constructor.
+        """
+        from spanbert_ext.data.vocabulary import VocabularyInfo
+
+        info = VocabularyInfo.from_tokenizer(tokenizer)
+        return cls(info.word_starts, info.special_ids, info.mask_id, seed=seed, **options)
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids the masker knows."""
+        return self._vocabulary.numel()
+
+    def __getstate__(self):
+        return {**self.__dict__, "_on_device": {}}  # device copies are remade where they are needed
+
+    def __call__(
+        self,
+        input_ids: torch.Tensor,
+        lengths: torch.Tensor | None = None,
+        sample_ids: torch.Tensor | None = None,
+        epoch: int | torch.Tensor = 0,
+        attention_mask: torch.Tensor | None = None,
+    ) -> MaskedBatch:
+        """Mask a padded batch.
+
+        Args:
+            input_ids: [B, L] int32 or int64, contiguous.
+            lengths: [B] integer, used tokens of each row; default all L.
+            sample_ids: [B] int64, what makes each row's mask its own; default 0..B-1.
+            epoch: int, or a [1] int64 tensor on the input's device (for captured steps).
+            attention_mask: [B, L], 0 at positions that must not be masked.
+
+        Raises:
+            TypeError, ValueError: wrong dtype, shape, device or layout of an argument.
+            IndexError: an id outside the vocabulary (on CUDA a device assertion).
+        """
+        _check_ids("input_ids", input_ids, 2)
+        rows, width = input_ids.shape
+        device = input_ids.device
+        starts = torch.arange(rows, device=device) * width
+        ends = starts + width
+        if lengths is not None:
+            _check_vector("lengths", lengths, rows, device)
+            ends = starts + lengths
+        flat = input_ids.view(-1)
+        kept = None
+        if attention_mask is not None:
+            _check_like("attention_mask", attention_mask, input_ids)
+            kept = attention_mask.reshape(-1) != 0
+            flat = torch.where(kept, flat, self.settings.mask_id)  # a special id, so never masked
+        targets = rows * budget_of(width, self.settings.ratio)
+        spans = self._span_capacity(rows, rows * width, targets)
+        batch = self._mask(flat, starts, ends, sample_ids, epoch, targets, spans)
+        ids = batch.input_ids if kept is None else torch.where(kept, batch.input_ids, input_ids.view(-1))
+        return dataclasses.replace(
+            batch, input_ids=ids.view(rows, width), labels=batch.labels.view(rows, width)
+        )
+
+    def packed(
+        self,
+        tokens: torch.Tensor,
+        cu_seqlens: torch.Tensor,
+        sample_ids: torch.Tensor | None = None,
+        epoch: int | torch.Tensor = 0,
+    ) -> MaskedBatch:
+        """Mask a stream of sequences laid end to end.
+
+        Args:
+            tokens: [T] int32 or int64, contiguous.
+            cu_seqlens: [N + 1] int32 or int64, 0 first, T last, never falling; repeats are empty sequences.
+            sample_ids, epoch: as for a padded batch, sample_ids being [N].
+        """
+        _check_ids("tokens", tokens, 1)
+        if cu_seqlens.dim() != 1 or cu_seqlens.numel() < 1:
+            raise ValueError(f"cu_seqlens must be [N + 1]; got shape {tuple(cu_seqlens.shape)}")
+        _check_vector("cu_seqlens", cu_seqlens, cu_seqlens.numel(), tokens.device)
+        cu_seqlens = cu_seqlens.to(torch.int64)
+        total, sequences = tokens.numel(), cu_seqlens.numel() - 1
+        _ops.check_cu_seqlens(cu_seqlens, total)
+        # Each of N ceilings adds less than one to the ratio of the whole.
+        targets = min(total, budget_of(total, self.settings.ratio) + max(sequences - 1, 0))
+        spans = self._span_capacity(sequences, total, targets)
+        return self._mask(tokens, cu_seqlens[:-1], cu_seqlens[1:], sample_ids, epoch, targets, spans)
+
+    def _mask(self, tokens, starts, ends, sample_ids, epoch, targets, spans) -> MaskedBatch:
+        device = tokens.device
+        count = starts.numel()
+        if sample_ids is None:
+            sample_ids = torch.arange(count, device=device)
+        _check_vector("sample_ids", sample_ids, count, device)
+        if not isinstance(epoch, torch.Tensor):
+            epoch = torch.full((1,), int(epoch), dtype=torch.int64, device=device)
+        _check_vector("epoch", epoch, 1, device)
+        vocabulary, random_tokens = self._tables_on(device)
+        return MaskedBatch(
+            *_ops.span_mask(
+                tokens,
+                starts,
+                ends,
+                sample_ids.to(torch.int64),
+                epoch,
+                vocabulary,
+                random_tokens,
+                self.settings,
+                targets,
+                spans,
+            )
+        )
+
+    def _tables_on(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        if device not in self._on_device:
+            self._on_device[device] = (
+                self._vocabulary.to(device),
+                self._random_tokens.to(device),
+            )
+        return self._on_device[device]
+
+    def _span_capacity(self, sequences: int, total: int, targets: int) -> int:
+        """Room for the merged spans of a batch, below `targets` unless spans are single pieces.
+
+        The number of draws that fill a budget is a renewal process over span lengths (words are at least
+        one piece): mean budget / mu + (mu^2 + var) / (2 mu^2) a sequence, variance budget * var / mu^3.
+        The end of a sequence cuts draws short, which costs up to half a draw more for each mean length's
+        worth of sequence; merging only lowers the count.
+        """
+        mean, variance = self._lengths
+        if sequences == 0 or targets == 0:
+            return targets
+        cut = mean * mean / (2 * max(total / sequences, mean))
+        effective = max(1.0, mean - cut)
+        first = (mean * mean + variance) / (2 * mean * mean) + 0.5
+        expected = targets / effective + sequences * first
+        deviation = math.sqrt(targets * variance / effective**3 + sequences)
+        return min(targets, math.ceil(expected + _SPAN_MARGIN * deviation))
+
+
+def _thresholds(weights: Sequence[float]) -> tuple[int, ...]:
+    """Cumulative shares of `weights` in units of 2**-32; the last is 2**32, so every draw finds a length."""
+    total, sums = math.fsum(weights), []
+    for i in range(len(weights)):
+        sums.append(round(math.fsum(weights[: i + 1]) / total * _DRAWS))
+    sums[-1] = _DRAWS
+    return tuple(sums)
+
+
+def _length_moments(weights: Sequence[float], shortest: int) -> tuple[float, float]:
+    total = math.fsum(weights)
+    mean = math.fsum(w * (shortest + i) for i, w in enumerate(weights)) / total
+    square = math.fsum(w * (shortest + i) ** 2 for i, w in enumerate(weights)) / total
+    return mean, square - mean * mean
+
+
+def _tables(word_starts, special_ids, mask_id, random_tokens) -> tuple[torch.Tensor, torch.Tensor]:
+    """[V] uint8 flags and the [R] int64 pool of random pieces."""
+    starts = torch.as_tensor(word_starts)
+    if starts.dim() != 1 or starts.dtype != torch.bool:
+        raise TypeError(f"word_starts must be [V] bool; got {starts.dtype} {tuple(starts.shape)}")
+    size = starts.numel()
+    special = sorted({int(i) for i in special_ids} | {int(mask_id)})
+    for i in special:
+        if not 0 <= i < size:
+            raise IndexError(f"special id {i} is outside the vocabulary of {size}")
+    flags = starts.to("cpu", torch.uint8) * WORD_START
+    flags[special] |= SPECIAL
+    if random_tokens is None:
+        pool = (flags & SPECIAL == 0).nonzero().squeeze(1)
+    else:
+        pool = torch.as_tensor(random_tokens).to("cpu", torch.int64).reshape(-1)
+    if pool.numel() == 0:
+        raise ValueError("random_tokens is empty: there is no ordinary id to draw")
+    low, high = int(pool.min()), int(pool.max())
+    if low < 0 or high >= size:
+        raise IndexError(f"random_tokens must lie in [0, {size}); got {low}..{high}")
+    return flags, pool
+
+
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}; got {value!r}")
+
+
+def _check_probability(name: str, value: float, allow_zero: bool = True) -> None:
+    if not (0 <= value <= 1 + 1e-9) or (value == 0 and not allow_zero):
+        raise ValueError(f"{name} must lie in {'[0' if allow_zero else '(0'}, 1]; got {value}")
+
+
+def _check_ids(name: str, ids: torch.Tensor, rank: int) -> None:
+    if not isinstance(ids, torch.Tensor):
+        raise TypeError(f"{name} must be a tensor; got {type(ids).__name__}")
+    if ids.dtype not in (torch.int32, torch.int64):
+        raise TypeError(f"{name} must be int32 or int64; got {ids.dtype}")
+    if ids.dim() != rank:
+        raise ValueError(f"{name} must have {rank} dimension(s); got shape {tuple(ids.shape)}")
+    if not ids.is_contiguous():
+        raise ValueError(f"{name} must be contiguous; got strides {ids.stride()}, call .contiguous()")
+
+
+def _check_vector(name: str, values: torch.Tensor, size: int, device: torch.device) -> None:
+    if not isinstance(values, torch.Tensor):
+        raise TypeError(f"{name} must be a tensor; got {type(values).__name__}")
+    if values.dtype not in (torch.int32, torch.int64):
+        raise TypeError(f"{name} must be int32 or int64; got {values.dtype}")
+    if tuple(values.shape) != (size,):
+        raise ValueError(f"{name} must have shape ({size},); got {tuple(values.shape)}")
+    if values.device != device:
+        raise ValueError(f"{name} must be on {device}; got {values.device}")
+
+
+def _check_like(name: str, values: torch.Tensor, ids: torch.Tensor) -> None:
+    if values.shape != ids.shape:
+        raise ValueError(f"{name} must have shape {tuple(ids.shape)}; got {tuple(values.shape)}")
+    if values.device != ids.device:
+        raise ValueError(f"{name} must be on {ids.device}; got {values.device}")

@@ -1,0 +1,129 @@
+"""The span boundary objective's head (paper section 3.2).
+
+For target i of a span with boundary tokens x_l and x_r and position embedding p_i:
+
+    h0 = [x_l; x_r; p_i]     h1 = LN(GELU(W1 h0 + b1))     y = LN(GELU(W2 h1 + b2))
+
+W1 h0 + b1 is exactly (W1_l x_l + W1_r x_r) + (W1_p p_i + b1): the first product runs once for a span, not once for
+a target, and the second is a table of P rows. Predicting the vocabulary from y is the caller's business.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from spanbert_ext import _ops
+from spanbert_ext.masking import MaskedBatch
+from spanbert_ext.reference import IGNORE
+
+
+class GeluLayerNorm(nn.Module):
+    """LN(GELU(x)) in one pass over the rows; parameters are named as in `nn.LayerNorm`.
+
+    Args:
+        hidden_size: H.
+        eps: added to the variance.
+    """
+
+    def __init__(self, hidden_size: int, eps: float = 1e-12):
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(hidden_size))
+        self.bias = nn.Parameter(torch.zeros(hidden_size))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[..., H] to [..., H], in x's dtype; statistics in fp32 (double for double)."""
+        if x.shape[-1] != self.weight.numel():
+            raise ValueError(f"x must have last dimension {self.weight.numel()}; got {tuple(x.shape)}")
+        wide = _ops.working_dtype(x.dtype)
+        rows = x.reshape(-1, x.shape[-1])
+        out = _ops.gelu_layer_norm(rows, self.weight.to(wide), self.bias.to(wide), self.eps)
+        return out.view(x.shape)
+
+
+class SBOHead(nn.Module):
+    """Representation of every span target from the two tokens around its span.
+
+    Args:
+        hidden_size: H, of the encoder and of the result.
+        max_span_targets: P, number of position embeddings; at least the masker's max_span_targets.
+        position_size: E, width of a position embedding.
+        layer_norm_eps: of both LayerNorms.
+
+    Parameters: position_embeddings [P, E], linear1 (2H + E to H), layer_norm1, linear2 (H to H), layer_norm2.
+    Weights start from N(0, 0.02), biases from 0, as in BERT.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        max_span_targets: int = 15,
+        position_size: int = 200,
+        layer_norm_eps: float = 1e-12,
+    ):
+        super().__init__()
+        self.hidden_size = hidden_size
+        self.position_embeddings = nn.Embedding(max_span_targets, position_size)
+        self.linear1 = nn.Linear(2 * hidden_size + position_size, hidden_size)
+        self.layer_norm1 = GeluLayerNorm(hidden_size, layer_norm_eps)
+        self.linear2 = nn.Linear(hidden_size, hidden_size)
+        self.layer_norm2 = GeluLayerNorm(hidden_size, layer_norm_eps)
+        for weight in (self.position_embeddings.weight, self.linear1.weight, self.linear2.weight):
+            nn.init.normal_(weight, std=0.02)
+        for layer in (self.linear1, self.linear2):
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, hidden: torch.Tensor, batch: MaskedBatch) -> torch.Tensor:
+        """Rows for the vocabulary loss.
+
+        Args:
+            hidden: [B, L, H] or [T, H], what the encoder made of `batch.input_ids`.
+            batch: where the spans and targets are.
+
+        Returns:
+            [K, H]; rows whose `sbo_ids` is -100 are zero and pass no gradient.
+
+        Raises:
+            ValueError: the hidden size differs.  IndexError: a span or offset lies outside (CPU).
+        """
+        if hidden.shape[-1] != self.hidden_size:
+            raise ValueError(
+                f"hidden must have last dimension {self.hidden_size}; got shape {tuple(hidden.shape)}"
+            )
+        targets, spans = batch.sbo_ids.shape[0], batch.span_left.shape[0]
+        if hidden.device.type == "cpu":
+            # Reading a count is free here, so the products run on the used slots only.
+            targets = int((batch.target_ids != IGNORE).sum())
+            spans = int(batch.target_spans[:targets].max()) + 1 if targets else 0
+        rows = self._rows(
+            hidden.reshape(-1, self.hidden_size).contiguous(),
+            batch.span_left[:spans],
+            batch.span_right[:spans],
+            batch.target_spans[:targets],
+            batch.target_offsets[:targets],
+            batch.sbo_ids[:targets],
+        )
+        return F.pad(rows, (0, 0, 0, batch.sbo_ids.shape[0] - targets))
+
+    def _rows(self, hidden, span_left, span_right, target_spans, target_offsets, sbo_ids):
+        width = 2 * self.hidden_size
+        pairs = _ops.gather_boundaries(hidden, span_left, span_right)
+        span_rows = F.linear(pairs, self.linear1.weight[:, :width])
+        position_rows = F.linear(
+            self.position_embeddings.weight, self.linear1.weight[:, width:], self.linear1.bias
+        )
+        norm, wide = self.layer_norm1, _ops.working_dtype(span_rows.dtype)
+        x = _ops.sbo_first_layer(
+            span_rows,
+            position_rows.to(span_rows.dtype),
+            target_spans,
+            target_offsets,
+            sbo_ids,
+            norm.weight.to(wide),
+            norm.bias.to(wide),
+            norm.eps,
+        )
+        rows = self.layer_norm2(self.linear2(x))
+        return torch.where((sbo_ids != IGNORE).unsqueeze(1), rows, 0)
