@@ -42,8 +42,8 @@ class CMakeBuild(build_ext):
             except subprocess.CalledProcessError as error:
                 raise SystemExit(
                     f"building spanbert_ext failed (exit {error.returncode}): {' '.join(command)}\n"
-                    "The reason stands above; a C++17 compiler with OpenMP is required, nvcc is optional "
-                    "(SPANBERT_EXT_CUDA=0 builds without it)."
+                    "The reason stands above. A C++17 compiler with OpenMP is required; nvcc is "
+                    "optional (SPANBERT_EXT_CUDA=0 builds without it)."
                 ) from None
 
 

@@ -186,12 +186,27 @@ PYBIND11_MODULE(_C, m) {
          uintptr_t rstd, uintptr_t grad_span_rows, uintptr_t grad_position_rows, uintptr_t grad_weight,
          uintptr_t grad_bias, uintptr_t partials, uintptr_t first_targets, int64_t targets, int64_t spans,
          int64_t positions, int64_t hidden_size) {
-        operations_at(place).sbo_first_layer_backward(
-            {Dtype(dtype), at<void>(grad_out), at<void>(span_rows), at<void>(position_rows), at<int64_t>(target_spans),
-             at<int64_t>(target_offsets), at<int64_t>(sbo_ids), at<void>(weight), at<void>(mean), at<void>(rstd),
-             at<void>(grad_span_rows), at<void>(grad_position_rows), at<void>(grad_weight), at<void>(grad_bias),
-             at<void>(partials), at<int64_t>(first_targets), targets, spans, positions, hidden_size},
-            place);
+        operations_at(place).sbo_first_layer_backward({Dtype(dtype),
+                                                       at<void>(grad_out),
+                                                       at<void>(span_rows),
+                                                       at<void>(position_rows),
+                                                       at<int64_t>(target_spans),
+                                                       at<int64_t>(target_offsets),
+                                                       at<int64_t>(sbo_ids),
+                                                       at<void>(weight),
+                                                       at<void>(mean),
+                                                       at<void>(rstd),
+                                                       at<void>(grad_span_rows),
+                                                       at<void>(grad_position_rows),
+                                                       at<void>(grad_weight),
+                                                       at<void>(grad_bias),
+                                                       at<void>(partials),
+                                                       at<int64_t>(first_targets),
+                                                       targets,
+                                                       spans,
+                                                       positions,
+                                                       hidden_size},
+                                                      place);
       },
       unlocked);
   m.def(

@@ -70,8 +70,7 @@ int64_t span_mask_as(const SpanMaskArgs& args) {
 #pragma omp for schedule(static) reduction(min : bad)
     for (int64_t row = 0; row < args.sequences; ++row) {
       const int64_t start = args.starts[row], n = args.ends[row] - start;
-      const RowCounts counts =
-          sample_row(kAlone, tokens + start, n, args, draws_of(args, row), row_bits(args, row, n));
+      const RowCounts counts = sample_row(kAlone, tokens + start, n, args, draws_of(args, row), row_bits(args, row, n));
       targets[row + 1] = counts.targets;
       spans[row + 1] = counts.spans;
       if (counts.bad_place >= 0 && start + counts.bad_place < bad) bad = start + counts.bad_place;
@@ -108,7 +107,7 @@ void gather_boundaries_as(const BoundaryArgs& args) {
   const T* hidden = static_cast<const T*>(args.hidden);
   T* out = static_cast<T*>(args.out);
   const int64_t size = args.hidden_size;
-#pragma omp parallel for num_threads(threads_for(args.spans * size, kSerialElements))
+#pragma omp parallel for num_threads(threads_for(args.spans* size, kSerialElements))
   for (int64_t s = 0; s < args.spans; ++s) {
     T* pair = out + 2 * s * size;
     if (args.span_right[s] > args.span_left[s]) {
@@ -127,7 +126,7 @@ void gather_boundaries_backward_as(const BoundaryArgs& args) {
   const T* grad_pairs = static_cast<const T*>(args.hidden);
   T* grad_hidden = static_cast<T*>(args.out);
   const int64_t size = args.hidden_size;
-#pragma omp parallel num_threads(threads_for(args.tokens * size, kSerialElements))
+#pragma omp parallel num_threads(threads_for(args.tokens* size, kSerialElements))
   {
 #pragma omp for schedule(static)
     for (int64_t t = 0; t < args.tokens; ++t) memset(grad_hidden + t * size, 0, sizeof(T) * size_t(size));
@@ -151,7 +150,7 @@ template <class T>
 void gelu_layer_norm_as(const GeluLayerNormArgs& args) {
   using W = working_t<T>;
   const int64_t size = args.hidden_size;
-#pragma omp parallel num_threads(threads_for(args.rows * size, kSerialElements))
+#pragma omp parallel num_threads(threads_for(args.rows* size, kSerialElements))
   {
     const Scratch<W> scratch(size);
 #pragma omp for schedule(static)
@@ -170,7 +169,7 @@ void gelu_layer_norm_as(const GeluLayerNormArgs& args) {
 // out[h] = sum over chunks, in order, of partials[chunk * stride + h].
 template <class W>
 void sum_chunks(const W* partials, int64_t chunks, int64_t stride, int64_t count, W* out) {
-#pragma omp parallel for schedule(static) num_threads(threads_for(chunks * count, kSerialElements))
+#pragma omp parallel for schedule(static) num_threads(threads_for(chunks* count, kSerialElements))
   for (int64_t block = 0; block < (count + 255) / 256; ++block) {
     const int64_t first = block * 256, end = first + 256 < count ? first + 256 : count;
     for (int64_t h = first; h < end; ++h) out[h] = 0;
@@ -185,7 +184,7 @@ void gelu_layer_norm_backward_as(const GeluLayerNormBackwardArgs& args) {
   using W = working_t<T>;
   const int64_t size = args.hidden_size, chunks = (args.rows + kRowsPerChunk - 1) / kRowsPerChunk;
   W* partials = static_cast<W*>(args.partials);
-#pragma omp parallel num_threads(threads_for(args.rows * size, kSerialElements))
+#pragma omp parallel num_threads(threads_for(args.rows* size, kSerialElements))
   {
     const Scratch<W> scratch(2 * size);
 #pragma omp for schedule(static)
@@ -213,7 +212,7 @@ template <class T>
 void sbo_first_layer_as(const SboFirstLayerArgs& args) {
   using W = working_t<T>;
   const int64_t size = args.hidden_size;
-#pragma omp parallel num_threads(threads_for(args.targets * size, kSerialElements))
+#pragma omp parallel num_threads(threads_for(args.targets* size, kSerialElements))
   {
     const Scratch<W> scratch(size);
 #pragma omp for schedule(static)
@@ -279,7 +278,7 @@ void sbo_first_layer_backward_as(const SboFirstLayerBackwardArgs& args) {
   for (int64_t k = args.targets - 1; k >= 0; --k) {
     if (args.sbo_ids[k] != kIgnore) args.first_targets[args.target_spans[k]] = k;
   }
-#pragma omp parallel num_threads(threads_for(args.targets * size, kSerialElements))
+#pragma omp parallel num_threads(threads_for(args.targets* size, kSerialElements))
   {
     const Scratch<W> scratch(3 * size);
 #pragma omp for schedule(dynamic)
@@ -303,7 +302,7 @@ void bias_gradient(const CrossEntropyArgs& args) {
   const T* grad = static_cast<const T*>(args.logits);
   W* out = static_cast<W*>(args.grad_bias);
   const int64_t blocks = (args.vocab_size + kColumns - 1) / kColumns;
-#pragma omp parallel for schedule(static) num_threads(threads_for(args.rows * args.vocab_size, kSerialElements))
+#pragma omp parallel for schedule(static) num_threads(threads_for(args.rows* args.vocab_size, kSerialElements))
   for (int64_t block = 0; block < blocks; ++block) {
     const int64_t first = block * kColumns, limit = first + kColumns;
     const int64_t end = limit < args.vocab_size ? limit : args.vocab_size;
@@ -323,21 +322,21 @@ void bias_gradient(const CrossEntropyArgs& args) {
 template <class T>
 void cross_entropy_rows_as(const CrossEntropyArgs& args) {
   using W = working_t<T>;
-#pragma omp parallel for schedule(static) num_threads(threads_for(args.rows * args.vocab_size, kSerialElements))
+#pragma omp parallel for schedule(static) num_threads(threads_for(args.rows* args.vocab_size, kSerialElements))
   for (int64_t row = 0; row < args.rows; ++row) {
     static_cast<W*>(args.losses)[row] = cross_entropy_row<OneThread, W, T>(kAlone, args, row);
   }
   if (args.grad_bias) bias_gradient<T>(args);
 }
 
-#define SPANBERT_BY_DTYPE(name, Args)                             \
-  void name(const Args& args, const Place&) {                     \
-    switch (args.dtype) {                                         \
-      case Dtype::kFloat32: return name##_as<float>(args);        \
-      case Dtype::kBFloat16: return name##_as<bf16>(args);        \
-      case Dtype::kFloat16: return name##_as<fp16>(args);         \
-      case Dtype::kFloat64: return name##_as<double>(args);       \
-    }                                                             \
+#define SPANBERT_BY_DTYPE(name, Args)                       \
+  void name(const Args& args, const Place&) {               \
+    switch (args.dtype) {                                   \
+      case Dtype::kFloat32: return name##_as<float>(args);  \
+      case Dtype::kBFloat16: return name##_as<bf16>(args);  \
+      case Dtype::kFloat16: return name##_as<fp16>(args);   \
+      case Dtype::kFloat64: return name##_as<double>(args); \
+    }                                                       \
   }
 SPANBERT_BY_DTYPE(gather_boundaries, BoundaryArgs)
 SPANBERT_BY_DTYPE(gather_boundaries_backward, BoundaryArgs)

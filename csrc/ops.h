@@ -38,80 +38,80 @@ struct SpanMaskArgs {
   const uint8_t* vocabulary;                  // [V]
   const int64_t* random_tokens;               // [random_count]
   int64_t total, sequences, vocab_size, random_count, target_capacity, span_capacity;
-  void* input_ids;   // [T]
-  int64_t* labels;   // [T]
+  void* input_ids;                                                                   // [T]
+  int64_t* labels;                                                                   // [T]
   int64_t *target_positions, *target_ids, *target_spans, *target_offsets, *sbo_ids;  // [K]
   int64_t *span_left, *span_right;                                                   // [S]
   int64_t* dropped_spans;                                                            // [1]
-  uint64_t* bitmaps;     // [3, T / 64 + N + 1]
-  int64_t* row_counts;   // [2, N + 1]: targets and spans of each sequence, then their running sums
+  uint64_t* bitmaps;                                                                 // [3, T / 64 + N + 1]
+  int64_t* row_counts;  // [2, N + 1]: targets and spans of each sequence, then their running sums
 };
 
 // Forward: pairs of hidden rows. Backward: the same fields carry the gradients.
 struct BoundaryArgs {
   Dtype dtype;
-  const void* hidden;                      // [T, H]; in the backward pass grad_pairs [S, 2H]
-  const int64_t *span_left, *span_right;   // [S]
-  void* out;                               // [S, 2H]; in the backward pass grad_hidden [T, H]
+  const void* hidden;                     // [T, H]; in the backward pass grad_pairs [S, 2H]
+  const int64_t *span_left, *span_right;  // [S]
+  void* out;                              // [S, 2H]; in the backward pass grad_hidden [T, H]
   int64_t tokens, spans, hidden_size;
 };
 
 struct GeluLayerNormArgs {
   Dtype dtype;
-  const void* x;               // [R, H]
-  const void *weight, *bias;   // [H] working type
+  const void* x;              // [R, H]
+  const void *weight, *bias;  // [H] working type
   double eps;
-  void* out;                   // [R, H]
-  void *mean, *rstd;           // [R] working type
+  void* out;          // [R, H]
+  void *mean, *rstd;  // [R] working type
   int64_t rows, hidden_size;
 };
 
 struct GeluLayerNormBackwardArgs {
   Dtype dtype;
-  const void *grad_out, *x;    // [R, H]
-  const void* weight;          // [H] working type
-  const void *mean, *rstd;     // [R]
-  void* grad_x;                // [R, H]
+  const void *grad_out, *x;       // [R, H]
+  const void* weight;             // [H] working type
+  const void *mean, *rstd;        // [R]
+  void* grad_x;                   // [R, H]
   void *grad_weight, *grad_bias;  // [H] working type
-  void* partials;              // [chunks, 2, H] working type
+  void* partials;                 // [chunks, 2, H] working type
   int64_t rows, hidden_size;
 };
 
 struct SboFirstLayerArgs {
   Dtype dtype;
-  const void *span_rows, *position_rows;  // [S, H], [P, H]
+  const void *span_rows, *position_rows;                   // [S, H], [P, H]
   const int64_t *target_spans, *target_offsets, *sbo_ids;  // [K]
-  const void *weight, *bias;              // [H] working type
+  const void *weight, *bias;                               // [H] working type
   double eps;
-  void* out;                              // [K, H]
-  void *mean, *rstd;                      // [K] working type
+  void* out;          // [K, H]
+  void *mean, *rstd;  // [K] working type
   int64_t targets, spans, positions, hidden_size;
 };
 
 struct SboFirstLayerBackwardArgs {
   Dtype dtype;
-  const void* grad_out;                   // [K, H]
-  const void *span_rows, *position_rows;  // [S, H], [P, H]
+  const void* grad_out;                                    // [K, H]
+  const void *span_rows, *position_rows;                   // [S, H], [P, H]
   const int64_t *target_spans, *target_offsets, *sbo_ids;  // [K]
-  const void* weight;                     // [H] working type
-  const void *mean, *rstd;                // [K]
-  void *grad_span_rows, *grad_position_rows;  // [S, H], [P, H]
-  void *grad_weight, *grad_bias;          // [H] working type
-  void* partials;                         // [chunks, 2 + P, H] working type
-  int64_t* first_targets;                 // [S]
+  const void* weight;                                      // [H] working type
+  const void *mean, *rstd;                                 // [K]
+  void *grad_span_rows, *grad_position_rows;               // [S, H], [P, H]
+  void *grad_weight, *grad_bias;                           // [H] working type
+  void* partials;                                          // [chunks, 2 + P, H] working type
+  int64_t* first_targets;                                  // [S]
   int64_t targets, spans, positions, hidden_size;
 };
 
 struct CrossEntropyArgs {
   Dtype dtype;
-  void* logits;             // [R, stride]; replaced by its gradient when `scale` is given
-  const int64_t* targets;   // [R]
-  const void* bias;         // [heads, V] working type, or null
-  const int64_t* head;      // [R], or null: head 0
-  const void* scale;        // [R] working type: weight of each row's loss in the scalar that is differentiated, or null
-  void* losses;             // [R] working type
-  void* grad_bias;          // [heads, V] working type, or null
-  void* partials;           // [chunks, heads, V] working type, or null
+  void* logits;            // [R, stride]; replaced by its gradient when `scale` is given
+  const int64_t* targets;  // [R]
+  const void* bias;        // [heads, V] working type, or null
+  const int64_t* head;     // [R], or null: head 0
+  const void* scale;       // [R] working type: weight of each row's loss in the scalar that is differentiated, or null
+  void* losses;            // [R] working type
+  void* grad_bias;         // [heads, V] working type, or null
+  void* partials;          // [chunks, heads, V] working type, or null
   int64_t rows, vocab_size, stride, heads;
 };
 

@@ -166,7 +166,8 @@ SPANBERT_HD RowCounts sample_row(const Group& g, const Token* tokens, int64_t n,
     left -= fresh;
     free -= fresh;
   }
-  for (int64_t word = g.rank(); word < bits.words; word += g.size()) bits.free[word] = bits.eligible[word] & ~bits.free[word];
+  for (int64_t word = g.rank(); word < bits.words; word += g.size())
+    bits.free[word] = bits.eligible[word] & ~bits.free[word];
   g.sync();
   int64_t spans = 0;
   for (int64_t word = g.rank(); word < bits.words; word += g.size()) {

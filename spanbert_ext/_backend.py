@@ -1,7 +1,8 @@
 """Loads the native module, decides which implementation runs, and explains the decision.
 
-`SPANBERT_EXT_BACKEND` is `auto` (native where it can run, said once), `native` (raise where it cannot) or
-`reference` (plain torch everywhere). The choice is made per device type, never silently per call.
+`SPANBERT_EXT_BACKEND` is `auto` (native where it can run, said once), `native` (raise where it
+cannot) or `reference` (plain torch everywhere). The choice is made per device type, never silently
+per call.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import re
 from types import ModuleType
 
 import torch
@@ -49,8 +51,10 @@ def obstacle(device_type: str) -> str:
     if not native_module.has_cuda:
         return f"the package was built without CUDA: put nvcc on PATH and {_INSTALL}"
     major, minor = torch.cuda.get_device_capability()
-    if major < native_module.cuda_minimum_major:
-        return f"compute capability {major}.{minor} is below {native_module.cuda_minimum_major}.0"
+    built = native_module.cuda_architectures
+    numbers = [int(a) for a in re.findall(r"\d+", built)]
+    if numbers and 10 * major + minor < min(numbers):
+        return f"compute capability {major}.{minor} is older than what was compiled ({built})"
     return ""
 
 
@@ -63,6 +67,8 @@ def _decide(device_type: str) -> bool:
         raise RuntimeError(f"SPANBERT_EXT_BACKEND=native, but {reason}")
     if reason:
         logger.warning("spanbert_ext uses the reference path on %s: %s", device_type, reason)
+    else:
+        logger.info("spanbert_ext runs native code on %s", device_type)
     return not reason
 
 
@@ -79,7 +85,8 @@ def reset() -> None:
 
 
 def name(device: torch.device) -> str:
-    """What runs on a device, for logs and benchmark rows: `native/avx512`, `native/cuda`, `reference`."""
+    """What runs on a device, for logs and benchmark rows: `native/avx512`, `native/cuda`,
+    `reference`."""
     if not use_native(device):
         return "reference"
     return "native/cuda" if device.type == "cuda" else f"native/{native_module.cpu_isa}"

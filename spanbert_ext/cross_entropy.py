@@ -1,8 +1,9 @@
 """The vocabulary loss of both heads without the logits in memory.
 
-Rows are multiplied with the tied embedding a chunk at a time; a chunk's logits are turned into losses and, in place,
-into the gradient, which is multiplied on at once. So the memory is one chunk, each logit is computed once, and the
-backward pass only scales what the forward pass left. Softmax, losses and bias gradients are fp32.
+Rows are multiplied with the tied embedding a chunk at a time; a chunk's logits are turned into
+losses and, in place, into the gradient, which is multiplied on at once. So the memory is one chunk,
+each logit is computed once, and the backward pass only scales what the forward pass left. Softmax,
+losses and bias gradients are fp32.
 """
 
 from __future__ import annotations
@@ -11,10 +12,12 @@ import torch
 import torch.nn.functional as F
 
 from spanbert_ext import _backend, _ops, reference
+from spanbert_ext._boundary import counts_are_free, working_dtype
 from spanbert_ext.reference import IGNORE
 
-# Elements of a chunk of logits. Products over fewer rows than about a thousand starve; 2**26 is 2300 rows of a
-# 29k vocabulary, 128 MiB in bf16. On a GPU the chunk must feed every multiprocessor (0.5 G elements, 1 GiB).
+# Elements of a chunk of logits. Products over fewer rows than about a thousand starve; 2**26 is
+# 2300 rows of a 29k vocabulary, 128 MiB in bf16. On a GPU the chunk must feed every multiprocessor
+# (0.5 G elements, 1 GiB).
 _CHUNK_ELEMENTS = {"cpu": 1 << 26, "cuda": 1 << 29}
 
 
@@ -23,7 +26,8 @@ def _chunk_rows(device_type: str, vocab_size: int) -> int:
 
 
 def _padded_vocabulary(weight: torch.Tensor) -> torch.Tensor:
-    """[V, H] with V raised to a multiple of 128 on CUDA, where products over other widths take a slower path."""
+    """[V, H] with V raised to a multiple of 128 on CUDA, where products over other widths take a
+    slower path."""
     padding = -weight.shape[0] % 128
     if weight.device.type != "cuda" or padding == 0:
         return weight.contiguous()
@@ -33,13 +37,14 @@ def _padded_vocabulary(weight: torch.Tensor) -> torch.Tensor:
 class LinearCrossEntropy(torch.autograd.Function):
     """Per-row losses [N] and the total sum(scale * loss); the gradient flows from the total.
 
-    With `scale` None the losses themselves are differentiable: their weights are known only in the backward pass,
-    which then computes the logits a second time.
+    With `scale` None the losses themselves are differentiable: their weights are known only in the
+    backward pass, which then computes the logits a second time.
     """
 
     @staticmethod
     def forward(ctx, rows, weight, bias, targets, head, scale, need):
-        """rows [N, H] and weight [V, H] of one dtype, bias [heads, V] and scale [N] of the working dtype.
+        """rows [N, H] and weight [V, H] of one dtype, bias [heads, V] and scale [N] of the working
+        dtype.
 
         `need` is whether (rows, weight, bias) take a gradient.
         """
@@ -59,13 +64,15 @@ class LinearCrossEntropy(torch.autograd.Function):
             gradients = [_times(g, grad_total) for g in ctx.saved_tensors]
         else:
             rows, weight, bias, targets, head = ctx.saved_tensors
-            _, gradients = _run(rows, weight, bias, targets, head, grad_losses.contiguous(), ctx.need)
+            _, gradients = _run(
+                rows, weight, bias, targets, head, grad_losses.contiguous(), ctx.need
+            )
         return *gradients, None, None, None, None
 
 
 def _times(gradient: torch.Tensor | None, factor: torch.Tensor) -> torch.Tensor | None:
     # On the CPU the factor is free to read, and 1 is what training passes.
-    if gradient is None or (factor.device.type == "cpu" and float(factor) == 1.0):
+    if gradient is None or (counts_are_free(factor) and float(factor) == 1.0):
         return gradient
     return gradient * factor.to(gradient.dtype)
 
@@ -79,7 +86,7 @@ def _run(rows, weight, bias, targets, head, scale, need):
     any_need = scale is not None and any(need)
     grad_rows = torch.empty_like(rows) if any_need and need[0] else None
     # Sums over several chunks are kept in the working dtype: bf16 would lose the small ones.
-    wide = _ops.working_dtype(rows.dtype) if count > step else rows.dtype
+    wide = working_dtype(rows.dtype) if count > step else rows.dtype
     grad_weight = grad_bias = None
     losses = []
     for first in range(0, max(count, 1), step):
@@ -109,18 +116,20 @@ def _run(rows, weight, bias, targets, head, scale, need):
 
 
 def _losses(rows, weight, targets, bias, head, scale):
-    """(losses [N], total) through the native function or the reference; both take autocast into account."""
+    """(losses [N], total) through the native function or the reference; both take autocast into
+    account."""
     _check_arguments(rows, weight, targets, bias, head)
     if torch.is_autocast_enabled(rows.device.type):
         rows = rows.to(torch.get_autocast_dtype(rows.device.type))
     weight = weight.to(rows.dtype)
-    wide = _ops.working_dtype(rows.dtype)
+    wide = working_dtype(rows.dtype)
     if bias is not None:
         bias = bias.reshape(-1, weight.shape[0]).to(wide)
     if not _backend.use_native(rows.device):
         losses = reference.linear_cross_entropy_rows(rows, weight, targets, bias, head)
         return losses, (losses * scale).sum() if scale is not None else None
-    if rows.device.type == "cpu":
+    used = None
+    if counts_are_free(rows):
         rows, targets, head, scale, used = _used_rows(rows, targets, head, scale)
     need = tuple(
         torch.is_grad_enabled() and t is not None and t.requires_grad for t in (rows, weight, bias)
@@ -131,7 +140,7 @@ def _losses(rows, weight, targets, bias, head, scale):
         losses, total = LinearCrossEntropy.apply(
             rows.contiguous(), weight, bias, targets.contiguous(), head, scale, need
         )
-    if rows.device.type == "cpu" and used is not None:
+    if used is not None:
         losses = losses.new_zeros(used.shape[0]).masked_scatter(used, losses)
     return losses, total
 
@@ -159,7 +168,7 @@ def _check_arguments(rows, weight, targets, bias, head) -> None:
         raise TypeError(f"targets must be int64; got {targets.dtype}")
     if bias is not None and (bias.dim() not in (1, 2) or bias.shape[-1] != weight.shape[0]):
         raise ValueError(
-            f"bias must be [{weight.shape[0]}] or [heads, {weight.shape[0]}]; got {tuple(bias.shape)}"
+            f"bias must be [V] or [heads, V] with V = {weight.shape[0]}; got {tuple(bias.shape)}"
         )
     if head is not None and (bias is None or bias.dim() != 2):
         raise ValueError("head needs bias [heads, V], which says how many heads there are")
@@ -199,7 +208,7 @@ def linear_cross_entropy(
         targets = torch.where(targets == ignore_index, IGNORE, targets)
     if reduction == "none":
         return _losses(rows, weight, targets, bias, head, None)[0]
-    scale = (targets != IGNORE).to(_ops.working_dtype(rows.dtype))
+    scale = (targets != IGNORE).to(working_dtype(rows.dtype))
     if reduction == "mean":
         scale = scale / scale.sum().clamp(min=1)
     return _losses(rows, weight, targets, bias, head, scale)[1]
@@ -217,23 +226,25 @@ def two_head_cross_entropy(
     num_mlm_targets: torch.Tensor | int | None = None,
     num_sbo_targets: torch.Tensor | int | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The pre-training loss: MLM and SBO rows through one pass over the vocabulary (paper eq. 2; SPEC 2.4).
+    """The pre-training loss: MLM and SBO rows through one pass over the vocabulary (paper eq. 2;
+    SPEC 2.4).
 
     Args:
         mlm_rows, sbo_rows: [N1, H] and [N2, H]; sbo_rows None leaves the SBO out.
         weight: [V, H].  mlm_targets, sbo_targets: [N1] and [N2] int64, -100 ignored.
         bias: [2, V], of the MLM and of the SBO head.
-        loss: "code" adds the means over each head's targets, mlm + sbo_weight * sbo (the published runs);
-            "paper" adds the sums and divides by the number of MLM targets.
-        num_mlm_targets, num_sbo_targets: divisors in place of the counts of this call, for accumulation.
+        loss: "code" adds the means over each head's targets, mlm + sbo_weight * sbo (the published
+            runs); "paper" adds the sums and divides by the number of MLM targets.
+        num_mlm_targets, num_sbo_targets: divisors in place of the counts of this call, for
+            accumulation.
 
     Returns:
-        (loss, mlm_loss, sbo_loss), scalars. Only `loss` is differentiable; the two others are each head's own
-        sum over the same divisors ("paper" divides both by the MLM count).
+        (loss, mlm_loss, sbo_loss), scalars. Only `loss` is differentiable; the two others are each
+        head's own sum over the same divisors ("paper" divides both by the MLM count).
     """
     if loss not in ("code", "paper"):
         raise ValueError(f"loss must be code or paper; got {loss!r}")
-    dtype = _ops.working_dtype(mlm_rows.dtype)
+    dtype = working_dtype(mlm_rows.dtype)
     if sbo_rows is None:
         sbo_rows, sbo_targets = mlm_rows[:0], mlm_targets[:0]
     mlm_scale = _share(mlm_targets, num_mlm_targets, dtype)
@@ -260,5 +271,7 @@ def two_head_cross_entropy(
 def _share(targets: torch.Tensor, count, dtype: torch.dtype) -> torch.Tensor:
     """[N] weight of each row in its head's mean: 1 / count where it has a target, else 0."""
     used = (targets != IGNORE).to(dtype)
-    divisor = used.sum() if count is None else torch.as_tensor(count, dtype=dtype, device=used.device)
+    divisor = (
+        used.sum() if count is None else torch.as_tensor(count, dtype=dtype, device=used.device)
+    )
     return used / divisor.clamp(min=1)

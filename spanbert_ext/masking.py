@@ -1,7 +1,8 @@
 """Span masking of batches (paper section 3.1): `SpanMasker` and the `MaskedBatch` it returns.
 
-A sequence's mask is a pure function of (seed, epoch, sample id): the same on every device, in every batch,
-on any number of workers. Shapes depend on the input's shape alone, so a step can be captured in a CUDA graph.
+A sequence's mask is a pure function of (seed, epoch, sample id): the same on every device, in every
+batch, on any number of workers. Shapes depend on the input's shape alone, so a step can be captured
+in a CUDA graph.
 """
 
 from __future__ import annotations
@@ -13,31 +14,38 @@ from fractions import Fraction
 
 import torch
 
-from spanbert_ext import _ops
+from spanbert_ext import _mask_op
+from spanbert_ext._boundary import check_range
 from spanbert_ext.reference import SPECIAL, WORD_START, SamplerSettings, budget_of
 
 _DRAWS = 1 << 32
-# Standard deviations between the expected number of spans and the capacity: a normal tail below 1e-9.
+# Standard deviations between the expected number of spans and the capacity: a normal tail below
+# 1e-9.
 _SPAN_MARGIN = 6.5
 
 
 @dataclasses.dataclass(frozen=True)
 class MaskedBatch:
-    """A masked batch; K is the target capacity, S the span capacity, both fixed by the input's shape.
+    """A masked batch; K is the target capacity, S the span capacity, both fixed by the input's
+    shape.
 
-    Used target and span slots come first, in ascending position. Unused slots hold 0, ids hold -100.
+    Used target and span slots come first, in ascending position. Unused slots hold 0, ids hold
+    -100.
 
     Args:
         input_ids: as given; ids after masking.
         labels: as given, int64; original id at every selected position, -100 elsewhere.
         target_positions: [K] int64, flat index of each selected token, ascending.
         target_ids: [K] int64, its original id, -100 in unused slots.
-        target_spans: [K] int64, index of its merged span (at most S - 1, also where spans overflowed).
+        target_spans: [K] int64, index of its merged span (at most S - 1, also where spans
+            overflowed).
         target_offsets: [K] int64, 0-based place in that span.
         sbo_ids: [K] int64, as target_ids, but -100 where SBO has no target.
-        span_left, span_right: [S] int64, flat index of the tokens around each span; both 0 in unused slots
-            and for spans at an edge. A span with boundaries always has span_right > span_left.
-        dropped_spans: [1] int64, spans beyond the capacity; they keep their MLM targets and lose SBO ones.
+        span_left, span_right: [S] int64, flat index of the tokens around each span; both 0 in
+            unused slots and for spans at an edge. A span with boundaries always has span_right >
+            span_left.
+        dropped_spans: [1] int64, spans beyond the capacity; they keep their MLM targets and lose
+            SBO ones.
     """
 
     input_ids: torch.Tensor
@@ -65,11 +73,14 @@ class SpanMasker:
         special_ids: ids that are never masked and end a span ([CLS], [SEP], [PAD], [MASK] ...).
         mask_id: id of [MASK].
         seed: key of the generator, any integer in [-2**63, 2**64).
-        mask_ratio: share of the eligible pieces of a sequence that is masked, in (0, 1]; the count is
-            ceil(mask_ratio * eligible), hit exactly. Held as a fraction with denominator up to a million.
-        geometric_p: p of the geometric length distribution, in (0, 1]; truncated to min_words..max_words.
+        mask_ratio: share of the eligible pieces of a sequence that is masked, in (0, 1]; the count
+            is ceil(mask_ratio * eligible), hit exactly. Held as a fraction with denominator up to a
+            million.
+        geometric_p: p of the geometric length distribution, in (0, 1]; truncated to
+            min_words..max_words.
         min_words, max_words: bounds of a span's length in words.
-        replacement: "span" draws [MASK] / random / keep once for a merged span, "piece" for every piece.
+        replacement: "span" draws [MASK] / random / keep once for a merged span, "piece" for every
+            piece.
         mask_prob, random_prob: probabilities of [MASK] and of random pieces; the rest is kept.
         random_tokens: [R] pool of ids for random pieces, drawn uniformly; None: all ordinary ids.
         max_span_targets: how many pieces of a span, counted from the left, are SBO targets.
@@ -103,7 +114,9 @@ class SpanMasker:
         _check_probability("random_prob", random_prob)
         _check_probability("mask_prob + random_prob", mask_prob + random_prob)
         if not 1 <= min_words <= max_words:
-            raise ValueError(f"expected 1 <= min_words <= max_words; got {min_words} and {max_words}")
+            raise ValueError(
+                f"expected 1 <= min_words <= max_words; got {min_words} and {max_words}"
+            )
         if max_span_targets < 1:
             raise ValueError(f"max_span_targets must be at least 1; got {max_span_targets}")
         ratio = Fraction(repr(float(mask_ratio))).limit_denominator(10**6)
@@ -176,6 +189,7 @@ class SpanMasker:
         ends = starts + width
         if lengths is not None:
             _check_vector("lengths", lengths, rows, device)
+            check_range("lengths", lengths, width + 1)
             ends = starts + lengths
         flat = input_ids.view(-1)
         kept = None
@@ -186,7 +200,11 @@ class SpanMasker:
         targets = rows * budget_of(width, self.settings.ratio)
         spans = self._span_capacity(rows, rows * width, targets)
         batch = self._mask(flat, starts, ends, sample_ids, epoch, targets, spans)
-        ids = batch.input_ids if kept is None else torch.where(kept, batch.input_ids, input_ids.view(-1))
+        ids = (
+            batch.input_ids
+            if kept is None
+            else torch.where(kept, batch.input_ids, input_ids.view(-1))
+        )
         return dataclasses.replace(
             batch, input_ids=ids.view(rows, width), labels=batch.labels.view(rows, width)
         )
@@ -202,7 +220,8 @@ class SpanMasker:
 
         Args:
             tokens: [T] int32 or int64, contiguous.
-            cu_seqlens: [N + 1] int32 or int64, 0 first, T last, never falling; repeats are empty sequences.
+            cu_seqlens: [N + 1] int32 or int64, 0 first, T last, never falling; repeats are empty
+                sequences.
             sample_ids, epoch: as for a padded batch, sample_ids being [N].
         """
         _check_ids("tokens", tokens, 1)
@@ -211,11 +230,13 @@ class SpanMasker:
         _check_vector("cu_seqlens", cu_seqlens, cu_seqlens.numel(), tokens.device)
         cu_seqlens = cu_seqlens.to(torch.int64)
         total, sequences = tokens.numel(), cu_seqlens.numel() - 1
-        _ops.check_cu_seqlens(cu_seqlens, total)
+        _mask_op.check_cu_seqlens(cu_seqlens, total)
         # Each of N ceilings adds less than one to the ratio of the whole.
         targets = min(total, budget_of(total, self.settings.ratio) + max(sequences - 1, 0))
         spans = self._span_capacity(sequences, total, targets)
-        return self._mask(tokens, cu_seqlens[:-1], cu_seqlens[1:], sample_ids, epoch, targets, spans)
+        return self._mask(
+            tokens, cu_seqlens[:-1], cu_seqlens[1:], sample_ids, epoch, targets, spans
+        )
 
     def _mask(self, tokens, starts, ends, sample_ids, epoch, targets, spans) -> MaskedBatch:
         device = tokens.device
@@ -228,7 +249,7 @@ class SpanMasker:
         _check_vector("epoch", epoch, 1, device)
         vocabulary, random_tokens = self._tables_on(device)
         return MaskedBatch(
-            *_ops.span_mask(
+            *_mask_op.span_mask(
                 tokens,
                 starts,
                 ends,
@@ -253,10 +274,10 @@ class SpanMasker:
     def _span_capacity(self, sequences: int, total: int, targets: int) -> int:
         """Room for the merged spans of a batch, below `targets` unless spans are single pieces.
 
-        The number of draws that fill a budget is a renewal process over span lengths (words are at least
-        one piece): mean budget / mu + (mu^2 + var) / (2 mu^2) a sequence, variance budget * var / mu^3.
-        The end of a sequence cuts draws short, which costs up to half a draw more for each mean length's
-        worth of sequence; merging only lowers the count.
+        The number of draws that fill a budget is a renewal process over span lengths (words are at
+        least one piece): mean budget / mu + (mu^2 + var) / (2 mu^2) a sequence, variance budget *
+        var / mu^3. The end of a sequence cuts draws short, which costs up to half a draw more for
+        each mean length's worth of sequence; merging only lowers the count.
         """
         mean, variance = self._lengths
         if sequences == 0 or targets == 0:
@@ -270,7 +291,8 @@ class SpanMasker:
 
 
 def _thresholds(weights: Sequence[float]) -> tuple[int, ...]:
-    """Cumulative shares of `weights` in units of 2**-32; the last is 2**32, so every draw finds a length."""
+    """Cumulative shares of `weights` in units of 2**-32; the last is 2**32, so every draw finds a
+    length."""
     total, sums = math.fsum(weights), []
     for i in range(len(weights)):
         sums.append(round(math.fsum(weights[: i + 1]) / total * _DRAWS))
@@ -327,7 +349,9 @@ def _check_ids(name: str, ids: torch.Tensor, rank: int) -> None:
     if ids.dim() != rank:
         raise ValueError(f"{name} must have {rank} dimension(s); got shape {tuple(ids.shape)}")
     if not ids.is_contiguous():
-        raise ValueError(f"{name} must be contiguous; got strides {ids.stride()}, call .contiguous()")
+        raise ValueError(
+            f"{name} must be contiguous; got strides {ids.stride()}, call .contiguous()"
+        )
 
 
 def _check_vector(name: str, values: torch.Tensor, size: int, device: torch.device) -> None:

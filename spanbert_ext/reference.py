@@ -1,7 +1,9 @@
 """The specification: every operation of the native core in plain Python and torch.
 
-Nothing here is fast and nothing here is native. A kernel is an optimisation of a function of this file and
-must agree with it: integers bit for bit, floats within twice the error torch itself makes in that dtype.
+Nothing here is fast and nothing here is native. A kernel is an optimisation of a function of this
+file and
+must agree with it: integers bit for bit, floats within twice the error torch itself makes in that
+    dtype.
 The functions run on any device; the differentiable ones get their gradients from autograd.
 """
 
@@ -17,7 +19,8 @@ import torch.nn.functional as F
 IGNORE = -100
 WORD_START = 1
 SPECIAL = 2
-# Draw numbers at and above this one belong to positions (replacement), those below to spans (sampling).
+# Draw numbers at and above this one belong to positions (replacement), those below to spans
+# (sampling).
 POSITION_DRAWS = 1 << 31
 
 
@@ -29,10 +32,12 @@ class SamplerSettings:
         mask_id: id written for a masked piece.
         ratio: (numerator, denominator) of the masking budget.
         min_words: shortest span, in words.
-        length_thresholds: entry i is 2**32 times the probability of a length <= min_words + i; the last is 2**32.
+        length_thresholds: entry i is 2**32 times the probability of a length <= min_words + i; the
+            last is 2**32.
         mask_threshold: 2**32 times the probability of [MASK].
         random_threshold: 2**32 times the probability of [MASK] or random pieces.
-        per_piece: draw the replacement for every piece (BERT) instead of once for a merged span (SpanBERT).
+        per_piece: draw the replacement for every piece (BERT) instead of once for a merged span
+            (SpanBERT).
         max_span_targets: number of positions of a span that the SBO predicts.
         seed: 64-bit key of the generator.
     """
@@ -49,7 +54,8 @@ class SamplerSettings:
 
 
 def philox4x32(counter: Sequence[int], key: Sequence[int]) -> tuple[int, int, int, int]:
-    """Philox4x32-10 of Salmon et al. (SC 2011): four 32-bit counter words and two key words to four words."""
+    """Philox4x32-10 of Salmon et al. (SC 2011): four 32-bit counter words and two key words to four
+    words."""
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(10):
@@ -61,7 +67,8 @@ def philox4x32(counter: Sequence[int], key: Sequence[int]) -> tuple[int, int, in
 
 
 class SequenceDraws:
-    """The random numbers of one sequence: a pure function of (seed, epoch, sample id, draw number)."""
+    """The random numbers of one sequence: a pure function of (seed, epoch, sample id, draw
+    number)."""
 
     def __init__(self, seed: int, epoch: int, sample_id: int):
         self.key = (seed & 0xFFFFFFFF, (seed >> 32) & 0xFFFFFFFF)
@@ -72,7 +79,8 @@ class SequenceDraws:
         return philox4x32((number, *self.tail), self.key)[:2]
 
     def position(self, place: int) -> tuple[int, int]:
-        """32-bit words for the kind of replacement and for the random piece at a place of the sequence."""
+        """32-bit words for the kind of replacement and for the random piece at a place of the
+        sequence."""
         return philox4x32((POSITION_DRAWS + place, *self.tail), self.key)[:2]
 
 
@@ -82,19 +90,26 @@ def budget_of(eligible: int, ratio: tuple[int, int]) -> int:
 
 
 def sample_mask(
-    eligible: Sequence[bool], word_start: Sequence[bool], settings: SamplerSettings, draws: SequenceDraws
+    eligible: Sequence[bool],
+    word_start: Sequence[bool],
+    settings: SamplerSettings,
+    draws: SequenceDraws,
 ) -> list[bool]:
     """Span masking of one sequence (paper section 3.1, as coded: SPEC 1.2 steps 1 to 4).
 
     Args:
         eligible: n flags, False at special tokens.
-        word_start: n flags of the pieces that begin a word; a piece behind a special token begins one anyway.
+        word_start: n flags of the pieces that begin a word; a piece behind a special token begins
+            one anyway.
 
     Returns:
-        n flags, exactly `budget_of(sum(eligible))` of them set. Merged spans are their maximal runs.
+        n flags, exactly `budget_of(sum(eligible))` of them set. Merged spans are their maximal
+        runs.
     """
     n = len(eligible)
-    starts = [bool(eligible[i] and (word_start[i] or i == 0 or not eligible[i - 1])) for i in range(n)]
+    starts = [
+        bool(eligible[i] and (word_start[i] or i == 0 or not eligible[i - 1])) for i in range(n)
+    ]
     masked = [False] * n
     left = budget_of(sum(map(bool, eligible)), settings.ratio)
     number = 0
@@ -121,7 +136,11 @@ def sample_mask(
 
 def runs_of(flags: Sequence[bool]) -> list[tuple[int, int]]:
     """Maximal runs of set flags as (first, end) with end exclusive."""
-    edges = [i for i in range(len(flags) + 1) if (i < len(flags) and flags[i]) != (i > 0 and flags[i - 1])]
+    edges = [
+        i
+        for i in range(len(flags) + 1)
+        if (i < len(flags) and flags[i]) != (i > 0 and flags[i - 1])
+    ]
     return list(zip(edges[0::2], edges[1::2], strict=True))
 
 
@@ -146,8 +165,8 @@ def span_mask(
         vocabulary: [V] uint8, WORD_START and SPECIAL bits.  random_tokens: [R] int64.
 
     Returns:
-        input_ids [T], labels [T], target_positions, target_ids, target_spans, target_offsets, sbo_ids [K],
-        span_left, span_right [S], dropped_spans [1].
+        input_ids [T], labels [T], target_positions, target_ids, target_spans, target_offsets,
+        sbo_ids [K], span_left, span_right [S], dropped_spans [1].
     """
     ids, flags, pool = tokens.tolist(), vocabulary.tolist(), random_tokens.tolist()
     corrupted, labels = list(ids), [IGNORE] * len(ids)
@@ -173,9 +192,13 @@ def span_mask(
                 elif kind < settings.random_threshold:
                     corrupted[start + place] = pool[(piece * len(pool)) >> 32]
                 labels[start + place] = original
-                in_sbo = has_sbo and place - first < settings.max_span_targets and found < span_capacity
+                in_sbo = (
+                    has_sbo and place - first < settings.max_span_targets and found < span_capacity
+                )
                 span = min(found, span_capacity - 1)
-                targets.append((start + place, original, span, place - first, original if in_sbo else IGNORE))
+                targets.append(
+                    (start + place, original, span, place - first, original if in_sbo else IGNORE)
+                )
             found += 1
 
     def column(values, size, fill):
@@ -211,7 +234,8 @@ def gelu_layer_norm(
 def gather_boundaries(
     hidden: torch.Tensor, span_left: torch.Tensor, span_right: torch.Tensor
 ) -> torch.Tensor:
-    """[T, H] to [S, 2H]: the two boundary tokens of every span side by side; zeros where a span has none."""
+    """[T, H] to [S, 2H]: the two boundary tokens of every span side by side; zeros where a span has
+    none."""
     used = (span_right > span_left).unsqueeze(1)
     pair = torch.cat([hidden[span_left], hidden[span_right]], dim=1)
     return pair * used.to(hidden.dtype)
@@ -256,17 +280,19 @@ def sbo_forward(
     parameters: dict[str, torch.Tensor],
     eps: float,
 ) -> torch.Tensor:
-    """The span boundary objective's two layers as the paper writes them (section 3.2, eq. 1), nothing split.
+    """The span boundary objective's two layers as the paper writes them (section 3.2, eq. 1),
+    nothing split.
 
-    hidden is [T, H]; `parameters` holds position_embeddings [P, E], linear1 and linear2 (weight, bias) and
-    layer_norm1 and layer_norm2 (weight, bias) under torch's dotted names. Returns [K, H].
+    hidden is [T, H]; `parameters` holds position_embeddings.weight [P, E], linear1 and linear2
+    (weight, bias) and layer_norm1 and layer_norm2 (weight, bias) under torch's dotted names.
+    Returns [K, H].
     """
     used = sbo_ids != IGNORE
     span = torch.where(used, target_spans, 0)
     offset = torch.where(used, target_offsets, 0)
     p = parameters
     pair = gather_boundaries(hidden, span_left, span_right)[span]
-    x = torch.cat([pair, p["position_embeddings"][offset].to(pair.dtype)], dim=1)
+    x = torch.cat([pair, p["position_embeddings.weight"][offset].to(pair.dtype)], dim=1)
     x = F.linear(x, p["linear1.weight"], p["linear1.bias"])
     x = gelu_layer_norm(x, p["layer_norm1.weight"], p["layer_norm1.bias"], eps)
     x = F.linear(x, p["linear2.weight"], p["linear2.bias"])
@@ -282,7 +308,8 @@ def cross_entropy_rows(
 ) -> torch.Tensor:
     """Negative log-likelihood of every row, [R] fp32 or wider; 0 where the target is -100.
 
-    logits is [R, V] without bias, bias [heads, V], head [R] int64 (None: all rows belong to head 0).
+    logits is [R, V] without bias, bias [heads, V], head [R] int64 (None: all rows belong to head
+    0).
     """
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if bias is not None:
@@ -298,5 +325,6 @@ def linear_cross_entropy_rows(
     bias: torch.Tensor | None,
     head: torch.Tensor | None,
 ) -> torch.Tensor:
-    """`cross_entropy_rows` of rows [N, H] times the vocabulary weight [V, H]; the whole [N, V] is in memory."""
+    """`cross_entropy_rows` of rows [N, H] times the vocabulary weight [V, H]; the whole [N, V] is
+    in memory."""
     return cross_entropy_rows(F.linear(rows, weight), targets, bias, head)

@@ -4,8 +4,9 @@ For target i of a span with boundary tokens x_l and x_r and position embedding p
 
     h0 = [x_l; x_r; p_i]     h1 = LN(GELU(W1 h0 + b1))     y = LN(GELU(W2 h1 + b2))
 
-W1 h0 + b1 is exactly (W1_l x_l + W1_r x_r) + (W1_p p_i + b1): the first product runs once for a span, not once for
-a target, and the second is a table of P rows. Predicting the vocabulary from y is the caller's business.
+W1 h0 + b1 is exactly (W1_l x_l + W1_r x_r) + (W1_p p_i + b1): the first product runs once for a
+span, not once for a target, and the second is a table of P rows. Predicting the vocabulary from y
+is the caller's business.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from spanbert_ext import _ops
+from spanbert_ext._boundary import counts_are_free, working_dtype
 from spanbert_ext.masking import MaskedBatch
 from spanbert_ext.reference import IGNORE
 
@@ -36,8 +38,8 @@ class GeluLayerNorm(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., H] to [..., H], in x's dtype; statistics in fp32 (double for double)."""
         if x.shape[-1] != self.weight.numel():
-            raise ValueError(f"x must have last dimension {self.weight.numel()}; got {tuple(x.shape)}")
-        wide = _ops.working_dtype(x.dtype)
+            raise ValueError(f"x must be [..., {self.weight.numel()}]; got shape {tuple(x.shape)}")
+        wide = working_dtype(x.dtype)
         rows = x.reshape(-1, x.shape[-1])
         out = _ops.gelu_layer_norm(rows, self.weight.to(wide), self.bias.to(wide), self.eps)
         return out.view(x.shape)
@@ -52,7 +54,8 @@ class SBOHead(nn.Module):
         position_size: E, width of a position embedding.
         layer_norm_eps: of both LayerNorms.
 
-    Parameters: position_embeddings [P, E], linear1 (2H + E to H), layer_norm1, linear2 (H to H), layer_norm2.
+    Parameters: position_embeddings [P, E], linear1 (2H + E to H), layer_norm1, linear2 (H to H),
+        layer_norm2.
     Weights start from N(0, 0.02), biases from 0, as in BERT.
     """
 
@@ -90,11 +93,10 @@ class SBOHead(nn.Module):
         """
         if hidden.shape[-1] != self.hidden_size:
             raise ValueError(
-                f"hidden must have last dimension {self.hidden_size}; got shape {tuple(hidden.shape)}"
+                f"hidden must be [..., {self.hidden_size}]; got shape {tuple(hidden.shape)}"
             )
         targets, spans = batch.sbo_ids.shape[0], batch.span_left.shape[0]
-        if hidden.device.type == "cpu":
-            # Reading a count is free here, so the products run on the used slots only.
+        if counts_are_free(hidden):  # so the products run on the used slots only
             targets = int((batch.target_ids != IGNORE).sum())
             spans = int(batch.target_spans[:targets].max()) + 1 if targets else 0
         rows = self._rows(
@@ -114,7 +116,7 @@ class SBOHead(nn.Module):
         position_rows = F.linear(
             self.position_embeddings.weight, self.linear1.weight[:, width:], self.linear1.bias
         )
-        norm, wide = self.layer_norm1, _ops.working_dtype(span_rows.dtype)
+        norm, wide = self.layer_norm1, working_dtype(span_rows.dtype)
         x = _ops.sbo_first_layer(
             span_rows,
             position_rows.to(span_rows.dtype),

@@ -1,0 +1,174 @@
+// Span masking on the GPU, and the table of all CUDA operations. A warp samples a sequence (span_sampler.h); targets of
+// the batch are numbered by a scan over the sequences' budgets; then a warp writes a sequence's targets, one lane each.
+#include "cuda_group.cuh"
+#include "span_sampler.h"
+
+namespace spanbert {
+namespace SPANBERT_VARIANT {
+namespace {
+
+constexpr int kWarpsPerBlock = 4;  // sampling is latency bound: small blocks spread a batch of 256 rows over 64 SMs
+constexpr int kThreads = 32 * kWarpsPerBlock;
+constexpr int kScanThreads = 1024;
+static_assert(sizeof(SpanMaskArgs) <= 4096, "kernel arguments beyond 4 KB need a newer driver");
+
+__device__ SequenceDraws draws_of(const SpanMaskArgs& args, int64_t row) {
+  return {args.settings.seed, uint64_t(args.sample_ids[row]), uint32_t(args.epoch[0])};
+}
+
+__device__ int64_t warp_index() { return int64_t(blockIdx.x) * kWarpsPerBlock + (threadIdx.x >> 5); }
+
+// The bounds of a sequence; a cu_seqlens that falls or leaves the stream stops the kernel instead of reading wildly.
+__device__ int64_t checked_length(const SpanMaskArgs& args, int64_t row) {
+  const int64_t start = args.starts[row], end = args.ends[row];
+  if (start < 0 || end < start || end > args.total) {
+    printf("spanbert_ext: sequence %lld has bounds [%lld, %lld) in a batch of %lld tokens\n", (long long)row,
+           (long long)start, (long long)end, (long long)args.total);
+    assert(false && "sequence bounds");
+  }
+  return end - start;
+}
+
+template <class Token>
+__global__ void __launch_bounds__(kThreads) span_sample_kernel(const __grid_constant__ SpanMaskArgs args) {
+  const Token* tokens = static_cast<const Token*>(args.tokens);
+  const int64_t threads = int64_t(gridDim.x) * kThreads;
+  for (int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x; i < args.total; i += threads) {
+    static_cast<Token*>(args.input_ids)[i] = tokens[i];
+    args.labels[i] = kIgnore;
+  }
+  const int64_t row = warp_index();
+  if (row >= args.sequences) return;
+  const int64_t start = args.starts[row], n = checked_length(args, row);
+  const Warp warp;
+  const RowCounts counts = sample_row(warp, tokens + start, n, args, draws_of(args, row), row_bits(args, row, n));
+  if (counts.bad_place >= 0) {
+    const int64_t flat = start + counts.bad_place;
+    printf("spanbert_ext: token %lld of the flat batch has id %lld; expected 0 <= id < %lld\n", (long long)flat,
+           (long long)tokens[flat], (long long)args.vocab_size);
+    assert(false && "token id outside the vocabulary");
+  }
+  if (warp.rank() == 0) {
+    args.row_counts[row + 1] = counts.targets;
+    args.row_counts[args.sequences + 1 + row + 1] = counts.spans;
+  }
+}
+
+// Running sums of both rows of row_counts [2, N + 1], one block each; entry 0 becomes 0.
+__global__ void __launch_bounds__(kScanThreads) running_sums_kernel(int64_t* row_counts, int64_t sequences) {
+  __shared__ int64_t warp_sums[kScanThreads / 32];
+  int64_t* counts = row_counts + int64_t(blockIdx.x) * (sequences + 1);
+  int64_t before = 0;
+  for (int64_t base = 0; base < sequences; base += kScanThreads) {
+    const int64_t i = base + threadIdx.x;
+    int64_t sum = i < sequences ? counts[i + 1] : 0;
+    for (int step = 1; step < 32; step <<= 1) {
+      const int64_t lower = __shfl_up_sync(kAllLanes, sum, step);
+      if (int(threadIdx.x & 31) >= step) sum += lower;
+    }
+    if ((threadIdx.x & 31) == 31) warp_sums[threadIdx.x >> 5] = sum;
+    __syncthreads();
+    int64_t total = 0;
+    for (int warp = 0; warp < kScanThreads / 32; ++warp) {
+      if (warp == int(threadIdx.x >> 5)) sum += total;
+      total += warp_sums[warp];
+    }
+    if (i < sequences) counts[i + 1] = before + sum;
+    before += total;
+    __syncthreads();  // warp_sums is written again in the next turn
+  }
+  if (threadIdx.x == 0) counts[0] = 0;
+}
+
+// First piece of the run of set bits that holds `place`.
+__device__ int64_t run_first(const uint64_t* bits, int64_t place) {
+  int64_t word = place >> 6;
+  uint64_t clear = ~bits[word] & bits_below(int(place & 63));
+  while (clear == 0) {
+    if (word == 0) return 0;
+    clear = ~bits[--word];
+  }
+  return word * 64 + highest_bit(clear) + 1;
+}
+
+template <class Token>
+__device__ void emit_row(const SpanMaskArgs& args, int64_t row) {
+  const int64_t start = args.starts[row], n = args.ends[row] - start;
+  const RowBits bits = row_bits(args, row, n);
+  const SequenceDraws draws = draws_of(args, row);
+  const int64_t* targets = args.row_counts;
+  const int64_t* spans = args.row_counts + args.sequences + 1;
+  const int64_t count = targets[row + 1] - targets[row];
+  // A lane's targets ascend, so it walks the words once: bits and run starts before the current word are counted on.
+  int64_t word = 0, bits_before = 0, runs_before = 0;
+  for (int64_t rank = threadIdx.x & 31; rank < count; rank += 32) {
+    uint64_t w = bits.free[word];
+    while (rank >= bits_before + popcount(w)) {
+      bits_before += popcount(w);
+      runs_before += popcount(run_starts(w, word > 0 ? bits.free[word - 1] : 0));
+      w = bits.free[++word];
+    }
+    const int bit = select_bit(w, int(rank - bits_before));
+    const int64_t place = word * 64 + bit;
+    const uint64_t up_to = ~uint64_t(0) >> (63 - bit);
+    const int64_t runs = runs_before + popcount(run_starts(w, word > 0 ? bits.free[word - 1] : 0) & up_to);
+    const int64_t first = run_first(bits.free, place);
+    const int64_t end = first_clear_from(bits.free, place, n);
+    const Span span = describe_span(args, bits, draws, n, first, end, spans[row] + runs - 1);
+    if (place == first) emit_span(args, start, span);
+    emit_target<Token>(args, draws, start, span, place, targets[row] + rank);
+  }
+}
+
+template <class Token>
+__global__ void __launch_bounds__(kThreads) span_emit_kernel(const __grid_constant__ SpanMaskArgs args) {
+  const int64_t used_targets = args.row_counts[args.sequences];
+  const int64_t used_spans = args.row_counts[2 * args.sequences + 1];
+  const int64_t threads = int64_t(gridDim.x) * kThreads, thread = int64_t(blockIdx.x) * kThreads + threadIdx.x;
+  for (int64_t k = used_targets + thread; k < args.target_capacity; k += threads) {
+    args.target_positions[k] = args.target_spans[k] = args.target_offsets[k] = 0;
+    args.target_ids[k] = args.sbo_ids[k] = kIgnore;
+  }
+  for (int64_t s = used_spans + thread; s < args.span_capacity; s += threads) {
+    args.span_left[s] = args.span_right[s] = 0;
+  }
+  if (thread == 0) args.dropped_spans[0] = used_spans > args.span_capacity ? used_spans - args.span_capacity : 0;
+  if (warp_index() < args.sequences) emit_row<Token>(args, warp_index());
+}
+
+template <class Token>
+void launch_as(const SpanMaskArgs& args, cudaStream_t stream) {
+  const unsigned blocks = blocks_for(args.sequences > 0 ? args.sequences : 1, kWarpsPerBlock);
+  span_sample_kernel<Token><<<blocks, kThreads, 0, stream>>>(args);
+  check(cudaGetLastError(), "span_sample launch");
+  running_sums_kernel<<<2, kScanThreads, 0, stream>>>(args.row_counts, args.sequences);
+  check(cudaGetLastError(), "running_sums launch");
+  span_emit_kernel<Token><<<blocks, kThreads, 0, stream>>>(args);
+  check(cudaGetLastError(), "span_emit launch");
+}
+
+}  // namespace
+
+int64_t launch_span_mask(const SpanMaskArgs& args, const Place& place) {
+  const DeviceGuard guard(place.device);
+  if (args.wide_tokens) {
+    launch_as<int64_t>(args, stream_of(place));
+  } else {
+    launch_as<int32_t>(args, stream_of(place));
+  }
+  return -1;
+}
+
+const Operations kOperations = {
+    launch_span_mask,
+    launch_gather_boundaries,
+    launch_gather_boundaries_backward,
+    launch_gelu_layer_norm,
+    launch_gelu_layer_norm_backward,
+    launch_sbo_first_layer,
+    launch_sbo_first_layer_backward,
+    launch_cross_entropy_rows,
+};
+
+}  // namespace SPANBERT_VARIANT
+}  // namespace spanbert

@@ -1,0 +1,176 @@
+// What the CUDA files share: the groups of a warp and of a block, launch checks, and sums over chunks.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cassert>
+#include <cstdio>
+#include <stdexcept>
+#include <string>
+
+#include "ops.h"
+#include "portable.h"
+
+namespace spanbert {
+namespace SPANBERT_VARIANT {
+
+constexpr unsigned kAllLanes = 0xFFFFFFFFu;
+
+struct Warp {
+  static constexpr int kSize = 32;
+
+  __device__ int rank() const { return int(threadIdx.x & 31); }
+  __device__ static constexpr int size() { return kSize; }
+  __device__ void sync() const { __syncwarp(); }
+
+  template <class N>
+  __device__ N sum(N x) const {
+    for (int step = 16; step > 0; step >>= 1) x += __shfl_xor_sync(kAllLanes, x, step);
+    return x;
+  }
+  template <class N>
+  __device__ N max(N x) const {
+    for (int step = 16; step > 0; step >>= 1) {
+      const N other = __shfl_xor_sync(kAllLanes, x, step);
+      x = other > x ? other : x;
+    }
+    return x;
+  }
+  // Sum of x over lower lanes; `total` becomes the sum over all.
+  __device__ int exclusive_sum(int x, int& total) const {
+    int inclusive = x;
+    for (int step = 1; step < kSize; step <<= 1) {
+      const int lower = __shfl_up_sync(kAllLanes, inclusive, step);
+      if (rank() >= step) inclusive += lower;
+    }
+    total = __shfl_sync(kAllLanes, inclusive, kSize - 1);
+    return inclusive - x;
+  }
+  template <class Flags>
+  __device__ void pack_flags(int64_t n, const Flags& flags, uint64_t* low, uint64_t* high) const {
+    for (int64_t base = 0; base < n; base += 64) {
+      const int64_t i = base + rank(), j = i + 32;
+      const unsigned first = i < n ? flags(i) : 0, second = j < n ? flags(j) : 0;
+      const uint64_t low_bits = __ballot_sync(kAllLanes, first & 1) | uint64_t(__ballot_sync(kAllLanes, second & 1))
+                                                                          << 32;
+      const uint64_t high_bits = __ballot_sync(kAllLanes, first & 2) | uint64_t(__ballot_sync(kAllLanes, second & 2))
+                                                                           << 32;
+      if (rank() == 0) {
+        low[base >> 6] = low_bits;
+        high[base >> 6] = high_bits;
+      }
+    }
+  }
+};
+
+// All threads of a block. Reductions go through `memory`, 32 values of 8 bytes in shared memory.
+template <int kThreads>
+struct Block {
+  static constexpr int kSize = kThreads;
+  static_assert(kThreads % 32 == 0 && kThreads <= 1024, "a block is whole warps");
+  double* memory;
+
+  __device__ int rank() const { return int(threadIdx.x); }
+  __device__ static constexpr int size() { return kThreads; }
+  __device__ void sync() const { __syncthreads(); }
+
+  template <class N, class Combine>
+  __device__ N reduce(N x, const Combine& combine) const {
+    N* values = reinterpret_cast<N*>(memory);
+    __syncthreads();  // the last reduction's readers are done with `memory`
+    if ((threadIdx.x & 31) == 0) values[threadIdx.x >> 5] = x;
+    __syncthreads();
+    N all = values[0];
+    for (int warp = 1; warp < kThreads / 32; ++warp) all = combine(all, values[warp]);
+    return all;
+  }
+  template <class N>
+  __device__ N sum(N x) const {
+    return reduce(Warp().sum(x), [](N a, N b) { return a + b; });
+  }
+  template <class N>
+  __device__ N max(N x) const {
+    return reduce(Warp().max(x), [](N a, N b) { return b > a ? b : a; });
+  }
+};
+
+inline void check(cudaError_t status, const char* what) {
+  if (status != cudaSuccess) {
+    throw std::runtime_error(std::string("spanbert_ext: CUDA ") + what + " failed: " + cudaGetErrorString(status));
+  }
+}
+
+// Makes the tensors' device current for the launches of one call.
+class DeviceGuard {
+ public:
+  explicit DeviceGuard(int device) {
+    check(cudaGetDevice(&before_), "device query");
+    if (device != before_) check(cudaSetDevice(device), "device selection");
+    changed_ = device != before_;
+  }
+  ~DeviceGuard() {
+    if (changed_) cudaSetDevice(before_);
+  }
+  DeviceGuard(const DeviceGuard&) = delete;
+  DeviceGuard& operator=(const DeviceGuard&) = delete;
+
+ private:
+  int before_ = 0;
+  bool changed_ = false;
+};
+
+inline cudaStream_t stream_of(const Place& place) { return static_cast<cudaStream_t>(place.stream); }
+
+inline unsigned blocks_for(int64_t work, int64_t per_block) { return unsigned((work + per_block - 1) / per_block); }
+
+// out[h] = sum over chunks of partials[chunk * stride + h]. A block owns 32 columns; its rows of threads take every
+// kChunkLanes-th chunk and are added in order, so the result depends on the shape alone.
+constexpr int kChunkLanes = 16;
+
+template <class W, class Out>
+__global__ void sum_chunks_kernel(const W* partials, int64_t chunks, int64_t stride, int64_t count, Out* out) {
+  __shared__ W lanes[kChunkLanes][32];
+  const int64_t h = int64_t(blockIdx.x) * 32 + threadIdx.x;
+  W sum = 0;
+  if (h < count) {
+    for (int64_t chunk = threadIdx.y; chunk < chunks; chunk += kChunkLanes) sum += partials[chunk * stride + h];
+  }
+  lanes[threadIdx.y][threadIdx.x] = sum;
+  __syncthreads();
+  if (threadIdx.y > 0 || h >= count) return;
+  for (int lane = 1; lane < kChunkLanes; ++lane) sum += lanes[lane][threadIdx.x];
+  out[h] = store<Out>(sum);
+}
+
+template <class W, class Out>
+void launch_sum_chunks(const W* partials, int64_t chunks, int64_t stride, int64_t count, Out* out,
+                       cudaStream_t stream) {
+  if (count == 0) return;
+  sum_chunks_kernel<W, Out>
+      <<<blocks_for(count, 32), dim3(32, kChunkLanes), 0, stream>>>(partials, chunks, stride, count, out);
+  check(cudaGetLastError(), "sum_chunks launch");
+}
+
+// Calls run(T()) with the scalar type of a dtype.
+template <class Run>
+void by_dtype(Dtype dtype, const Run& run) {
+  switch (dtype) {
+    case Dtype::kFloat32: return run(float());
+    case Dtype::kBFloat16: return run(bf16());
+    case Dtype::kFloat16: return run(fp16());
+    case Dtype::kFloat64: return run(double());
+  }
+}
+
+// The launchers, one for each operation of the table in cuda.cu.
+int64_t launch_span_mask(const SpanMaskArgs& args, const Place& place);
+void launch_gather_boundaries(const BoundaryArgs& args, const Place& place);
+void launch_gather_boundaries_backward(const BoundaryArgs& args, const Place& place);
+void launch_gelu_layer_norm(const GeluLayerNormArgs& args, const Place& place);
+void launch_gelu_layer_norm_backward(const GeluLayerNormBackwardArgs& args, const Place& place);
+void launch_sbo_first_layer(const SboFirstLayerArgs& args, const Place& place);
+void launch_sbo_first_layer_backward(const SboFirstLayerBackwardArgs& args, const Place& place);
+void launch_cross_entropy_rows(const CrossEntropyArgs& args, const Place& place);
+
+}  // namespace SPANBERT_VARIANT
+}  // namespace spanbert

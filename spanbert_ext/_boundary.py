@@ -1,0 +1,73 @@
+"""What all operations share: argument checks, registration, and where a native call runs."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from spanbert_ext import _backend
+
+DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}
+_library = torch.library.Library("spanbert_ext", "DEF")
+
+
+def working_dtype(dtype: torch.dtype) -> torch.dtype:
+    """fp32 for rows of at most 32 bits, double for double rows."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def place(tensor: Tensor):
+    if tensor.device.type == "cpu":
+        return _backend.native_module.Place(-1, 0)
+    stream = torch.cuda.current_stream(tensor.device)
+    return _backend.native_module.Place(tensor.device.index, stream.cuda_stream)
+
+
+def check(name: str, tensor: Tensor, shape: tuple, dtype: torch.dtype, like: Tensor) -> None:
+    """Shape entries of None accept any size."""
+    sizes = tuple(tensor.shape)
+    if len(sizes) != len(shape) or any(
+        want is not None and want != got for want, got in zip(shape, sizes, strict=True)
+    ):
+        raise ValueError(f"{name} must have shape {shape}; got {sizes}")
+    if tensor.dtype != dtype:
+        raise TypeError(f"{name} must be {dtype}; got {tensor.dtype}")
+    if tensor.device != like.device:
+        raise ValueError(f"{name} must be on {like.device}; got {tensor.device}")
+    if not tensor.is_contiguous():
+        raise ValueError(f"{name} must be contiguous; got strides {tensor.stride()}")
+
+
+def check_rows(name: str, rows: Tensor) -> None:
+    if rows.dtype not in DTYPES:
+        raise TypeError(f"{name} must be float32, bfloat16, float16 or float64; got {rows.dtype}")
+    check(name, rows, (None, None), rows.dtype, rows)
+
+
+def check_range(name: str, index: Tensor, size: int, used: Tensor | None = None) -> None:
+    """On the CPU only: elsewhere the kernel asserts, because reading the answer back would stall
+    the stream."""
+    if index.device.type != "cpu" or index.numel() == 0:
+        return
+    bad = (index < 0) | (index >= size)
+    if used is not None:
+        bad &= used
+    if bool(bad.any()):
+        first = int(bad.nonzero()[0])
+        raise IndexError(f"{name}[{first}] is {int(index[first])}; expected 0 <= index < {size}")
+
+
+def define(schema: str, implementation, fake, setup_context=None, backward=None) -> None:
+    name = _library.define(schema)
+    for key in ("CPU", "CUDA"):
+        _library.impl(name, implementation, key)
+    torch.library.register_fake(f"spanbert_ext::{name}", fake, lib=_library)
+    if backward is not None:
+        torch.library.register_autograd(
+            f"spanbert_ext::{name}", backward, setup_context=setup_context, lib=_library
+        )
+
+
+def counts_are_free(tensor: Tensor) -> bool:
+    """Whether Python may look at values: on the CPU, outside of tracing."""
+    return tensor.device.type == "cpu" and not torch.compiler.is_compiling()

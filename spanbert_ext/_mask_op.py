@@ -1,0 +1,132 @@
+"""The boundary of span masking: schema and fake of the one operation that is not differentiable.
+
+As in `_ops`: inputs must already be right, and anything else raises with the argument's name.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from spanbert_ext import _backend, reference
+from spanbert_ext._boundary import check, define, place
+from spanbert_ext.reference import SamplerSettings
+
+
+@lru_cache(maxsize=64)
+def _native_settings(seed, mask_id, ratio, min_words, lengths, mask, random, per_piece, slots):
+    return _backend.native_module.SamplerSettings(
+        seed, mask_id, ratio, min_words, list(lengths), mask, random, per_piece, slots
+    )
+
+
+def _signed(seed: int) -> int:
+    """The 64-bit key as the signed integer that an operation's argument can hold."""
+    return seed - (1 << 64) if seed >= 1 << 63 else seed
+
+
+def span_mask(
+    tokens: Tensor,
+    starts: Tensor,
+    ends: Tensor,
+    sample_ids: Tensor,
+    epoch: Tensor,
+    vocabulary: Tensor,
+    random_tokens: Tensor,
+    settings: SamplerSettings,
+    target_capacity: int,
+    span_capacity: int,
+) -> tuple[Tensor, ...]:
+    """`reference.span_mask`, natively where the back end allows."""
+    if not _backend.use_native(tokens.device):
+        bad = ((tokens < 0) | (tokens >= vocabulary.numel())).nonzero()
+        if bad.numel():
+            _raise_bad_id(tokens, int(bad[0]), vocabulary.numel())
+        return reference.span_mask(
+            tokens, starts, ends, sample_ids, epoch, vocabulary, random_tokens, settings,
+            target_capacity, span_capacity,
+        )  # fmt: skip
+    return torch.ops.spanbert_ext.span_mask(
+        tokens, starts, ends, sample_ids, epoch, vocabulary, random_tokens,
+        _signed(settings.seed), settings.mask_id, settings.ratio, settings.min_words,
+        settings.length_thresholds, settings.mask_threshold, settings.random_threshold,
+        settings.per_piece, settings.max_span_targets, target_capacity, span_capacity,
+    )  # fmt: skip
+
+
+def _raise_bad_id(tokens: Tensor, place: int, size: int) -> None:
+    raise IndexError(
+        f"token {place} of the flat batch has id {int(tokens[place])}; expected 0 <= id < {size}"
+    )
+
+
+def _span_mask(
+    tokens, starts, ends, sample_ids, epoch, vocabulary, random_tokens, seed, mask_id, ratio,
+    min_words, length_thresholds, mask_threshold, random_threshold, per_piece, max_span_targets,
+    target_capacity, span_capacity,
+):  # fmt: skip
+    total, sequences = tokens.numel(), starts.numel()
+    for name, tensor in (("starts", starts), ("ends", ends), ("sample_ids", sample_ids)):
+        check(name, tensor, (sequences,), torch.int64, tokens)
+    check("epoch", epoch, (1,), torch.int64, tokens)
+    check("vocabulary", vocabulary, (None,), torch.uint8, tokens)
+    check("random_tokens", random_tokens, (None,), torch.int64, tokens)
+    outputs = _empty_masks(tokens, target_capacity, span_capacity)
+    bitmaps = tokens.new_empty((3, total // 64 + sequences + 1), dtype=torch.int64)
+    row_counts = tokens.new_empty((2, sequences + 1), dtype=torch.int64)
+    settings = _native_settings(
+        seed & (2**64 - 1), mask_id, tuple(ratio), min_words, tuple(length_thresholds),
+        mask_threshold, random_threshold, per_piece, max_span_targets,
+    )  # fmt: skip
+    inputs = (tokens, starts, ends, sample_ids, epoch, vocabulary, random_tokens)
+    sizes = [total, sequences, vocabulary.numel(), random_tokens.numel()]
+    bad = _backend.native_module.span_mask(
+        place(tokens), settings, tokens.dtype == torch.int64, *(t.data_ptr() for t in inputs),
+        [t.data_ptr() for t in outputs], bitmaps.data_ptr(), row_counts.data_ptr(),
+        [*sizes, target_capacity, span_capacity],
+    )  # fmt: skip
+    if bad >= 0:
+        _raise_bad_id(tokens, bad, vocabulary.numel())
+    return outputs
+
+
+def _empty_masks(tokens: Tensor, target_capacity: int, span_capacity: int) -> tuple[Tensor, ...]:
+    sizes = [target_capacity] * 5 + [span_capacity] * 2 + [1]
+    columns = (tokens.new_empty((size,), dtype=torch.int64) for size in sizes)
+    return torch.empty_like(tokens), torch.empty_like(tokens, dtype=torch.int64), *columns
+
+
+def _span_mask_fake(tokens, *arguments):
+    return _empty_masks(tokens, *arguments[-2:])
+
+
+define(
+    "span_mask(Tensor tokens, Tensor starts, Tensor ends, Tensor sample_ids, Tensor epoch, "
+    "Tensor vocabulary, Tensor random_tokens, int seed, int mask_id, int[] ratio, int min_words, "
+    "int[] length_thresholds, int mask_threshold, int random_threshold, bool per_piece, "
+    "int max_span_targets, SymInt target_capacity, SymInt span_capacity) -> (Tensor input_ids, "
+    "Tensor labels, Tensor target_positions, Tensor target_ids, Tensor target_spans, "
+    "Tensor target_offsets, Tensor sbo_ids, Tensor span_left, Tensor span_right, "
+    "Tensor dropped_spans)",
+    _span_mask,
+    _span_mask_fake,
+)
+
+
+def check_cu_seqlens(cu_seqlens: Tensor, total: int) -> None:
+    """Raises ValueError unless [N + 1] offsets run from 0 to `total` without falling; CPU tensors
+    only."""
+    if cu_seqlens.device.type != "cpu":
+        return
+    if int(cu_seqlens[0]) != 0 or int(cu_seqlens[-1]) != total:
+        ends = int(cu_seqlens[0]), int(cu_seqlens[-1])
+        raise ValueError(
+            f"cu_seqlens must start at 0 and end at {total}; got {ends[0]} and {ends[1]}"
+        )
+    falls = (cu_seqlens[1:] < cu_seqlens[:-1]).nonzero()
+    if falls.numel():
+        at = int(falls[0])
+        pair = int(cu_seqlens[at]), int(cu_seqlens[at + 1])
+        raise ValueError(f"cu_seqlens falls from {pair[0]} to {pair[1]} at entry {at + 1}")
