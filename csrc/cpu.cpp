@@ -35,20 +35,6 @@ SequenceDraws draws_of(const SpanMaskArgs& args, int64_t row) {
   return {args.settings.seed, uint64_t(args.sample_ids[row]), uint32_t(args.epoch[0])};
 }
 
-template <class Token>
-void emit_row(const SpanMaskArgs& args, int64_t row, int64_t target, int64_t span) {
-  const int64_t start = args.starts[row], n = args.ends[row] - start;
-  const RowBits bits = row_bits(args, row, n);
-  const SequenceDraws draws = draws_of(args, row);
-  for (int64_t place = nth_bit_from(bits.free, 0, 1, n); place < n;) {
-    const int64_t end = first_clear_from(bits.free, place, n);
-    const Span found = describe_span(args, bits, draws, n, place, end, span++);
-    emit_span(args, start, found);
-    for (int64_t at = place; at < end; ++at) emit_target<Token>(args, draws, start, found, at, target++);
-    place = nth_bit_from(bits.free, end, 1, n);
-  }
-}
-
 void fill_unused(const SpanMaskArgs& args, int64_t targets, int64_t spans) {
   for (int64_t k = targets; k < args.target_capacity; ++k) {
     args.target_positions[k] = args.target_spans[k] = args.target_offsets[k] = 0;
@@ -91,7 +77,8 @@ int64_t span_mask_as(const SpanMaskArgs& args) {
     }
     if (bad == args.total) {
 #pragma omp for schedule(static)
-      for (int64_t row = 0; row < args.sequences; ++row) emit_row<Token>(args, row, targets[row], spans[row]);
+      for (int64_t row = 0; row < args.sequences; ++row)
+        emit_row<OneThread, Token>(kAlone, args, row, draws_of(args, row));
     }
   }
   fill_unused(args, targets[args.sequences], spans[args.sequences]);
@@ -148,21 +135,11 @@ void gather_boundaries_backward_as(const BoundaryArgs& args) {
 
 template <class T>
 void gelu_layer_norm_as(const GeluLayerNormArgs& args) {
-  using W = working_t<T>;
-  const int64_t size = args.hidden_size;
-#pragma omp parallel num_threads(threads_for(args.rows* size, kSerialElements))
+#pragma omp parallel num_threads(threads_for(args.rows* args.hidden_size, kSerialElements))
   {
-    const Scratch<W> scratch(size);
+    const Scratch<working_t<T>> scratch(args.hidden_size);
 #pragma omp for schedule(static)
-    for (int64_t r = 0; r < args.rows; ++r) {
-      const T* x = static_cast<const T*>(args.x) + r * size;
-      T* out = static_cast<T*>(args.out) + r * size;
-      const Moments<W> m = gelu_layer_norm_row(
-          kAlone, size, W(args.eps), static_cast<const W*>(args.weight), static_cast<const W*>(args.bias),
-          scratch.data(), [&](int64_t h) -> W { return load(x[h]); }, [&](int64_t h, W y) { out[h] = store<T>(y); });
-      static_cast<W*>(args.mean)[r] = m.mean;
-      static_cast<W*>(args.rstd)[r] = m.rstd;
-    }
+    for (int64_t row = 0; row < args.rows; ++row) gelu_layer_norm_at<OneThread, T>(kAlone, args, row, scratch.data());
   }
 }
 
@@ -183,90 +160,26 @@ template <class T>
 void gelu_layer_norm_backward_as(const GeluLayerNormBackwardArgs& args) {
   using W = working_t<T>;
   const int64_t size = args.hidden_size, chunks = (args.rows + kRowsPerChunk - 1) / kRowsPerChunk;
-  W* partials = static_cast<W*>(args.partials);
 #pragma omp parallel num_threads(threads_for(args.rows* size, kSerialElements))
   {
-    const Scratch<W> scratch(2 * size);
+    const Scratch<W> scratch(kNormBackwardRows * size);
 #pragma omp for schedule(static)
     for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-      W* partial = partials + chunk * 2 * size;
-      memset(partial, 0, sizeof(W) * size_t(2 * size));
-      const int64_t end = (chunk + 1) * kRowsPerChunk < args.rows ? (chunk + 1) * kRowsPerChunk : args.rows;
-      for (int64_t r = chunk * kRowsPerChunk; r < end; ++r) {
-        const T* x = static_cast<const T*>(args.x) + r * size;
-        const T* grad_out = static_cast<const T*>(args.grad_out) + r * size;
-        T* grad_x = static_cast<T*>(args.grad_x) + r * size;
-        const Moments<W> m{static_cast<const W*>(args.mean)[r], static_cast<const W*>(args.rstd)[r]};
-        gelu_layer_norm_row_backward(
-            kAlone, size, m, static_cast<const W*>(args.weight), partial, partial + size, scratch.data(),
-            [&](int64_t h) -> W { return load(x[h]); }, [&](int64_t h) -> W { return load(grad_out[h]); },
-            [&](int64_t h, W d) { grad_x[h] = store<T>(d); });
-      }
+      gelu_layer_norm_backward_chunk<OneThread, T>(kAlone, args, chunk, scratch.data());
     }
   }
+  const W* partials = static_cast<const W*>(args.partials);
   sum_chunks(partials, chunks, 2 * size, size, static_cast<W*>(args.grad_weight));
   sum_chunks(partials + size, chunks, 2 * size, size, static_cast<W*>(args.grad_bias));
 }
 
 template <class T>
 void sbo_first_layer_as(const SboFirstLayerArgs& args) {
-  using W = working_t<T>;
-  const int64_t size = args.hidden_size;
-#pragma omp parallel num_threads(threads_for(args.targets* size, kSerialElements))
+#pragma omp parallel num_threads(threads_for(args.targets* args.hidden_size, kSerialElements))
   {
-    const Scratch<W> scratch(size);
+    const Scratch<working_t<T>> scratch(args.hidden_size);
 #pragma omp for schedule(static)
-    for (int64_t k = 0; k < args.targets; ++k) {
-      T* out = static_cast<T*>(args.out) + k * size;
-      Moments<W> m{0, 0};
-      if (args.sbo_ids[k] == kIgnore) {
-        memset(out, 0, sizeof(T) * size_t(size));
-      } else {
-        const T* span = static_cast<const T*>(args.span_rows) + args.target_spans[k] * size;
-        const T* position = static_cast<const T*>(args.position_rows) + args.target_offsets[k] * size;
-        m = gelu_layer_norm_row(
-            kAlone, size, W(args.eps), static_cast<const W*>(args.weight), static_cast<const W*>(args.bias),
-            scratch.data(), [&](int64_t h) -> W { return load(span[h]) + load(position[h]); },
-            [&](int64_t h, W y) { out[h] = store<T>(y); });
-      }
-      static_cast<W*>(args.mean)[k] = m.mean;
-      static_cast<W*>(args.rstd)[k] = m.rstd;
-    }
-  }
-}
-
-// One chunk of spans: gradient rows of its spans, and its share of the parameter and position gradients.
-template <class T>
-void sbo_backward_chunk(const SboFirstLayerBackwardArgs& args, int64_t chunk, working_t<T>* scratch) {
-  using W = working_t<T>;
-  const int64_t size = args.hidden_size;
-  W* partial = static_cast<W*>(args.partials) + chunk * (2 + args.positions) * size;
-  W* grad_span = scratch + 2 * size;
-  memset(partial, 0, sizeof(W) * size_t((2 + args.positions) * size));
-  const int64_t end = (chunk + 1) * kSpansPerChunk < args.spans ? (chunk + 1) * kSpansPerChunk : args.spans;
-  for (int64_t s = chunk * kSpansPerChunk; s < end; ++s) {
-    memset(grad_span, 0, sizeof(W) * size_t(size));
-    const T* span = static_cast<const T*>(args.span_rows) + s * size;
-    const int64_t first = args.first_targets[s];
-    for (int64_t k = first; k >= 0 && k < args.targets && args.target_spans[k] == s; ++k) {
-      if (args.sbo_ids[k] == kIgnore) continue;
-      const int64_t offset = args.target_offsets[k];
-      const T* position = static_cast<const T*>(args.position_rows) + offset * size;
-      const T* grad_out = static_cast<const T*>(args.grad_out) + k * size;
-      W* grad_position = partial + (2 + offset) * size;
-      const Moments<W> m{static_cast<const W*>(args.mean)[k], static_cast<const W*>(args.rstd)[k]};
-      gelu_layer_norm_row_backward(
-          kAlone, size, m, static_cast<const W*>(args.weight), partial, partial + size, scratch,
-          [&](int64_t h) -> W { return load(span[h]) + load(position[h]); },
-          [&](int64_t h) -> W { return load(grad_out[h]); },
-          [&](int64_t h, W d) {
-            grad_span[h] += d;
-            grad_position[h] += d;
-          });
-    }
-    T* out = static_cast<T*>(args.grad_span_rows) + s * size;
-    SPANBERT_SIMD
-    for (int64_t h = 0; h < size; ++h) out[h] = store<T>(grad_span[h]);
+    for (int64_t k = 0; k < args.targets; ++k) sbo_first_layer_at<OneThread, T>(kAlone, args, k, scratch.data());
   }
 }
 
@@ -280,9 +193,11 @@ void sbo_first_layer_backward_as(const SboFirstLayerBackwardArgs& args) {
   }
 #pragma omp parallel num_threads(threads_for(args.targets* size, kSerialElements))
   {
-    const Scratch<W> scratch(3 * size);
+    const Scratch<W> scratch(kSboBackwardRows * size);
 #pragma omp for schedule(dynamic)
-    for (int64_t chunk = 0; chunk < chunks; ++chunk) sbo_backward_chunk<T>(args, chunk, scratch.data());
+    for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+      sbo_first_layer_backward_chunk<OneThread, T>(kAlone, args, chunk, scratch.data());
+    }
   }
   const W* partials = static_cast<const W*>(args.partials);
   const int64_t stride = (2 + args.positions) * size;

@@ -30,7 +30,7 @@ __device__ int64_t checked_length(const SpanMaskArgs& args, int64_t row) {
 }
 
 template <class Token>
-__global__ void __launch_bounds__(kThreads) span_sample_kernel(const __grid_constant__ SpanMaskArgs args) {
+__global__ void __launch_bounds__(kThreads, 4) span_sample_kernel(const __grid_constant__ SpanMaskArgs args) {
   const Token* tokens = static_cast<const Token*>(args.tokens);
   const int64_t threads = int64_t(gridDim.x) * kThreads;
   for (int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x; i < args.total; i += threads) {
@@ -80,48 +80,8 @@ __global__ void __launch_bounds__(kScanThreads) running_sums_kernel(int64_t* row
   if (threadIdx.x == 0) counts[0] = 0;
 }
 
-// First piece of the run of set bits that holds `place`.
-__device__ int64_t run_first(const uint64_t* bits, int64_t place) {
-  int64_t word = place >> 6;
-  uint64_t clear = ~bits[word] & bits_below(int(place & 63));
-  while (clear == 0) {
-    if (word == 0) return 0;
-    clear = ~bits[--word];
-  }
-  return word * 64 + highest_bit(clear) + 1;
-}
-
 template <class Token>
-__device__ void emit_row(const SpanMaskArgs& args, int64_t row) {
-  const int64_t start = args.starts[row], n = args.ends[row] - start;
-  const RowBits bits = row_bits(args, row, n);
-  const SequenceDraws draws = draws_of(args, row);
-  const int64_t* targets = args.row_counts;
-  const int64_t* spans = args.row_counts + args.sequences + 1;
-  const int64_t count = targets[row + 1] - targets[row];
-  // A lane's targets ascend, so it walks the words once: bits and run starts before the current word are counted on.
-  int64_t word = 0, bits_before = 0, runs_before = 0;
-  for (int64_t rank = threadIdx.x & 31; rank < count; rank += 32) {
-    uint64_t w = bits.free[word];
-    while (rank >= bits_before + popcount(w)) {
-      bits_before += popcount(w);
-      runs_before += popcount(run_starts(w, word > 0 ? bits.free[word - 1] : 0));
-      w = bits.free[++word];
-    }
-    const int bit = select_bit(w, int(rank - bits_before));
-    const int64_t place = word * 64 + bit;
-    const uint64_t up_to = ~uint64_t(0) >> (63 - bit);
-    const int64_t runs = runs_before + popcount(run_starts(w, word > 0 ? bits.free[word - 1] : 0) & up_to);
-    const int64_t first = run_first(bits.free, place);
-    const int64_t end = first_clear_from(bits.free, place, n);
-    const Span span = describe_span(args, bits, draws, n, first, end, spans[row] + runs - 1);
-    if (place == first) emit_span(args, start, span);
-    emit_target<Token>(args, draws, start, span, place, targets[row] + rank);
-  }
-}
-
-template <class Token>
-__global__ void __launch_bounds__(kThreads) span_emit_kernel(const __grid_constant__ SpanMaskArgs args) {
+__global__ void __launch_bounds__(kThreads, 4) span_emit_kernel(const __grid_constant__ SpanMaskArgs args) {
   const int64_t used_targets = args.row_counts[args.sequences];
   const int64_t used_spans = args.row_counts[2 * args.sequences + 1];
   const int64_t threads = int64_t(gridDim.x) * kThreads, thread = int64_t(blockIdx.x) * kThreads + threadIdx.x;
@@ -133,7 +93,8 @@ __global__ void __launch_bounds__(kThreads) span_emit_kernel(const __grid_consta
     args.span_left[s] = args.span_right[s] = 0;
   }
   if (thread == 0) args.dropped_spans[0] = used_spans > args.span_capacity ? used_spans - args.span_capacity : 0;
-  if (warp_index() < args.sequences) emit_row<Token>(args, warp_index());
+  const int64_t row = warp_index();
+  if (row < args.sequences) emit_row<Warp, Token>(Warp(), args, row, draws_of(args, row));
 }
 
 template <class Token>

@@ -48,46 +48,20 @@ __global__ void __launch_bounds__(kCopyThreads) gather_boundaries_backward_kerne
 // Forward rows: one warp each, with the row's GELU values in shared memory.
 template <class T>
 __global__ void gelu_layer_norm_kernel(const GeluLayerNormArgs args) {
-  using W = working_t<T>;
-  const int64_t row = int64_t(blockIdx.x) * (blockDim.x >> 5) + (threadIdx.x >> 5), size = args.hidden_size;
+  const int warp = int(threadIdx.x >> 5);
+  const int64_t row = int64_t(blockIdx.x) * (blockDim.x >> 5) + warp;
   if (row >= args.rows) return;
-  W* scratch = reinterpret_cast<W*>(shared_memory) + (threadIdx.x >> 5) * size;
-  const T* x = static_cast<const T*>(args.x) + row * size;
-  T* out = static_cast<T*>(args.out) + row * size;
-  const Moments<W> m = gelu_layer_norm_row(
-      Warp(), size, W(args.eps), static_cast<const W*>(args.weight), static_cast<const W*>(args.bias), scratch,
-      [&](int64_t h) -> W { return load(x[h]); }, [&](int64_t h, W y) { out[h] = store<T>(y); });
-  if (Warp().rank() == 0) {
-    static_cast<W*>(args.mean)[row] = m.mean;
-    static_cast<W*>(args.rstd)[row] = m.rstd;
-  }
+  auto* scratch = reinterpret_cast<working_t<T>*>(shared_memory) + warp * args.hidden_size;
+  gelu_layer_norm_at<Warp, T>(Warp(), args, row, scratch);
 }
 
 template <class T>
 __global__ void sbo_first_layer_kernel(const SboFirstLayerArgs args) {
-  using W = working_t<T>;
-  const int64_t k = int64_t(blockIdx.x) * (blockDim.x >> 5) + (threadIdx.x >> 5), size = args.hidden_size;
+  const int warp = int(threadIdx.x >> 5);
+  const int64_t k = int64_t(blockIdx.x) * (blockDim.x >> 5) + warp;
   if (k >= args.targets) return;
-  const Warp warp;
-  W* scratch = reinterpret_cast<W*>(shared_memory) + (threadIdx.x >> 5) * size;
-  T* out = static_cast<T*>(args.out) + k * size;
-  Moments<W> m{0, 0};
-  if (args.sbo_ids[k] == kIgnore) {
-    for (int64_t h = warp.rank(); h < size; h += warp.size()) out[h] = store<T>(W(0));
-  } else {
-    const int64_t s = args.target_spans[k], offset = args.target_offsets[k];
-    assert(s >= 0 && s < args.spans && offset >= 0 && offset < args.positions && "SBO target outside its table");
-    const T* span = static_cast<const T*>(args.span_rows) + s * size;
-    const T* position = static_cast<const T*>(args.position_rows) + offset * size;
-    m = gelu_layer_norm_row(
-        warp, size, W(args.eps), static_cast<const W*>(args.weight), static_cast<const W*>(args.bias), scratch,
-        [&](int64_t h) -> W { return load(span[h]) + load(position[h]); },
-        [&](int64_t h, W y) { out[h] = store<T>(y); });
-  }
-  if (warp.rank() == 0) {
-    static_cast<W*>(args.mean)[k] = m.mean;
-    static_cast<W*>(args.rstd)[k] = m.rstd;
-  }
+  auto* scratch = reinterpret_cast<working_t<T>*>(shared_memory) + warp * args.hidden_size;
+  sbo_first_layer_at<Warp, T>(Warp(), args, k, scratch);
 }
 
 // Shared memory of a backward block: 32 reduction values, then rows of `size` working values.
@@ -98,27 +72,7 @@ __device__ W* shared_rows() {
 
 template <class T>
 __global__ void __launch_bounds__(kThreads, 2) gelu_layer_norm_backward_kernel(const GeluLayerNormBackwardArgs args) {
-  using W = working_t<T>;
-  const RowBlock block{shared_memory};
-  const int64_t size = args.hidden_size, chunk = blockIdx.x;
-  W* scratch = shared_rows<W>();
-  W* partial = scratch + 2 * size;
-  for (int64_t h = block.rank(); h < 2 * size; h += block.size()) partial[h] = 0;
-  block.sync();
-  const int64_t limit = (chunk + 1) * kRowsPerChunk, end = limit < args.rows ? limit : args.rows;
-  for (int64_t r = chunk * kRowsPerChunk; r < end; ++r) {
-    const T* x = static_cast<const T*>(args.x) + r * size;
-    const T* grad_out = static_cast<const T*>(args.grad_out) + r * size;
-    T* grad_x = static_cast<T*>(args.grad_x) + r * size;
-    const Moments<W> m{static_cast<const W*>(args.mean)[r], static_cast<const W*>(args.rstd)[r]};
-    gelu_layer_norm_row_backward(
-        block, size, m, static_cast<const W*>(args.weight), partial, partial + size, scratch,
-        [&](int64_t h) -> W { return load(x[h]); }, [&](int64_t h) -> W { return load(grad_out[h]); },
-        [&](int64_t h, W d) { grad_x[h] = store<T>(d); });
-  }
-  block.sync();
-  W* out = static_cast<W*>(args.partials) + chunk * 2 * size;
-  for (int64_t h = block.rank(); h < 2 * size; h += block.size()) out[h] = partial[h];
+  gelu_layer_norm_backward_chunk<RowBlock, T>(RowBlock{shared_memory}, args, blockIdx.x, shared_rows<working_t<T>>());
 }
 
 // Each span's first SBO target; spans without one keep -1.
@@ -134,48 +88,9 @@ __global__ void first_targets_kernel(const int64_t* target_spans, const int64_t*
   first_targets[s] = k;
 }
 
-// A block takes a chunk of spans one by one; a thread owns its columns of every sum, so nothing is shared but the
-// row reductions.
 template <class T>
 __global__ void __launch_bounds__(kThreads, 2) sbo_first_layer_backward_kernel(const SboFirstLayerBackwardArgs args) {
-  using W = working_t<T>;
-  const RowBlock block{shared_memory};
-  const int64_t size = args.hidden_size, chunk = blockIdx.x;
-  W* scratch = shared_rows<W>();
-  W* grad_span = scratch + 2 * size;
-  W* partial = scratch + 3 * size;
-  W* out = static_cast<W*>(args.partials) + chunk * (2 + args.positions) * size;
-  for (int64_t h = block.rank(); h < 2 * size; h += block.size()) partial[h] = 0;
-  for (int64_t p = 0; p < args.positions; ++p) {
-    for (int64_t h = block.rank(); h < size; h += block.size()) out[(2 + p) * size + h] = 0;
-  }
-  block.sync();
-  const int64_t limit = (chunk + 1) * kSpansPerChunk, end = limit < args.spans ? limit : args.spans;
-  for (int64_t s = chunk * kSpansPerChunk; s < end; ++s) {
-    for (int64_t h = block.rank(); h < size; h += block.size()) grad_span[h] = 0;
-    const T* span = static_cast<const T*>(args.span_rows) + s * size;
-    const int64_t first = args.first_targets[s];
-    for (int64_t k = first; k >= 0 && k < args.targets && args.target_spans[k] == s; ++k) {
-      if (args.sbo_ids[k] == kIgnore) continue;
-      const int64_t offset = args.target_offsets[k];
-      const T* position = static_cast<const T*>(args.position_rows) + offset * size;
-      const T* grad_out = static_cast<const T*>(args.grad_out) + k * size;
-      W* grad_position = out + (2 + offset) * size;
-      const Moments<W> m{static_cast<const W*>(args.mean)[k], static_cast<const W*>(args.rstd)[k]};
-      gelu_layer_norm_row_backward(
-          block, size, m, static_cast<const W*>(args.weight), partial, partial + size, scratch,
-          [&](int64_t h) -> W { return load(span[h]) + load(position[h]); },
-          [&](int64_t h) -> W { return load(grad_out[h]); },
-          [&](int64_t h, W d) {
-            grad_span[h] += d;
-            grad_position[h] += d;
-          });
-    }
-    T* grad_rows = static_cast<T*>(args.grad_span_rows) + s * size;
-    for (int64_t h = block.rank(); h < size; h += block.size()) grad_rows[h] = store<T>(grad_span[h]);
-  }
-  block.sync();
-  for (int64_t h = block.rank(); h < 2 * size; h += block.size()) out[h] = partial[h];
+  sbo_first_layer_backward_chunk<RowBlock, T>(RowBlock{shared_memory}, args, blockIdx.x, shared_rows<working_t<T>>());
 }
 
 // Warps of a forward block: as many as their rows fit in shared memory, four at most (more would not help: a row is
@@ -244,7 +159,7 @@ void launch_gelu_layer_norm_backward(const GeluLayerNormBackwardArgs& args, cons
   by_dtype(args.dtype, [&](auto scalar) {
     using T = decltype(scalar);
     using W = working_t<T>;
-    const size_t bytes = backward_bytes<W>(4, size);
+    const size_t bytes = backward_bytes<W>(kNormBackwardRows, size);
     if (chunks > 0) {
       gelu_layer_norm_backward_kernel<T><<<unsigned(chunks), kThreads, bytes, stream_of(place)>>>(args);
       check(cudaGetLastError(), "gelu_layer_norm_backward launch");
@@ -282,7 +197,7 @@ void launch_sbo_first_layer_backward(const SboFirstLayerBackwardArgs& args, cons
   by_dtype(args.dtype, [&](auto scalar) {
     using T = decltype(scalar);
     using W = working_t<T>;
-    const size_t bytes = backward_bytes<W>(5, size);
+    const size_t bytes = backward_bytes<W>(kSboBackwardRows, size);
     if (chunks > 0) {
       sbo_first_layer_backward_kernel<T><<<unsigned(chunks), kThreads, bytes, stream>>>(args);
       check(cudaGetLastError(), "sbo_first_layer_backward launch");

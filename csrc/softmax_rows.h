@@ -59,10 +59,10 @@ SPANBERT_HD W cross_entropy_row(const Group& g, const CrossEntropyArgs& args, in
     }
     return 0;
   }
+  // Everybody reads the target's logit before its owner overwrites it: softmax_row's reductions stand between.
   const auto finish = [&](const auto& z) {
     const W at_target = z(target);
     const SoftmaxRow<W> softmax = softmax_row<Group, W>(g, args.vocab_size, z);
-    g.sync();  // everybody has read the target's logit before its owner overwrites it
     if (args.scale) softmax_row_gradient(g, args.vocab_size, args.stride, target, softmax, scale, logits, z);
     return softmax.maximum + log(softmax.total) - at_target;
   };

@@ -219,5 +219,57 @@ SPANBERT_HD void emit_target(const SpanMaskArgs& args, const SequenceDraws& draw
   args.sbo_ids[k] = span.has_sbo && offset < s.max_span_targets ? original : kIgnore;
 }
 
+// First piece of the run of set bits that holds `place`.
+SPANBERT_HD int64_t run_first(const uint64_t* bits, int64_t place) {
+  int64_t word = place >> 6;
+  uint64_t clear = ~bits[word] & bits_below(int(place & 63));
+  while (clear == 0) {
+    if (word == 0) return 0;
+    clear = ~bits[--word];
+  }
+  return word * 64 + highest_bit(clear) + 1;
+}
+
+// Writes the targets and spans of one sequence behind those of the sequences before it. One thread walks the spans; a
+// larger group gives each thread every size-th target, whose span it finds in the bitmap.
+template <class Group, class Token>
+SPANBERT_HD void emit_row(const Group& g, const SpanMaskArgs& args, int64_t row, const SequenceDraws& draws) {
+  const int64_t start = args.starts[row], n = args.ends[row] - start;
+  const RowBits bits = row_bits(args, row, n);
+  const int64_t* targets = args.row_counts;
+  const int64_t* spans = args.row_counts + args.sequences + 1;
+  if constexpr (Group::kSize == 1) {
+    int64_t target = targets[row], number = spans[row];
+    for (int64_t first = nth_bit_from(bits.free, 0, 1, n); first < n;) {
+      const int64_t end = first_clear_from(bits.free, first, n);
+      const Span span = describe_span(args, bits, draws, n, first, end, number++);
+      emit_span(args, start, span);
+      for (int64_t place = first; place < end; ++place) {
+        emit_target<Token>(args, draws, start, span, place, target++);
+      }
+      first = nth_bit_from(bits.free, end, 1, n);
+    }
+  } else {
+    // A thread's targets ascend, so it walks the words once and carries the counts of the words before.
+    int64_t word = 0, bits_before = 0, runs_before = 0;
+    for (int64_t rank = g.rank(); rank < targets[row + 1] - targets[row]; rank += g.size()) {
+      uint64_t w = bits.free[word];
+      while (rank >= bits_before + popcount(w)) {
+        bits_before += popcount(w);
+        runs_before += popcount(run_starts(w, word > 0 ? bits.free[word - 1] : 0));
+        w = bits.free[++word];
+      }
+      const int bit = select_bit(w, int(rank - bits_before));
+      const uint64_t up_to = ~uint64_t(0) >> (63 - bit);
+      const int64_t runs = runs_before + popcount(run_starts(w, word > 0 ? bits.free[word - 1] : 0) & up_to);
+      const int64_t place = word * 64 + bit;
+      const int64_t first = run_first(bits.free, place), end = first_clear_from(bits.free, place, n);
+      const Span span = describe_span(args, bits, draws, n, first, end, spans[row] + runs - 1);
+      if (place == first) emit_span(args, start, span);
+      emit_target<Token>(args, draws, start, span, place, targets[row] + rank);
+    }
+  }
+}
+
 }  // namespace SPANBERT_VARIANT
 }  // namespace spanbert

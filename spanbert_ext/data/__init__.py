@@ -1,8 +1,8 @@
 """From text to batches of ids: prepare a corpus once, then address its rows by number.
 
 text files -> `prepare` -> token files (`Corpus`) -> sequences packed into rows (`PackedRows`) ->
-order of rows (`KeyedPermutation`, `batch_of_step`). Nothing here imports torch; the names are loaded on
-first use, so that a command line which only needs `PrepareConfig` starts at once.
+order of rows (`KeyedPermutation`, `batch_of_step`). Nothing here imports torch; the names are
+loaded on first use, so that a command line which only needs `PrepareConfig` starts at once.
 """
 
 import importlib

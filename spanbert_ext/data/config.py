@@ -14,25 +14,27 @@ class PrepareConfig:
     """What to read, how to split it into pieces and where to write the corpus.
 
     Args:
-        inputs: Files or directories of text: .txt, .txt.gz, .jsonl, .jsonl.gz, .parquet. Directories are read
-            recursively in the order of their names; hidden files and other suffixes are passed over.
+        inputs: Files or directories of text: .txt, .txt.gz, .jsonl, .jsonl.gz, .parquet.
+            Directories are read recursively in the order of their names; hidden files and other
+            suffixes are passed over.
         output: Directory to create. It appears whole at the end or not at all.
-        tokenizer: Hugging Face tokenizer directory, tokenizer.json or vocab.txt. None learns a WordPiece
-            vocabulary from the text.
+        tokenizer: Hugging Face tokenizer directory, tokenizer.json or vocab.txt. None learns a
+            WordPiece vocabulary from the text.
         vocab_size: Largest size of a learned vocabulary; small text may give fewer pieces.
-        lowercase: Lower-case and strip accents; for a learned vocabulary or a bare vocab.txt. A tokenizer.json
-            has its own rule.
+        lowercase: Lower-case and strip accents; for a learned vocabulary or a bare vocab.txt. A
+            tokenizer.json has its own rule.
         min_frequency: How often a pair of pieces must occur to be joined in a learned vocabulary.
-        documents: What one document is in .txt files: `blank_line` for blocks between blank lines, `file` for
-            whole files. Lines inside a document are joined by a space. A .jsonl line or .parquet row is
-            always one document.
+        documents: What one document is in .txt files: `blank_line` for blocks between blank lines,
+            `file` for whole files. Lines inside a document are joined by a space. A .jsonl line or
+            .parquet row is always one document.
         text_field: Name of the field (.jsonl) or column (.parquet) that holds the text.
         max_line_bytes: Longest line, or .parquet value, in bytes; a longer one is a fault.
-        on_error: What to do with a faulty line or record: `error` stops, `skip` lists it in rejects.jsonl and
-            stops only if more than 1 % are faulty. A document ends where a line of it is skipped.
+        on_error: What to do with a faulty line or record: `error` stops, `skip` lists it in
+            rejects.jsonl and stops only if more than 1 % are faulty. A document ends where a line
+            of it is skipped.
         shard_tokens: Start a new token file after the document that reaches this many pieces.
-        validation_fraction: Share of the documents held out for validation, in [0, 0.5]; of the sequences
-            where there are fewer than 20 documents.
+        validation_fraction: Share of the documents held out for validation, in [0, 0.5]; of the
+            sequences where there are fewer than 20 documents.
     """
 
     inputs: list[str]

@@ -1,8 +1,9 @@
 """The order of rows as arithmetic: no state, so a resume needs the step number alone.
 
-An epoch visits the rows in the order of a permutation keyed by (seed, epoch). It is a balanced Feistel
-network over the smallest domain 2**(2h) that holds n, restricted to [0, n) by cycle walking (an id that lands
-outside is encrypted again; the domain is below 4 n, so four rounds of walking are the expected worst).
+An epoch visits the rows in the order of a permutation keyed by (seed, epoch). It is a balanced
+Feistel network over the smallest domain 2**(2h) that holds n, restricted to [0, n) by cycle walking
+(an id that lands outside is encrypted again; the domain is below 4 n, so four rounds of walking are
+the expected worst).
 """
 
 from __future__ import annotations

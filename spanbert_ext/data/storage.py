@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from spanbert_ext.errors import ConfigError
+from spanbert_ext.errors import ConfigError, DataError
 
 _BLOCK = 1 << 20
 
@@ -40,6 +40,18 @@ def digest_file(path: Path) -> str:
     return digest.hexdigest()
 
 
+def check_size(file: Path, expected: int) -> None:
+    """Raises DataError, naming the file, where it is missing or not `expected` bytes long."""
+    if not file.is_file():
+        raise DataError(f"{file}: missing; the corpus is not whole, prepare or copy it again")
+    size = file.stat().st_size
+    if size != expected:
+        raise DataError(
+            f"{file}: {size} bytes where {expected} were written; it was truncated or replaced, "
+            "prepare or copy it again"
+        )
+
+
 def sync(path: Path) -> None:
     """Flush a file or directory to the disk."""
     handle = os.open(path, os.O_RDONLY)
@@ -51,10 +63,10 @@ def sync(path: Path) -> None:
 
 @contextlib.contextmanager
 def staged_directory(target: Path) -> Iterator[Path]:
-    """An empty directory to write into, which becomes `target` when the block ends without an exception.
+    """An empty directory to write into; it becomes `target` when the block ends well.
 
-    What a killed predecessor left is removed. A second writer of the same target is refused; the kernel
-    drops the lock of a killed one.
+    What a killed predecessor left is removed. A second writer of the same target is refused; the
+    kernel drops the lock of a killed one.
 
     Raises:
         ConfigError: another process is writing the same target.
@@ -92,7 +104,8 @@ def _lock_directory(staging: Path, target: Path) -> int:
         except BlockingIOError:
             os.close(handle)
             raise ConfigError(
-                f"{target}: another process is writing this directory; wait for it or choose another output"
+                f"{target}: another process is writing this directory; wait for it or choose "
+                "another output"
             ) from None
         except FileNotFoundError:
             pass

@@ -1,0 +1,178 @@
+"""Rows of a corpus by number: sequences with [CLS] and [SEP], packed to a fixed length."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from spanbert_ext.data.corpus import Corpus
+from spanbert_ext.data.packing import pack
+from spanbert_ext.data.sampler import KeyedPermutation
+from spanbert_ext.data.sequences import SequenceIndex, cut_corpus
+
+# Below this many documents the last sequences are held out instead of whole documents.
+_MIN_DOCUMENTS = 20
+# The held-out part must not change with the training seed.
+_SPLIT_SEED = 0x5EED
+
+
+@dataclasses.dataclass(frozen=True)
+class RowBatch:
+    """Packed sequences of some rows.
+
+    Args:
+        tokens: [T] int64 ids.
+        cu_seqlens: [N + 1] int64, sequence n is tokens[cu_seqlens[n] : cu_seqlens[n + 1]].
+        sample_ids: [N] int64 number of the sequence in the corpus; -1 for padding and unused slots.
+    """
+
+    tokens: np.ndarray
+    cu_seqlens: np.ndarray
+    sample_ids: np.ndarray
+
+
+class PackedRows:
+    """The training or validation part of a corpus as rows of `max_length` tokens.
+
+    Args:
+        corpus: an open corpus.
+        max_length: tokens of a row; a sequence has at most max_length - 2 pieces.
+        split: "train" or "validation".
+        validation_fraction: share held out, in [0, 0.5]; default as the corpus was prepared. Whole
+            documents, at least one, chosen by a fixed key; the last sequences where there are fewer
+            than 20 documents. A corpus of one sequence has no validation part.
+    """
+
+    def __init__(
+        self,
+        corpus: Corpus,
+        max_length: int = 512,
+        split: str = "train",
+        validation_fraction: float | None = None,
+    ):
+        if max_length < 3:
+            raise ValueError(f"max_length must be at least 3; got {max_length}")
+        if split not in ("train", "validation"):
+            raise ValueError(f"split must be train or validation; got {split!r}")
+        if validation_fraction is None:
+            validation_fraction = corpus.validation_fraction
+        if not 0 <= validation_fraction <= 0.5:
+            raise ValueError(f"validation_fraction must lie in [0, 0.5]; got {validation_fraction}")
+        self.corpus = corpus
+        self.max_length = max_length
+        self.split = split
+        self.sequences = cut_corpus(corpus, max_length - 2)
+        held_out = _held_out(self.sequences, corpus.num_documents, validation_fraction)
+        self._sample_ids = np.flatnonzero(held_out == (split == "validation"))
+        self._lengths = self.sequences.lengths[self._sample_ids]
+        self._packing = pack(self._lengths + 2, max_length)
+        offsets = self._packing.offsets
+        self._row_tokens = np.diff(
+            np.concatenate([[0], np.cumsum((self._lengths + 2)[self._packing.members])])[offsets]
+        )
+        # A padded batch has one more sequence for every row that is not full.
+        slots = np.sort(np.diff(offsets) + (self._row_tokens < max_length))[::-1]
+        self._max_slots = np.cumsum(slots)
+
+    def __len__(self) -> int:
+        return len(self._packing)
+
+    @property
+    def num_sequences(self) -> int:
+        """Sequences of this split."""
+        return self._sample_ids.size
+
+    @property
+    def num_tokens(self) -> int:
+        """Pieces of this split, without [CLS] and [SEP]."""
+        return int(self._lengths.sum())
+
+    @property
+    def fill_rate(self) -> float:
+        """Share of the rows' tokens that belong to a sequence; 1.0 without rows."""
+        return float(self._row_tokens.sum() / (len(self) * self.max_length)) if len(self) else 1.0
+
+    def max_sequences(self, batch_rows: int) -> int:
+        """Most sequences, padding included, that any `batch_rows` different rows hold."""
+        if not 0 <= batch_rows <= len(self):
+            raise ValueError(f"batch_rows must lie in [0, {len(self)}]; got {batch_rows}")
+        return int(self._max_slots[batch_rows - 1]) if batch_rows else 0
+
+    def batch(self, row_ids, pad: bool = False) -> RowBatch:
+        """The sequences of some rows, laid end to end.
+
+        Args:
+            row_ids: [B] different integers in [0, len(self)).
+            pad: fixed shapes: T = B * max_length, the free tail of a row being one sequence of
+                [PAD] with sample id -1, and N = max_sequences(B), unused slots being empty
+                sequences at the end.
+
+        Raises:
+            TypeError, IndexError: row_ids are not integers, or out of range.
+            ValueError: a row is named twice.
+        """
+        row_ids = self._checked(row_ids)
+        members, lengths, pads = self._sequences_of(row_ids, pad)
+        ends = np.cumsum(lengths)
+        info = self.corpus.vocabulary
+        tokens = np.full(int(ends[-1]) if ends.size else 0, info.pad_id, dtype=np.int64)
+        sample_ids = np.where(pads, -1, self._sample_ids[members] if members.size else -1)
+        cuts = self.sequences.cuts
+        for sample, end in zip(sample_ids[~pads].tolist(), ends[~pads].tolist(), strict=True):
+            start, stop = int(cuts[sample]), int(cuts[sample + 1])
+            begin = end - (stop - start) - 2
+            tokens[begin] = info.cls_id
+            tokens[begin + 1 : end - 1] = self.corpus.read(start, stop)
+            tokens[end - 1] = info.sep_id
+        cu_seqlens = np.concatenate([[0], ends]).astype(np.int64)
+        if pad:
+            unused = self.max_sequences(row_ids.size) - sample_ids.size
+            cu_seqlens = np.concatenate([cu_seqlens, np.full(unused, cu_seqlens[-1])])
+            sample_ids = np.concatenate([sample_ids, np.full(unused, -1)])
+        return RowBatch(tokens, cu_seqlens, sample_ids.astype(np.int64))
+
+    def _checked(self, row_ids) -> np.ndarray:
+        row_ids = np.asarray(row_ids)
+        if row_ids.size == 0:
+            return np.empty(0, dtype=np.int64)
+        if row_ids.ndim != 1 or row_ids.dtype.kind not in "iu":
+            raise TypeError(f"row_ids must be [B] integers; got {row_ids.dtype} {row_ids.shape}")
+        if row_ids.min() < 0 or row_ids.max() >= len(self):
+            raise IndexError(
+                f"row_ids must lie in [0, {len(self)}); got {row_ids.min()}..{row_ids.max()}"
+            )
+        if np.unique(row_ids).size != row_ids.size:
+            raise ValueError("row_ids must differ from each other; a row is named twice")
+        return row_ids.astype(np.int64)
+
+    def _sequences_of(self, row_ids, pad: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """([N] members or 0, [N] tokens of each, [N] whether it is padding), row by row."""
+        offsets = self._packing.offsets
+        members, lengths, pads = [], [], []
+        for row in row_ids.tolist():
+            inside = self._packing.members[offsets[row] : offsets[row + 1]]
+            free = self.max_length - int(self._row_tokens[row])
+            members.append(inside)
+            lengths.append(self._lengths[inside] + 2)
+            pads.append(np.zeros(inside.size, dtype=np.bool_))
+            if pad and free:
+                members.append(np.zeros(1, dtype=np.int64))
+                lengths.append(np.full(1, free, dtype=np.int64))
+                pads.append(np.ones(1, dtype=np.bool_))
+        if not members:
+            return np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.bool_)
+        return np.concatenate(members), np.concatenate(lengths), np.concatenate(pads)
+
+
+def _held_out(sequences: SequenceIndex, num_documents: int, fraction: float) -> np.ndarray:
+    """[N] bool, whether a sequence belongs to validation."""
+    held_out = np.zeros(len(sequences), dtype=np.bool_)
+    if fraction == 0 or len(sequences) < 2:
+        return held_out
+    if num_documents < _MIN_DOCUMENTS:
+        held_out[-max(1, round(fraction * len(sequences))) :] = True
+        return held_out
+    count = max(1, round(fraction * num_documents))
+    chosen = KeyedPermutation(num_documents, _SPLIT_SEED, 0)(np.arange(count))
+    return np.isin(sequences.documents, chosen)

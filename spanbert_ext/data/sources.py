@@ -1,0 +1,86 @@
+"""Which files an input stands for, and what identifies each of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from spanbert_ext.data.storage import digest_file
+from spanbert_ext.errors import ConfigError, DataError
+
+_SUFFIXES = {
+    ".txt": ("txt", False),
+    ".txt.gz": ("txt", True),
+    ".jsonl": ("jsonl", False),
+    ".jsonl.gz": ("jsonl", True),
+    ".parquet": ("parquet", False),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """One input file; `name` identifies it independently of where it lies."""
+
+    path: Path
+    name: str
+    kind: str
+    compressed: bool
+    size: int
+
+    @classmethod
+    def of(cls, path: Path, name: str) -> Source | None:
+        """None where the suffix is not one that is read."""
+        for suffix, (kind, compressed) in _SUFFIXES.items():
+            if path.name.endswith(suffix):
+                return cls(path, name, kind, compressed, path.stat().st_size)
+        return None
+
+    def identity(self) -> dict:
+        """Name, size and digest, as the sidecar records them."""
+        try:
+            return {"name": self.name, "bytes": self.size, "digest": digest_file(self.path)}
+        except OSError as error:
+            raise DataError(f"{self.path}: cannot be read: {error.strerror or error}") from None
+
+
+def find_sources(inputs: list[str], output: Path) -> list[Source]:
+    """The files to read, in order; whatever lies in `output` is passed over.
+
+    Raises:
+        DataError: an input is missing or of an unknown kind, or a directory holds nothing to read.
+        ConfigError: a file is named twice.
+    """
+    sources: list[Source] = []
+    for given in inputs:
+        path = Path(given)
+        if not path.exists():
+            raise DataError(f"{path}: no such file or directory")
+        if path.is_dir():
+            found = list(_walk(path, Path(os.path.abspath(output))))
+            if not found:
+                raise DataError(f"{path}: no {', '.join(_SUFFIXES)} file in this directory")
+            sources += found
+        elif source := Source.of(path, path.name):
+            sources.append(source)
+        else:
+            raise DataError(f"{path}: unknown kind of file; expected {', '.join(_SUFFIXES)}")
+    seen: set[Path] = set()
+    for source in sources:
+        real = source.path.resolve()
+        if real in seen:
+            raise ConfigError(f"inputs: {source.path} is named twice; its text would count twice")
+        seen.add(real)
+    return sources
+
+
+def _walk(directory: Path, output: Path) -> Iterator[Source]:
+    for parent, folders, files in os.walk(directory):
+        folders[:] = sorted(
+            f for f in folders if f[0] != "." and Path(os.path.abspath(parent), f) != output
+        )
+        for file in sorted(f for f in files if f[0] != "."):
+            path = Path(parent, file)
+            if source := Source.of(path, path.relative_to(directory).as_posix()):
+                yield source

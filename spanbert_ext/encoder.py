@@ -1,0 +1,215 @@
+"""BERT's post-LN encoder on a packed stream, with the parameter names of Hugging Face BERT (Devlin
+et al. 2019).
+
+A stream is tokens [T] and cu_seqlens [N + 1]; no token attends outside its sequence. A padded batch
+[B, L] takes the same path (`attention.py`). The last layer may be computed on the rows somebody
+reads and on no others.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from spanbert_ext.attention import (
+    Packing,
+    attention_path,
+    check_range,
+    check_same_shape,
+    packed_attention,
+    packing_of,
+)
+
+
+class _Node(nn.Module):
+    """A name in the parameter tree; what its children compute stands in `PackedLayer`."""
+
+    def __init__(self, children: dict[str, nn.Module]):
+        super().__init__()
+        for name, child in children.items():
+            self.add_module(name, child)
+
+
+class PackedLayer(nn.Module):
+    """One post-LN transformer layer: attention, then the inner layer, each added and normalised."""
+
+    def __init__(self, config):
+        super().__init__()
+        hidden, inner, eps = config.hidden_size, config.intermediate_size, config.layer_norm_eps
+        self.heads = config.num_attention_heads
+        self.attention_dropout = float(config.attention_probs_dropout_prob)
+        projections = _Node({n: nn.Linear(hidden, hidden) for n in ("query", "key", "value")})
+
+        def merge(width: int) -> _Node:
+            norm = nn.LayerNorm(hidden, eps=eps)
+            return _Node({"dense": nn.Linear(width, hidden), "LayerNorm": norm})
+
+        self.attention = _Node({"self": projections, "output": merge(hidden)})
+        self.intermediate = _Node({"dense": nn.Linear(hidden, inner)})
+        self.output = merge(inner)
+        self.dropout = nn.Dropout(float(config.hidden_dropout_prob))
+
+    def forward(
+        self, hidden: torch.Tensor, packing: Packing, rows: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """[T, H] to [T, H], or to [R, H] for ascending rows [R] int64."""
+        context = self._attend(hidden, packing, rows)
+        if rows is not None:
+            hidden = hidden.index_select(0, rows)
+        attention, output = self.attention.output, self.output
+        hidden = attention.LayerNorm(self.dropout(attention.dense(context)) + hidden)
+        inner = F.gelu(self.intermediate.dense(hidden))
+        return output.LayerNorm(self.dropout(output.dense(inner)) + hidden)
+
+    def _attend(
+        self, hidden: torch.Tensor, packing: Packing, rows: torch.Tensor | None
+    ) -> torch.Tensor:
+        """[T, H] to the attention's context [T or R, H]."""
+        node = self.attention.self
+        dropout = self.attention_dropout if self.training else 0.0
+        k, v = (p(hidden).unflatten(-1, (self.heads, -1)) for p in (node.key, node.value))
+        cu_seqlens = packing.cu_seqlens
+        path = attention_path(k, dropout)
+        subset = rows is not None and path != "blocks"
+        if subset:
+            hidden = hidden.index_select(0, rows)
+            cu_seqlens = torch.searchsorted(rows, cu_seqlens.to(rows.dtype))
+        q = node.query(hidden).unflatten(-1, (self.heads, -1))
+        context = packed_attention(q, k, v, cu_seqlens, packing, dropout, path).flatten(1)
+        return context if rows is None or subset else context.index_select(0, rows)
+
+
+class PackedEmbeddings(nn.Module):
+    """Word, position and token type embeddings, added, normalised and dropped out."""
+
+    def __init__(self, config):
+        super().__init__()
+        # No padding_idx: nobody attends to padding, and [PAD] is an ordinary row of the output
+        # layer.
+        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size)
+        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(float(config.hidden_dropout_prob))
+
+    def forward(
+        self, tokens: torch.Tensor, packing: Packing, token_type_ids: torch.Tensor | None
+    ) -> torch.Tensor:
+        """tokens [T] and token_type_ids [T] (None: all 0) to [T, H]."""
+        if token_type_ids is None:
+            types = self.token_type_embeddings.weight[0]
+        else:
+            types = self.token_type_embeddings(token_type_ids)
+        places = self.position_embeddings(packing.positions(tokens.shape[0]))
+        return self.dropout(self.LayerNorm(self.word_embeddings(tokens) + types + places))
+
+
+class PackedLayers(nn.Module):
+    """The stack of layers; the last one may be computed on chosen rows only."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.layer = nn.ModuleList(PackedLayer(config) for _ in range(config.num_hidden_layers))
+        # transformers' gradient_checkpointing_enable() sets this flag.
+        self.gradient_checkpointing = False
+
+    def forward(
+        self, hidden: torch.Tensor, packing: Packing, rows: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """[T, H] to [T, H], or to [R, H] for ascending rows [R] int64."""
+        last = len(self.layer) - 1
+        for index, layer in enumerate(self.layer):
+            wanted = rows if index == last else None
+            if self.gradient_checkpointing and self.training:
+                hidden = checkpoint(layer, hidden, packing, wanted, use_reentrant=False)
+            else:
+                hidden = layer(hidden, packing, wanted)
+        return hidden
+
+
+class PackedBert(nn.Module):
+    """BERT without pooler on a packed stream or a padded batch; equal to `transformers.BertModel`.
+
+    Args:
+        config: a `BertConfig` or anything with its fields; hidden_act must be "gelu".
+
+    Raises:
+        ValueError: an activation other than gelu, no layer, or heads that do not divide the hidden
+            size.
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        if config.hidden_act != "gelu":
+            raise ValueError(f"hidden_act must be 'gelu'; got {config.hidden_act!r}")
+        if config.num_hidden_layers < 1:
+            raise ValueError(
+                f"num_hidden_layers must be at least 1; got {config.num_hidden_layers}"
+            )
+        if config.hidden_size % config.num_attention_heads:
+            raise ValueError(
+                "hidden_size must be a multiple of num_attention_heads; "
+                f"got {config.hidden_size} and {config.num_attention_heads}"
+            )
+        self.max_positions = int(config.max_position_embeddings)
+        self.embeddings = PackedEmbeddings(config)
+        self.encoder = PackedLayers(config)
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        cu_seqlens: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        lengths: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        max_seqlen: int | None = None,
+        row_length: int | None = None,
+        rows: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Hidden states of the last layer.
+
+        Args:
+            input_ids: [T] with cu_seqlens, or [B, L]; int32 or int64.
+            cu_seqlens: [N + 1] int32 or int64, only with [T]; repeated entries are empty sequences.
+            attention_mask: [B, L], non-zero at tokens, which must come first in each row.
+            lengths: [B] integer, the same as a mask; with neither, every row is full.
+            token_type_ids: like input_ids; default all 0.
+            max_seqlen: upper bound of a sequence's length; default the config's
+                max_position_embeddings.
+            row_length: with a stream, a promise that every multiple of it is a border of two
+                sequences; makes the masked attention that serves dropout on a GPU three times
+                cheaper.
+            rows: [R] int64, flat indices of the tokens whose states are wanted, in any order,
+                repeats allowed. The last layer is computed for them alone.
+
+        Returns:
+            [T, H] or [B, L, H], or [R, H] in the order of `rows`.
+
+        Raises:
+            ValueError, TypeError: shape, dtype or device of an argument.
+            IndexError: an id, a row or a length out of range (on a GPU a device assertion).
+        """
+        longest = min(max_seqlen or self.max_positions, self.max_positions)
+        packing = packing_of(input_ids, cu_seqlens, attention_mask, lengths, longest, row_length)
+        if input_ids.dim() == 2 and input_ids.shape[1] > self.max_positions:
+            raise ValueError(
+                f"rows of {input_ids.shape[1]} tokens; the model has {self.max_positions} positions"
+            )
+        tokens = input_ids.reshape(-1)
+        if token_type_ids is not None:
+            check_same_shape("token_type_ids", token_type_ids, input_ids)
+            token_type_ids = token_type_ids.reshape(-1)
+            check_range(
+                "token_type_ids",
+                token_type_ids,
+                self.embeddings.token_type_embeddings.num_embeddings,
+            )
+        check_range("input_ids", tokens, self.embeddings.word_embeddings.num_embeddings)
+        hidden = self.embeddings(tokens, packing, token_type_ids)
+        if rows is None:
+            return self.encoder(hidden, packing).view(*input_ids.shape, hidden.shape[-1])
+        check_range("rows", rows, tokens.shape[0])
+        ascending, order = rows.sort(stable=True)
+        return self.encoder(hidden, packing, ascending).index_select(0, order.argsort())
