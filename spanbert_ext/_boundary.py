@@ -44,17 +44,23 @@ def check_rows(name: str, rows: Tensor) -> None:
     check(name, rows, (None, None), rows.dtype, rows)
 
 
+def readable(values: Tensor) -> bool:
+    """Whether looking at the numbers costs nothing: neither a sync nor a broken graph."""
+    return values.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
 def check_range(name: str, index: Tensor, size: int, used: Tensor | None = None) -> None:
-    """On the CPU only: elsewhere the kernel asserts, because reading the answer back would stall
-    the stream."""
-    if index.device.type != "cpu" or index.numel() == 0:
+    """IndexError unless [N] integers lie in [0, size) wherever `used`; only where readable, since
+    elsewhere the kernels assert."""
+    if not readable(index):
         return
     bad = (index < 0) | (index >= size)
     if used is not None:
         bad &= used
     if bool(bad.any()):
         first = int(bad.nonzero()[0])
-        raise IndexError(f"{name}[{first}] is {int(index[first])}; expected 0 <= index < {size}")
+        got = f"{int(index[first])} at flat index {first}"
+        raise IndexError(f"{name} must lie in [0, {size}); got {got}")
 
 
 def define(schema: str, implementation, fake, setup_context=None, backward=None) -> None:
@@ -66,8 +72,3 @@ def define(schema: str, implementation, fake, setup_context=None, backward=None)
         torch.library.register_autograd(
             f"spanbert_ext::{name}", backward, setup_context=setup_context, lib=_library
         )
-
-
-def counts_are_free(tensor: Tensor) -> bool:
-    """Whether Python may look at values: on the CPU, outside of tracing."""
-    return tensor.device.type == "cpu" and not torch.compiler.is_compiling()

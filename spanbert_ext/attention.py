@@ -16,6 +16,9 @@ from itertools import groupby
 import torch
 import torch.nn.functional as F
 
+from spanbert_ext import _boundary
+from spanbert_ext._boundary import readable
+
 # Head sizes and dtypes of the flash kernel behind varlen_attn.
 _VARLEN_DTYPES = (torch.float16, torch.bfloat16)
 _VARLEN_MAX_HEAD = 256
@@ -117,13 +120,10 @@ def packing_of(
 
 def check_range(name: str, values: torch.Tensor, end: int) -> None:
     """IndexError unless every integer of `values` lies in [0, end); on a GPU a device assertion."""
-    fine = (values >= 0) & (values < end)
     if readable(values):
-        if not bool(fine.all()):
-            place = int((~fine).reshape(-1).nonzero()[0])
-            got = int(values.reshape(-1)[place])
-            raise IndexError(f"{name} must lie in [0, {end}); got {got} at flat index {place}")
+        _boundary.check_range(name, values.reshape(-1), end)
     else:
+        fine = (values >= 0) & (values < end)
         torch._assert_async(fine.all(), f"{name} must lie in [0, {end})")
 
 
@@ -132,11 +132,6 @@ def check_same_shape(name: str, values: torch.Tensor, input_ids: torch.Tensor) -
     if values.shape != input_ids.shape or values.device != input_ids.device:
         expected = f"{tuple(input_ids.shape)} on {input_ids.device}, like input_ids"
         raise ValueError(f"{name} must be {expected}; got {tuple(values.shape)} on {values.device}")
-
-
-def readable(values: torch.Tensor) -> bool:
-    """Whether looking at the numbers costs nothing: neither a sync nor a broken graph."""
-    return values.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def _check_integers(name: str, values: torch.Tensor, input_ids: torch.Tensor) -> None:

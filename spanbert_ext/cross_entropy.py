@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from spanbert_ext import _backend, _ops, reference
-from spanbert_ext._boundary import counts_are_free, working_dtype
+from spanbert_ext._boundary import readable, working_dtype
 from spanbert_ext.reference import IGNORE
 
 # Elements of a chunk of logits. Products over fewer rows than about a thousand starve; 2**26 is
@@ -72,7 +72,7 @@ class LinearCrossEntropy(torch.autograd.Function):
 
 def _times(gradient: torch.Tensor | None, factor: torch.Tensor) -> torch.Tensor | None:
     # On the CPU the factor is free to read, and 1 is what training passes.
-    if gradient is None or (counts_are_free(factor) and float(factor) == 1.0):
+    if gradient is None or (readable(factor) and float(factor) == 1.0):
         return gradient
     return gradient * factor.to(gradient.dtype)
 
@@ -129,7 +129,7 @@ def _losses(rows, weight, targets, bias, head, scale):
         losses = reference.linear_cross_entropy_rows(rows, weight, targets, bias, head)
         return losses, (losses * scale).sum() if scale is not None else None
     used = None
-    if counts_are_free(rows):
+    if readable(rows):
         rows, targets, head, scale, used = _used_rows(rows, targets, head, scale)
     need = tuple(
         torch.is_grad_enabled() and t is not None and t.requires_grad for t in (rows, weight, bias)

@@ -7,7 +7,7 @@ import dataclasses
 import torch
 from torch import nn
 
-from spanbert_ext.attention import readable
+from spanbert_ext._boundary import readable
 from spanbert_ext.masking import MaskedBatch
 from spanbert_ext.reference import IGNORE
 from spanbert_ext.sbo import GeluLayerNorm, SBOHead

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from spanbert_ext import _ops
-from spanbert_ext._boundary import counts_are_free, working_dtype
+from spanbert_ext._boundary import readable, working_dtype
 from spanbert_ext.masking import MaskedBatch
 from spanbert_ext.reference import IGNORE
 
@@ -96,7 +96,7 @@ class SBOHead(nn.Module):
                 f"hidden must be [..., {self.hidden_size}]; got shape {tuple(hidden.shape)}"
             )
         targets, spans = batch.sbo_ids.shape[0], batch.span_left.shape[0]
-        if counts_are_free(hidden):  # so the products run on the used slots only
+        if readable(hidden):  # so the products run on the used slots only
             targets = int((batch.target_ids != IGNORE).sum())
             spans = int(batch.target_spans[:targets].max()) + 1 if targets else 0
         rows = self._rows(

@@ -9,7 +9,7 @@ import importlib
 
 _HOMES = {
     "PrepareConfig": "config",
-    "prepare": "prepare",
+    "prepare": "preparation",
     "Corpus": "corpus",
     "PackedRows": "rows",
     "RowBatch": "rows",

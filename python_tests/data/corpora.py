@@ -1,0 +1,49 @@
+"""Text and tokenizers that the tests make themselves."""
+
+import pydoc_data.topics
+from pathlib import Path
+
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+from spanbert_ext.data import Corpus, PrepareConfig, prepare
+
+PROSE = "\n\n".join(list(pydoc_data.topics.topics.values())[:12])
+ROBERTA_SPECIALS = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+
+
+def write(path: Path, content) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
+    return path
+
+
+def small_corpus(folder: Path, text: str = PROSE, **settings) -> Corpus:
+    source = write(folder / "in" / "text.txt", text)
+    settings = {"vocab_size": 400, **settings}
+    return prepare(PrepareConfig(inputs=[str(source)], output=str(folder / "out"), **settings))
+
+
+def byte_level_bpe(text: str = PROSE, size: int = 500) -> Tokenizer:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=size,
+        special_tokens=ROBERTA_SPECIALS,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([text], trainer)
+    return tokenizer
+
+
+def unigram(text: str = PROSE, size: int = 300) -> Tokenizer:
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.normalizer = normalizers.NFKC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Metaspace()
+    trainer = trainers.UnigramTrainer(
+        vocab_size=size, special_tokens=ROBERTA_SPECIALS, unk_token="<unk>", show_progress=False
+    )
+    tokenizer.train_from_iterator([text], trainer)
+    return tokenizer

@@ -1,0 +1,141 @@
+"""Pre-training as the loop sees it: batches of packed rows, and the loss of both heads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from spanbert_ext.data import Corpus, PackedRows, batch_of_step
+from spanbert_ext.errors import DataError
+from spanbert_ext.masking import MaskedBatch, SpanMasker
+from spanbert_ext.training.config import MaskingOptions, PretrainConfig
+
+# Held-out masks are the same in every validation of every run, whatever its seed.
+_VALIDATION_SEED, _VALIDATION_EPOCH = 20_000, 0
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Packed sequences with their masks.
+
+    Args:
+        masked: targets and corrupted ids; `masked.input_ids` is [T].
+        cu_seqlens: [N+1] int64 starts of the sequences, then T.
+        tokens: tokens that are not padding.
+        max_length: bound of a sequence's length.
+        row_length: what every row is padded to, None without padding.
+    """
+
+    masked: MaskedBatch
+    cu_seqlens: torch.Tensor
+    tokens: int
+    max_length: int
+    row_length: int | None
+
+
+class PretrainTask:
+    """Masked language model and span boundary objective on packed rows; a `loop.Task`."""
+
+    loss_names = ("mlm_loss", "sbo_loss")
+
+    def __init__(
+        self,
+        corpus: Corpus,
+        tokenizer: PreTrainedTokenizerBase,
+        config: PretrainConfig,
+        device: torch.device,
+    ):
+        self._config = config
+        self._device = device
+        self._train = PackedRows(corpus, max_length=config.batch.max_length, split="train")
+        self._held_out = PackedRows(corpus, max_length=config.batch.max_length, split="validation")
+        self._masker = build_masker(tokenizer, config.masking, config.seed)
+        self._held_out_masker = build_masker(tokenizer, config.masking, _VALIDATION_SEED)
+        if len(self._train) < config.batch.rows:
+            raise DataError(
+                f"{config.corpus} fills {len(self._train)} rows of {config.batch.max_length} "
+                f"tokens, one batch takes batch.rows={config.batch.rows}; "
+                "prepare more text, or use fewer or shorter rows"
+            )
+
+    @property
+    def num_held_out_rows(self) -> int:
+        """Rows of a validation; 0 where the corpus has no held-out part."""
+        return min(len(self._held_out), self._config.validation.rows)
+
+    def batches(self, step: int) -> list[MicroBatch]:
+        """The micro-batches of a step: a pure function of the settings and the step."""
+        batch = self._config.batch
+        epoch, row_ids = batch_of_step(step, batch.rows, len(self._train), self._config.seed)
+        micro = self._config.micro_rows()
+        return [
+            self._mask(self._train, self._masker, row_ids[i : i + micro], epoch)
+            for i in range(0, len(row_ids), micro)
+        ]
+
+    def held_out_batches(self) -> Iterator[MicroBatch]:
+        """The validation rows, with fixed masks."""
+        rows = list(range(self.num_held_out_rows))
+        micro = self._config.micro_rows()
+        for i in range(0, len(rows), micro):
+            yield self._mask(
+                self._held_out, self._held_out_masker, rows[i : i + micro], _VALIDATION_EPOCH
+            )
+
+    def _mask(self, rows: PackedRows, masker: SpanMasker, row_ids, epoch: int) -> MicroBatch:
+        # On an accelerator shapes must not depend on data (CUDA graphs, no allocator growth).
+        padded = self._device.type != "cpu"
+        packed = rows.batch(row_ids, pad=padded)
+        lengths = packed.cu_seqlens[1:] - packed.cu_seqlens[:-1]
+        real = int(lengths[packed.sample_ids >= 0].sum())
+        tokens = torch.from_numpy(packed.tokens).to(self._device)
+        cu_seqlens = torch.from_numpy(packed.cu_seqlens).to(self._device)
+        sample_ids = torch.from_numpy(packed.sample_ids).to(self._device)
+        masked = masker.packed(tokens, cu_seqlens, sample_ids=sample_ids, epoch=int(epoch))
+        row_length = rows.max_length if padded else None
+        return MicroBatch(masked, cu_seqlens, real, rows.max_length, row_length)
+
+    def num_tokens(self, micro_batch: MicroBatch) -> int:
+        """Tokens that are not padding."""
+        return micro_batch.tokens
+
+    def counts(self, micro_batch: MicroBatch) -> torch.Tensor:
+        """[2] int64: targets of the masked language model and of the span boundary objective."""
+        masked = micro_batch.masked
+        return torch.stack([(masked.target_ids != -100).sum(), (masked.sbo_ids != -100).sum()])
+
+    def loss(
+        self, model: nn.Module, micro_batch: MicroBatch, totals: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Total loss and [2] detached parts, divided by the step's target counts."""
+        masked = micro_batch.masked
+        output = model(
+            masked.input_ids,
+            cu_seqlens=micro_batch.cu_seqlens,
+            batch=masked,
+            max_seqlen=micro_batch.max_length,
+            row_length=micro_batch.row_length,
+            num_mlm_targets=totals[0],
+            num_sbo_targets=totals[1],
+        )
+        return output.loss, torch.stack([output.mlm_loss, output.sbo_loss]).detach().float()
+
+
+def build_masker(
+    tokenizer: PreTrainedTokenizerBase, options: MaskingOptions, seed: int
+) -> SpanMasker:
+    """SpanMasker with the run's options."""
+    return SpanMasker.from_tokenizer(
+        tokenizer,
+        seed=seed,
+        mask_ratio=options.mask_ratio,
+        geometric_p=options.geometric_p,
+        min_words=options.min_words,
+        max_words=options.max_words,
+        replacement=options.replacement,
+        max_span_targets=options.max_span_targets,
+    )

@@ -1,0 +1,200 @@
+"""What a run says: one line every few steps, a bar on a terminal, one JSON object per event in
+metrics.jsonl.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from spanbert_ext.errors import StorageError
+from spanbert_ext.training.checkpoint import write_text
+
+logger = logging.getLogger("spanbert_ext")
+
+
+def format_seconds(seconds: float) -> str:
+    """5 -> 5s, 65 -> 1m05s, 3700 -> 1h01m, 200000 -> 2d07h."""
+    seconds = round(seconds)
+    if seconds < 60:
+        return f"{seconds}s"
+    if seconds < 3600:
+        return f"{seconds // 60}m{seconds % 60:02d}s"
+    if seconds < 86400:
+        return f"{seconds // 3600}h{seconds % 3600 // 60:02d}m"
+    return f"{seconds // 86400}d{seconds % 86400 // 3600:02d}h"
+
+
+def memory_gb(device: torch.device) -> float:
+    """Largest memory used so far, in 10^9 bytes: of the accelerator, or of this process on a
+    CPU.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak * (1 if sys.platform == "darwin" else 1024) / 1e9
+
+
+class RunLog:
+    """Writes metrics.jsonl and the console.
+
+    Args:
+        path: the JSONL file; None writes none.
+        first_step, steps: where this process starts and where the run ends, for the bar and the
+            ETA.
+        device, backend: shown on every line.
+    """
+
+    def __init__(
+        self, path: Path | None, first_step: int, steps: int, device: torch.device, backend: str
+    ):
+        self._path = path
+        self._steps = steps
+        self._device = device
+        self._backend = backend
+        self._began = time.monotonic()
+        self._first_step = first_step
+        on_terminal = sys.stderr.isatty()
+        self._bar = (
+            tqdm(total=steps, initial=first_step, unit="step", dynamic_ncols=True)
+            if on_terminal
+            else None
+        )
+
+    def close(self) -> None:
+        """End the bar."""
+        if self._bar is not None:
+            self._bar.close()
+
+    def say(self, text: str) -> None:
+        """A line for the person watching."""
+        if self._bar is not None:
+            self._bar.write(text, file=sys.stdout)
+        else:
+            print(text, flush=True)
+
+    def advance(self, step: int) -> None:
+        """Move the bar to `step` finished updates."""
+        if self._bar is not None:
+            self._bar.update(step - self._bar.n)
+
+    def train(
+        self, step: int, losses: dict[str, float], lr: float, norm: float, rate: float
+    ) -> None:
+        """The log line of a step: losses, learning rate, gradient norm, tokens/s, memory, backend,
+        ETA.
+        """
+        memory = memory_gb(self._device)
+        left = (
+            (time.monotonic() - self._began)
+            / max(1, step - self._first_step)
+            * (self._steps - step)
+        )
+        shown = "  ".join(f"{_short(name)} {value:.4f}" for name, value in losses.items())
+        self.say(
+            f"step {step}/{self._steps}  {shown}  lr {lr:.2e}  grad {norm:.2f}  {rate:,.0f} tok/s  "
+            f"{memory:.2f} GB  {self._backend}  ETA {format_seconds(left)}"
+        )
+        row = {"lr": lr, "grad_norm": norm, "tokens_per_s": rate, "memory_gb": memory}
+        self.record("train", step, losses | row | {"backend": self._backend})
+
+    def validation(self, step: int, losses: dict[str, float]) -> None:
+        """The held-out losses after `step` updates."""
+        shown = "  ".join(f"{_short(name)} {value:.4f}" for name, value in losses.items())
+        self.say(f"step {step}/{self._steps}  held-out  {shown}")
+        self.record("validation", step, losses)
+
+    def record(self, event: str, step: int, values: dict[str, Any]) -> None:
+        """Append one line to metrics.jsonl; a number that is not finite is written as null."""
+        if self._path is None:
+            return
+        clean = {k: _finite_or_none(v) for k, v in values.items()}
+        line = json.dumps({"event": event, "step": step, "time": round(time.time(), 3)} | clean)
+        try:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
+        except OSError as error:
+            raise StorageError(f"cannot write {self._path}: {error.strerror}") from error
+
+
+def _short(name: str) -> str:
+    return name.removesuffix("_loss")
+
+
+def _finite_or_none(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+class ByteProgress:
+    """Shows how far `prepare` is: a bar on a terminal, else a line every few seconds.
+
+    Args:
+        seconds: between lines.
+    """
+
+    def __init__(self, seconds: float = 5.0):
+        self._seconds = seconds
+        self._began = self._said = time.monotonic()
+        self._bar: tqdm | None = None
+
+    def __call__(self, done: int, total: int) -> None:
+        """`done` of `total` bytes, over all passes."""
+        if sys.stderr.isatty():
+            if self._bar is None:
+                self._bar = tqdm(total=total, unit="B", unit_scale=True, dynamic_ncols=True)
+            self._bar.update(done - self._bar.n)
+            return
+        now = time.monotonic()
+        if now - self._said >= self._seconds and done:
+            rate = done / (now - self._began)
+            left = format_seconds((total - done) / rate)
+            print(
+                f"{done / 1e6:.1f}/{total / 1e6:.1f} MB  {rate / 1e6:.2f} MB/s  ETA {left}",
+                flush=True,
+            )
+            self._said = now
+
+    def close(self) -> None:
+        """End the bar."""
+        if self._bar is not None:
+            self._bar.close()
+
+
+def rewind(path: Path, step: int) -> None:
+    """Drop lines of metrics.jsonl that lie after `step`, and a half-written last line.
+
+    A killed run has logged steps that its last checkpoint does not know; they will be done and
+    logged again.
+    """
+    if not path.is_file():
+        return
+    kept = []
+    for line in path.read_text("utf-8", errors="replace").splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line)
+        except (ValueError, KeyError, TypeError):
+            continue
+    write_text(path, "".join(line + "\n" for line in kept))
+
+
+def plain_console() -> None:
+    """Send the package's log records to stderr as `spanbert: level: text` lines and quiet the
+    libraries' bars.
+    """
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("spanbert: %(levelname)s: %(message)s"))
+    logger.handlers = [handler]
+    logger.propagate = False
+    logger.setLevel(logging.INFO)

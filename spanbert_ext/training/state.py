@@ -1,0 +1,191 @@
+"""What a checkpoint holds besides the model, and the rules for continuing from it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import platform
+import shutil
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+import spanbert_ext
+from spanbert_ext.errors import ConfigError, StorageError
+from spanbert_ext.training.checkpoint import fail_point
+from spanbert_ext.training.config import FREE_ON_RESUME
+
+logger = logging.getLogger("spanbert_ext")
+
+
+@dataclass
+class RunState:
+    """Progress of a run and the identity of what it depends on; `state.json`.
+
+    Args:
+        step: finished updates.
+        samples: rows seen.
+        tokens: tokens seen.
+        seconds: time spent training.
+        skipped: updates skipped because of non-finite gradients.
+        settings: resolved settings with dotted names.
+        corpus: fingerprint of the token files.
+        vocabulary: hash of the tokenizer.
+        starting_losses: held-out losses before the first update.
+        latest_losses: held-out losses of the last validation.
+        versions: of Python and the libraries.
+        world_size: processes that trained.
+    """
+
+    step: int = 0
+    samples: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    skipped: int = 0
+    settings: dict[str, Any] = field(default_factory=dict)
+    corpus: str = ""
+    vocabulary: str = ""
+    starting_losses: dict[str, float] = field(default_factory=dict)
+    latest_losses: dict[str, float] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    world_size: int = 1
+
+
+def current_versions() -> dict[str, str]:
+    """Versions that can change a result."""
+    return {
+        "spanbert_ext": spanbert_ext.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "numpy": numpy.__version__,
+    }
+
+
+def write_training_state(
+    directory: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    state: RunState,
+    tokenizer_dir: Path | None,
+    device: torch.device,
+) -> None:
+    """Fill a checkpoint directory: model, tokenizer, optimizer, generators, state."""
+    model.save_pretrained(directory)
+    fail_point("after_model")
+    if tokenizer_dir is not None:
+        for path in sorted(p for p in Path(tokenizer_dir).iterdir() if p.is_file()):
+            shutil.copyfile(path, directory / path.name)
+    save_file(optimizer_tensors(model, optimizer), directory / "optimizer.safetensors")
+    fail_point("after_optimizer")
+    save_file(generator_tensors(device), directory / "rng-0.safetensors")
+    text = json.dumps(asdict(state), indent=1, sort_keys=True)
+    (directory / "state.json").write_text(text + "\n", "utf-8")
+
+
+def read_state(directory: Path) -> RunState:
+    """The state of a checkpoint.
+
+    Raises:
+        StorageError: state.json is missing or not ours.
+    """
+    try:
+        return RunState(**json.loads((directory / "state.json").read_text("utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise StorageError(f"{directory / 'state.json'} cannot be read: {error}") from error
+
+
+def optimizer_tensors(
+    model: nn.Module, optimizer: torch.optim.Optimizer
+) -> dict[str, torch.Tensor]:
+    """Optimizer state as `<parameter name>:<slot>` -> contiguous CPU tensor."""
+    tensors = {}
+    for name, parameter in model.named_parameters():
+        for slot, value in optimizer.state.get(parameter, {}).items():
+            tensors[f"{name}:{slot}"] = value.detach().cpu().contiguous()
+    return tensors
+
+
+def load_optimizer(directory: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Restore what `optimizer_tensors` gave.
+
+    Raises:
+        StorageError: names parameters without state, or state without a parameter.
+    """
+    path = directory / "optimizer.safetensors"
+    if not path.is_file():
+        raise StorageError(f"{path} is missing; without it the run cannot continue exactly")
+    stored = load_file(path)
+    parameters = dict(model.named_parameters())
+    owners = {key.rpartition(":")[0] for key in stored}
+    if owners - parameters.keys() or (stored and parameters.keys() - owners):
+        odd = sorted(owners ^ parameters.keys())
+        raise StorageError(
+            f"{path} does not fit the model; differing parameters: {', '.join(odd[:5])}"
+        )
+    for key, value in stored.items():
+        name, _, slot = key.rpartition(":")
+        optimizer.state[parameters[name]][slot] = value.to(parameters[name].device)
+
+
+def generator_tensors(device: torch.device) -> dict[str, torch.Tensor]:
+    """States of the generators that dropout draws from."""
+    tensors = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        tensors["cuda"] = torch.cuda.get_rng_state(device)
+    return tensors
+
+
+def load_generators(directory: Path, device: torch.device) -> None:
+    """Restore what `generator_tensors` gave; a checkpoint of another kind of device continues with
+    a warning.
+
+    Raises:
+        StorageError: the file is missing.
+    """
+    path = directory / "rng-0.safetensors"
+    if not path.is_file():
+        raise StorageError(f"{path} is missing; without it the run cannot continue exactly")
+    stored = load_file(path)
+    torch.set_rng_state(stored["cpu"])
+    if device.type == "cuda" and "cuda" in stored:
+        torch.cuda.set_rng_state(stored["cuda"], device)
+    elif (device.type == "cuda") != ("cuda" in stored):
+        logger.warning(
+            "the checkpoint comes from another kind of device: dropout is drawn anew from here"
+        )
+
+
+def check_same_run(stored: RunState, current: RunState, directory: Path) -> None:
+    """Refuse to continue with settings or data that change the mathematics of the run.
+
+    Raises:
+        ConfigError: lists every differing setting with both values.
+    """
+    faults = []
+    for name in sorted(stored.settings.keys() | current.settings.keys()):
+        before, now = stored.settings.get(name), current.settings.get(name)
+        if before != now and name not in FREE_ON_RESUME:
+            faults.append(f"{name} was {before}, is {now}")
+    if stored.corpus != current.corpus:
+        faults.append(f"the corpus had fingerprint {stored.corpus}, has {current.corpus}")
+    if stored.vocabulary != current.vocabulary:
+        faults.append(f"the tokenizer had hash {stored.vocabulary}, has {current.vocabulary}")
+    if faults:
+        lines = "\n".join(f"  - {fault}" for fault in faults)
+        raise ConfigError(
+            f"{directory} cannot be continued with other mathematics:\n{lines}\n"
+            "Restore these, or start a new run in another output (init can take its weights)"
+        )
+    changed = {k: v for k, v in current.versions.items() if stored.versions.get(k) != v}
+    if changed:
+        listed = ", ".join(f"{k} {stored.versions.get(k)} -> {v}" for k, v in changed.items())
+        logger.warning(
+            "versions changed since the checkpoint (%s): equal, but perhaps not bit for bit", listed
+        )
