@@ -1,6 +1,4 @@
-"""A pre-training run (resume, validation, checkpoints,
-signals).
-"""
+"""A pre-training run around the loop: start or resume, validation, checkpoints, signals."""
 
 from __future__ import annotations
 
