@@ -22,6 +22,7 @@ class CMakeBuild(build_ext):
         build.mkdir(parents=True, exist_ok=True)
         configure = [
             "cmake",
+            "--fresh",  # a cache of the last build names tools of an isolated environment now gone
             "-S",
             str(source),
             "-B",
