@@ -120,6 +120,8 @@ PYBIND11_MODULE(_C, m) {
   m.attr("cuda_architectures") = "";
 #endif
   m.attr("cpu_isa") = kCpu.name;
+  m.attr("capacity_exceeded") = kCapacityExceeded;
+  m.attr("max_lengths") = kMaxLengths;
   m.attr("rows_per_chunk") = kRowsPerChunk;
   m.attr("spans_per_chunk") = kSpansPerChunk;
   m.attr("column_rows_per_chunk") = kColumnRowsPerChunk;

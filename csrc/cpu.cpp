@@ -75,14 +75,15 @@ int64_t span_mask_as(const SpanMaskArgs& args) {
         spans[row + 1] += spans[row];
       }
     }
-    if (bad == args.total) {
+    if (bad == args.total && targets[args.sequences] <= args.target_capacity) {
 #pragma omp for schedule(static)
       for (int64_t row = 0; row < args.sequences; ++row)
         emit_row<OneThread, Token>(kAlone, args, row, draws_of(args, row));
     }
   }
   fill_unused(args, targets[args.sequences], spans[args.sequences]);
-  return bad < args.total ? bad : -1;
+  if (bad < args.total) return bad;
+  return targets[args.sequences] <= args.target_capacity ? -1 : kCapacityExceeded;
 }
 
 int64_t span_mask(const SpanMaskArgs& args, const Place&) {
@@ -209,27 +210,30 @@ void sbo_first_layer_backward_as(const SboFirstLayerBackwardArgs& args) {
   for (int64_t h = 0; h < args.positions * size; ++h) out[h] = store<T>(positions.data()[h]);
 }
 
-// Column sums of the gradient by head: threads own columns, rows are added in order.
+// Column sums of the gradient by head: threads own columns, rows are added in order. Sums of 64 rows are added to the
+// whole, since one long running sum in fp32 would lose the digits of its late terms.
 template <class T>
 void bias_gradient(const CrossEntropyArgs& args) {
   using W = working_t<T>;
   constexpr int64_t kColumns = 1024;
   const T* grad = static_cast<const T*>(args.logits);
-  W* out = static_cast<W*>(args.grad_bias);
   const int64_t blocks = (args.vocab_size + kColumns - 1) / kColumns;
 #pragma omp parallel for schedule(static) num_threads(threads_for(args.rows* args.vocab_size, kSerialElements))
-  for (int64_t block = 0; block < blocks; ++block) {
-    const int64_t first = block * kColumns, limit = first + kColumns;
-    const int64_t end = limit < args.vocab_size ? limit : args.vocab_size;
-    for (int64_t head = 0; head < args.heads; ++head) {
-      for (int64_t v = first; v < end; ++v) out[head * args.vocab_size + v] = 0;
-    }
-    for (int64_t row = 0; row < args.rows; ++row) {
-      if (args.targets[row] == kIgnore) continue;
-      W* sums = out + (args.head ? args.head[row] : 0) * args.vocab_size;
-      const T* values = grad + row * args.stride;
-      SPANBERT_SIMD
-      for (int64_t v = first; v < end; ++v) sums[v] += load(values[v]);
+  for (int64_t task = 0; task < blocks * args.heads; ++task) {
+    const int64_t first = task / args.heads * kColumns, head = task % args.heads;
+    const int64_t count = first + kColumns < args.vocab_size ? kColumns : args.vocab_size - first;
+    W* out = static_cast<W*>(args.grad_bias) + head * args.vocab_size + first;
+    W sums[kColumns];
+    for (int64_t v = 0; v < count; ++v) out[v] = 0;
+    for (int64_t base = 0; base < args.rows; base += kRowsPerSum) {
+      for (int64_t v = 0; v < count; ++v) sums[v] = 0;
+      for (int64_t row = base; row < base + kRowsPerSum && row < args.rows; ++row) {
+        if (args.targets[row] == kIgnore || (args.head ? args.head[row] : 0) != head) continue;
+        const T* values = grad + row * args.stride + first;
+        SPANBERT_SIMD
+        for (int64_t v = 0; v < count; ++v) sums[v] += load(values[v]);
+      }
+      for (int64_t v = 0; v < count; ++v) out[v] += sums[v];
     }
   }
 }

@@ -93,6 +93,7 @@ __global__ void __launch_bounds__(kThreads, 4) span_emit_kernel(const __grid_con
     args.span_left[s] = args.span_right[s] = 0;
   }
   if (thread == 0) args.dropped_spans[0] = used_spans > args.span_capacity ? used_spans - args.span_capacity : 0;
+  assert(used_targets <= args.target_capacity && "target_capacity is below the budget of the sequences");
   const int64_t row = warp_index();
   if (row < args.sequences) emit_row<Warp, Token>(Warp(), args, row, draws_of(args, row));
 }

@@ -22,7 +22,8 @@ __global__ void __launch_bounds__(kThreads, 2) cross_entropy_rows_kernel(const C
   if (threadIdx.x == 0) static_cast<W*>(args.losses)[row] = loss;
 }
 
-// A thread owns a column; a block adds one chunk of rows. Two heads are summed in one pass over the gradient.
+// A thread owns a column; a block adds one chunk of rows, 64 at a time to keep the digits of late terms. Two heads are
+// summed in one pass over the gradient.
 template <class T>
 __global__ void __launch_bounds__(kColumnThreads) bias_gradient_kernel(const CrossEntropyArgs args) {
   using W = working_t<T>;
@@ -34,11 +35,16 @@ __global__ void __launch_bounds__(kColumnThreads) bias_gradient_kernel(const Cro
   const int64_t end = limit < args.rows ? limit : args.rows;
   for (int64_t head = 0; head < args.heads; head += 2) {
     W even = 0, odd = 0;
-    for (int64_t row = begin; row < end; ++row) {
-      const int64_t own = (args.head ? args.head[row] : 0) - head;
-      const W value = load(grad[row * args.stride]);
-      even += own == 0 ? value : W(0);
-      odd += own == 1 ? value : W(0);
+    for (int64_t base = begin; base < end; base += kRowsPerSum) {
+      W even_sum = 0, odd_sum = 0;
+      for (int64_t row = base; row < base + kRowsPerSum && row < end; ++row) {
+        const int64_t own = (args.head ? args.head[row] : 0) - head;
+        const W value = load(grad[row * args.stride]);
+        even_sum += own == 0 ? value : W(0);
+        odd_sum += own == 1 ? value : W(0);
+      }
+      even += even_sum;
+      odd += odd_sum;
     }
     out[head * args.vocab_size] = even;
     if (head + 1 < args.heads) out[(head + 1) * args.vocab_size] = odd;

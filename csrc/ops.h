@@ -16,6 +16,8 @@ constexpr uint8_t kWordStart = 1, kSpecial = 2;
 constexpr int64_t kRowsPerChunk = 64;
 constexpr int64_t kSpansPerChunk = 16;
 constexpr int64_t kColumnRowsPerChunk = 1024;
+constexpr int64_t kRowsPerSum = 64;
+constexpr int64_t kCapacityExceeded = -2;  // span_mask: the budgets add up to more than target_capacity
 
 struct SamplerSettings {
   uint64_t seed;
@@ -121,8 +123,9 @@ struct Place {
   void* stream;
 };
 
-// The operations of one back end. span_mask returns the smallest flat index of a token outside the vocabulary, or -1
-// (always -1 on CUDA, where the kernel asserts: reading the answer back would stall the stream).
+// The operations of one back end. span_mask returns the smallest flat index of a token outside the vocabulary, -1 if
+// all is well, or kCapacityExceeded (on CUDA always -1: the kernels assert, reading the answer back would stall the
+// stream).
 struct Operations {
   int64_t (*span_mask)(const SpanMaskArgs&, const Place&);
   void (*gather_boundaries)(const BoundaryArgs&, const Place&);

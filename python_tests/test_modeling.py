@@ -29,7 +29,7 @@ from transformers import (
 )
 
 from spanbert_ext import SpanBertForPreTraining
-from spanbert_ext.heads import over_compact_rows, used_slots
+from spanbert_ext.heads import over_compact_rows
 from spanbert_ext.masking import MaskedBatch
 
 
@@ -110,10 +110,10 @@ def test_all_slots_or_the_used_ones(masker, stream, monkeypatch):
     # On a GPU the unused slots stay: they must not change a loss or gradient.
     model = random_weights(SpanBertForPreTraining(config())).double()
     batch = masker.packed(*stream)
-    assert used_slots(batch).target_ids.numel() < batch.target_ids.numel()
-    assert used_slots(batch).span_left.numel() < batch.span_left.numel()
+    assert batch.used().target_ids.numel() < batch.target_ids.numel()
+    assert batch.used().span_left.numel() < batch.span_left.numel()
     expected = run(model, batch=batch, cu_seqlens=stream[1])
-    monkeypatch.setattr("spanbert_ext.modeling.used_slots", lambda batch: batch)
+    monkeypatch.setattr(MaskedBatch, "used", lambda batch: batch)
     assert_same(run(model, batch=batch, cu_seqlens=stream[1]), expected)
 
 
@@ -135,7 +135,7 @@ def test_used_slots_literal():
         target_offsets=[0] * 5, sbo_ids=[5, 6, -100, -100, -100],
         span_left=[1, 2, 3, 0], span_right=[4, 5, 6, 0],
     )  # fmt: skip
-    used = used_slots(batch)
+    used = batch.used()
     assert used.target_ids.tolist() == [5, 6, 7] and used.sbo_ids.tolist() == [5, 6, -100]
     assert used.span_right.tolist() == [4, 5, 6]
 

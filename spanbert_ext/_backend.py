@@ -65,10 +65,8 @@ def _decide(device_type: str) -> bool:
     reason = obstacle(device_type)
     if reason and wanted == "native":
         raise RuntimeError(f"SPANBERT_EXT_BACKEND=native, but {reason}")
-    if reason:
+    if reason and not torch.compiler.is_compiling():
         logger.warning("spanbert_ext uses the reference path on %s: %s", device_type, reason)
-    else:
-        logger.info("spanbert_ext runs native code on %s", device_type)
     return not reason
 
 

@@ -17,6 +17,7 @@ def working_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def place(tensor: Tensor):
+    """Device and stream of a native call; torch's current stream on a GPU."""
     if tensor.device.type == "cpu":
         return _backend.native_module.Place(-1, 0)
     stream = torch.cuda.current_stream(tensor.device)
@@ -24,7 +25,7 @@ def place(tensor: Tensor):
 
 
 def check(name: str, tensor: Tensor, shape: tuple, dtype: torch.dtype, like: Tensor) -> None:
-    """Shape entries of None accept any size."""
+    """ValueError or TypeError unless shape (None: any size), dtype, device and layout are right."""
     sizes = tuple(tensor.shape)
     if len(sizes) != len(shape) or any(
         want is not None and want != got for want, got in zip(shape, sizes, strict=True)
@@ -38,9 +39,17 @@ def check(name: str, tensor: Tensor, shape: tuple, dtype: torch.dtype, like: Ten
         raise ValueError(f"{name} must be contiguous; got strides {tensor.stride()}")
 
 
+def check_float(name: str, values: Tensor, rank: int) -> None:
+    """TypeError or ValueError unless `values` has one of the four dtypes of rows and `rank`."""
+    if values.dtype not in DTYPES:
+        raise TypeError(f"{name} must be float32, bfloat16, float16 or float64; got {values.dtype}")
+    if values.dim() != rank:
+        raise ValueError(f"{name} must have {rank} dimension(s); got shape {tuple(values.shape)}")
+
+
 def check_rows(name: str, rows: Tensor) -> None:
-    if rows.dtype not in DTYPES:
-        raise TypeError(f"{name} must be float32, bfloat16, float16 or float64; got {rows.dtype}")
+    """A contiguous [R, H] of one of the four dtypes of rows."""
+    check_float(name, rows, 2)
     check(name, rows, (None, None), rows.dtype, rows)
 
 
@@ -64,6 +73,7 @@ def check_range(name: str, index: Tensor, size: int, used: Tensor | None = None)
 
 
 def define(schema: str, implementation, fake, setup_context=None, backward=None) -> None:
+    """Register an operation with its CPU and CUDA implementation, fake and autograd rule."""
     name = _library.define(schema)
     for key in ("CPU", "CUDA"):
         _library.impl(name, implementation, key)
@@ -72,3 +82,8 @@ def define(schema: str, implementation, fake, setup_context=None, backward=None)
         torch.library.register_autograd(
             f"spanbert_ext::{name}", backward, setup_context=setup_context, lib=_library
         )
+
+
+def refuse(ctx, *_):
+    """The autograd rule of a backward operation: without one, torch would answer with zeros."""
+    raise RuntimeError("spanbert_ext operations are differentiable once, not twice")

@@ -11,13 +11,15 @@ import torch
 from torch import Tensor
 
 from spanbert_ext import _backend, reference
-from spanbert_ext._boundary import check, define, place
+from spanbert_ext._boundary import check, define, place, readable
 from spanbert_ext.reference import SamplerSettings
+
+_C = _backend.native_module
 
 
 @lru_cache(maxsize=64)
 def _native_settings(seed, mask_id, ratio, min_words, lengths, mask, random, per_piece, slots):
-    return _backend.native_module.SamplerSettings(
+    return _C.SamplerSettings(
         seed, mask_id, ratio, min_words, list(lengths), mask, random, per_piece, slots
     )
 
@@ -40,8 +42,15 @@ def span_mask(
     span_capacity: int,
 ) -> tuple[Tensor, ...]:
     """`reference.span_mask`, natively where the back end allows."""
+    _check_inputs(tokens, starts, ends, sample_ids, epoch, vocabulary, random_tokens)
     if not _backend.use_native(tokens.device):
-        bad = ((tokens < 0) | (tokens >= vocabulary.numel())).nonzero()
+        # Steps of +1 at a start and -1 at an end add up to 1 inside a sequence.
+        steps = tokens.new_zeros(tokens.numel() + 1, dtype=torch.int64)
+        steps.index_add_(0, starts, torch.ones_like(starts)).index_add_(
+            0, ends, -torch.ones_like(ends)
+        )
+        inside = steps.cumsum(0)[:-1] > 0
+        bad = (inside & ((tokens < 0) | (tokens >= vocabulary.numel()))).nonzero()
         if bad.numel():
             _raise_bad_id(tokens, int(bad[0]), vocabulary.numel())
         return reference.span_mask(
@@ -56,6 +65,30 @@ def span_mask(
     )  # fmt: skip
 
 
+def _check_inputs(tokens, starts, ends, sample_ids, epoch, vocabulary, random_tokens) -> None:
+    if tokens.dtype not in (torch.int32, torch.int64):
+        raise TypeError(f"tokens must be int32 or int64; got {tokens.dtype}")
+    check("tokens", tokens, (None,), tokens.dtype, tokens)
+    check("starts", starts, (None,), torch.int64, tokens)
+    check("ends", ends, (starts.numel(),), torch.int64, tokens)
+    check("sample_ids", sample_ids, (starts.numel(),), torch.int64, tokens)
+    check("epoch", epoch, (1,), torch.int64, tokens)
+    check("vocabulary", vocabulary, (None,), torch.uint8, tokens)
+    check("random_tokens", random_tokens, (None,), torch.int64, tokens)
+    if random_tokens.numel() == 0:
+        raise ValueError("random_tokens must hold at least one id")
+    if readable(starts) and starts.numel():
+        bounds = torch.stack([starts, ends], dim=1).view(-1)
+        if (
+            int(bounds[0]) < 0
+            or int(bounds[-1]) > tokens.numel()
+            or bool((bounds.diff() < 0).any())
+        ):
+            raise ValueError(
+                f"starts and ends must ascend inside [0, {tokens.numel()}] without overlap"
+            )
+
+
 def _raise_bad_id(tokens: Tensor, place: int, size: int) -> None:
     raise IndexError(
         f"token {place} of the flat batch has id {int(tokens[place])}; expected 0 <= id < {size}"
@@ -67,12 +100,8 @@ def _span_mask(
     min_words, length_thresholds, mask_threshold, random_threshold, per_piece, max_span_targets,
     target_capacity, span_capacity,
 ):  # fmt: skip
+    _check_inputs(tokens, starts, ends, sample_ids, epoch, vocabulary, random_tokens)
     total, sequences = tokens.numel(), starts.numel()
-    for name, tensor in (("starts", starts), ("ends", ends), ("sample_ids", sample_ids)):
-        check(name, tensor, (sequences,), torch.int64, tokens)
-    check("epoch", epoch, (1,), torch.int64, tokens)
-    check("vocabulary", vocabulary, (None,), torch.uint8, tokens)
-    check("random_tokens", random_tokens, (None,), torch.int64, tokens)
     outputs = _empty_masks(tokens, target_capacity, span_capacity)
     bitmaps = tokens.new_empty((3, total // 64 + sequences + 1), dtype=torch.int64)
     row_counts = tokens.new_empty((2, sequences + 1), dtype=torch.int64)
@@ -82,13 +111,15 @@ def _span_mask(
     )  # fmt: skip
     inputs = (tokens, starts, ends, sample_ids, epoch, vocabulary, random_tokens)
     sizes = [total, sequences, vocabulary.numel(), random_tokens.numel()]
-    bad = _backend.native_module.span_mask(
+    bad = _C.span_mask(
         place(tokens), settings, tokens.dtype == torch.int64, *(t.data_ptr() for t in inputs),
         [t.data_ptr() for t in outputs], bitmaps.data_ptr(), row_counts.data_ptr(),
         [*sizes, target_capacity, span_capacity],
     )  # fmt: skip
     if bad >= 0:
         _raise_bad_id(tokens, bad, vocabulary.numel())
+    if bad == _C.capacity_exceeded:
+        raise ValueError(f"target_capacity {target_capacity} is below the budget of the sequences")
     return outputs
 
 
@@ -118,7 +149,7 @@ define(
 def check_cu_seqlens(cu_seqlens: Tensor, total: int) -> None:
     """Raises ValueError unless [N + 1] offsets run from 0 to `total` without falling; CPU tensors
     only."""
-    if cu_seqlens.device.type != "cpu":
+    if not readable(cu_seqlens):
         return
     if int(cu_seqlens[0]) != 0 or int(cu_seqlens[-1]) != total:
         ends = int(cu_seqlens[0]), int(cu_seqlens[-1])

@@ -21,6 +21,7 @@ from spanbert_ext._boundary import (
     check_rows,
     define,
     place,
+    refuse,
     working_dtype,
 )
 from spanbert_ext.reference import IGNORE
@@ -32,6 +33,8 @@ _C = _backend.native_module
 def gather_boundaries(hidden: Tensor, span_left: Tensor, span_right: Tensor) -> Tensor:
     """`reference.gather_boundaries`: [T, H] to [S, 2H]. Spans must come as `MaskedBatch` orders
     them."""
+    check_rows("hidden", hidden)
+    _check_spans(span_left, span_right, hidden.shape[0], hidden)
     if not _backend.use_native(hidden.device):
         return reference.gather_boundaries(hidden, span_left, span_right)
     return torch.ops.spanbert_ext.gather_boundaries(hidden, span_left, span_right)
@@ -78,6 +81,7 @@ define(
     "-> Tensor",
     _gather_boundaries_backward,
     lambda grad, left, right, tokens: grad.new_empty((tokens, grad.shape[1] // 2)),
+    backward=refuse,
 )
 define(
     "gather_boundaries(Tensor hidden, Tensor span_left, Tensor span_right) -> Tensor",
@@ -98,6 +102,7 @@ define(
 
 def gelu_layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     """`reference.gelu_layer_norm`: LN(GELU(x)), [R, H] to [R, H]."""
+    _check_norm(x, weight, bias)
     if not _backend.use_native(x.device):
         return reference.gelu_layer_norm(x, weight, bias, eps)
     return torch.ops.spanbert_ext.gelu_layer_norm(x, weight, bias, eps)[0]
@@ -108,11 +113,15 @@ def _statistics(rows: Tensor, count: int) -> tuple[Tensor, Tensor]:
     return rows.new_empty((count,), dtype=dtype), rows.new_empty((count,), dtype=dtype)
 
 
-def _gelu_layer_norm(x, weight, bias, eps):
+def _check_norm(x, weight, bias) -> None:
     check_rows("x", x)
+    for name, parameter in (("weight", weight), ("bias", bias)):
+        check(name, parameter, (x.shape[1],), working_dtype(x.dtype), x)
+
+
+def _gelu_layer_norm(x, weight, bias, eps):
+    _check_norm(x, weight, bias)
     rows, size = x.shape
-    check("weight", weight, (size,), working_dtype(x.dtype), x)
-    check("bias", bias, (size,), working_dtype(x.dtype), x)
     out, (mean, rstd) = torch.empty_like(x), _statistics(x, rows)
     _C.gelu_layer_norm(
         place(x), DTYPES[x.dtype], x.data_ptr(), weight.data_ptr(), bias.data_ptr(), eps,
@@ -155,6 +164,7 @@ define(
         torch.empty_like(weight),
         torch.empty_like(weight),
     ),
+    backward=refuse,
 )
 define(
     "gelu_layer_norm(Tensor x, Tensor weight, Tensor bias, float eps) "
@@ -183,6 +193,7 @@ def sbo_first_layer(
 ) -> Tensor:
     """`reference.sbo_first_layer`: [S, H] and [P, H] to [K, H]."""
     arguments = (span_rows, position_rows, target_spans, target_offsets, sbo_ids, weight, bias, eps)
+    _check_sbo(*arguments[:6])
     if not _backend.use_native(span_rows.device):
         return reference.sbo_first_layer(*arguments)
     return torch.ops.spanbert_ext.sbo_first_layer(*arguments)[0]
@@ -277,6 +288,7 @@ define(
     lambda grad, spans, positions, s, o, i, weight, mean, rstd: tuple(
         torch.empty_like(t) for t in (spans, positions, weight, weight)
     ),
+    backward=refuse,
 )
 define(
     "sbo_first_layer(Tensor span_rows, Tensor position_rows, Tensor target_spans, "
@@ -309,27 +321,32 @@ def cross_entropy_rows_(
     0. Returns the losses and the gradient of `bias` [heads, V] ([0] without scale or bias). Native
     back ends only.
     """
+    _check_cross_entropy(logits, targets, bias, head, scale, vocab_size)
     return torch.ops.spanbert_ext.cross_entropy_rows_(
         logits, targets, bias, head, scale, vocab_size
     )
 
 
-def _cross_entropy_rows(logits, targets, bias, head, scale, vocab_size):
+def _check_cross_entropy(logits, targets, bias, head, scale, vocab_size) -> None:
     check_rows("logits", logits)
     (rows, stride), dtype = logits.shape, working_dtype(logits.dtype)
     if not 1 <= vocab_size <= stride:
         raise ValueError(f"vocab_size must lie in [1, {stride}]; got {vocab_size}")
     check("targets", targets, (rows,), torch.int64, logits)
     check_range("targets", targets, vocab_size, targets != IGNORE)
-    heads = 1
     if bias is not None:
         check("bias", bias, (None, vocab_size), dtype, logits)
-        heads = bias.shape[0]
     if head is not None:
         check("head", head, (rows,), torch.int64, logits)
-        check_range("head", head, heads)
+        check_range("head", head, bias.shape[0] if bias is not None else 1)
     if scale is not None:
         check("scale", scale, (rows,), dtype, logits)
+
+
+def _cross_entropy_rows(logits, targets, bias, head, scale, vocab_size):
+    _check_cross_entropy(logits, targets, bias, head, scale, vocab_size)
+    rows, stride = logits.shape
+    heads = bias.shape[0] if bias is not None else 1
     losses, grad_bias = _cross_entropy_outputs(logits, targets, bias, head, scale, vocab_size)
     chunks = -(-rows // _C.column_rows_per_chunk)
     partials = losses.new_empty((chunks, *grad_bias.shape) if logits.is_cuda else (0,))

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from torch.autograd.function import once_differentiable
 
 from spanbert_ext import _backend, _ops, reference
-from spanbert_ext._boundary import readable, working_dtype
+from spanbert_ext._boundary import check_float, check_range, readable, working_dtype
 from spanbert_ext.reference import IGNORE
 
 # Elements of a chunk of logits. Products over fewer rows than about a thousand starve; 2**26 is
@@ -34,47 +35,52 @@ def _padded_vocabulary(weight: torch.Tensor) -> torch.Tensor:
     return F.pad(weight, (0, 0, 0, padding))
 
 
-class LinearCrossEntropy(torch.autograd.Function):
-    """Per-row losses [N] and the total sum(scale * loss); the gradient flows from the total.
-
-    With `scale` None the losses themselves are differentiable: their weights are known only in the
-    backward pass, which then computes the logits a second time.
-    """
+class ScaledLoss(torch.autograd.Function):
+    """sum(scale * loss), whose gradient is finished in the forward pass, and the losses [N]."""
 
     @staticmethod
     def forward(ctx, rows, weight, bias, targets, head, scale, need):
         """rows [N, H] and weight [V, H] of one dtype, bias [heads, V] and scale [N] of the working
-        dtype.
-
-        `need` is whether (rows, weight, bias) take a gradient.
-        """
-        ctx.need, ctx.scaled, ctx.vocab_size = need, scale is not None, weight.shape[0]
-        if scale is None:
-            losses, _ = _run(rows, weight, bias, targets, head, None, need)
-            ctx.save_for_backward(rows, weight, bias, targets, head)
-            return losses, losses.new_zeros(())
-        losses, gradients = _run(rows, weight, bias, targets, head, scale, need)
+        dtype; `need` is whether (rows, weight, bias) take a gradient."""
+        # fp16 holds no gradient of 1 / N times a probability, so its unit is the largest scale.
+        ctx.unit = scale.amax() if rows.dtype == torch.float16 and len(scale) else None
+        relative = scale if ctx.unit is None else scale / ctx.unit.clamp(min=1e-30)
+        losses, gradients = _run(rows, weight, bias, targets, head, relative, need)
         ctx.save_for_backward(*gradients)
         ctx.mark_non_differentiable(losses)
-        return losses, (losses * scale).sum()
+        return (losses * scale).sum(), losses
 
     @staticmethod
-    def backward(ctx, grad_losses, grad_total):
-        if ctx.scaled:
-            gradients = [_times(g, grad_total) for g in ctx.saved_tensors]
-        else:
-            rows, weight, bias, targets, head = ctx.saved_tensors
-            _, gradients = _run(
-                rows, weight, bias, targets, head, grad_losses.contiguous(), ctx.need
-            )
-        return *gradients, None, None, None, None
+    @once_differentiable
+    def backward(ctx, grad_total, _):
+        factor = grad_total if ctx.unit is None else grad_total * ctx.unit
+        return *(_times(g, factor) for g in ctx.saved_tensors), None, None, None, None
+
+
+class RowLosses(torch.autograd.Function):
+    """The losses [N] themselves; their weights come with the backward pass, which therefore
+    computes the logits again."""
+
+    @staticmethod
+    def forward(ctx, rows, weight, bias, targets, head, need):
+        """Arguments as in `ScaledLoss`."""
+        ctx.need = need
+        ctx.save_for_backward(rows, weight, bias, targets, head)
+        return _run(rows, weight, bias, targets, head, None, need)[0]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_losses):
+        _, gradients = _run(*ctx.saved_tensors, grad_losses.contiguous(), ctx.need)
+        return *gradients, None, None, None
 
 
 def _times(gradient: torch.Tensor | None, factor: torch.Tensor) -> torch.Tensor | None:
     # On the CPU the factor is free to read, and 1 is what training passes.
     if gradient is None or (readable(factor) and float(factor) == 1.0):
         return gradient
-    return gradient * factor.to(gradient.dtype)
+    # In the working dtype: a factor rounded to 16 bits would shift every gradient the same way.
+    return (gradient.to(working_dtype(gradient.dtype)) * factor).to(gradient.dtype)
 
 
 def _run(rows, weight, bias, targets, head, scale, need):
@@ -116,18 +122,19 @@ def _run(rows, weight, bias, targets, head, scale, need):
 
 
 def _losses(rows, weight, targets, bias, head, scale):
-    """(losses [N], total) through the native function or the reference; both take autocast into
-    account."""
-    _check_arguments(rows, weight, targets, bias, head)
-    if torch.is_autocast_enabled(rows.device.type):
-        rows = rows.to(torch.get_autocast_dtype(rows.device.type))
+    """(total, losses [N]), total None without scale; takes autocast and the back end into account.
+
+    Differentiable is the total, or the losses where there is no total.
+    """
+    device = rows.device.type
+    if torch.is_autocast_enabled(device) and rows.dtype != torch.float64:
+        rows = rows.to(torch.get_autocast_dtype(device))
     weight = weight.to(rows.dtype)
-    wide = working_dtype(rows.dtype)
     if bias is not None:
-        bias = bias.reshape(-1, weight.shape[0]).to(wide)
+        bias = bias.reshape(-1, weight.shape[0]).to(working_dtype(rows.dtype)).contiguous()
     if not _backend.use_native(rows.device):
         losses = reference.linear_cross_entropy_rows(rows, weight, targets, bias, head)
-        return losses, (losses * scale).sum() if scale is not None else None
+        return (losses * scale).sum() if scale is not None else None, losses
     used = None
     if readable(rows):
         rows, targets, head, scale, used = _used_rows(rows, targets, head, scale)
@@ -135,14 +142,15 @@ def _losses(rows, weight, targets, bias, head, scale):
         torch.is_grad_enabled() and t is not None and t.requires_grad for t in (rows, weight, bias)
     )
     head = head.contiguous() if head is not None else None
-    scale = scale.contiguous() if scale is not None else None
-    with torch.autocast(rows.device.type, enabled=False):
-        losses, total = LinearCrossEntropy.apply(
-            rows.contiguous(), weight, bias, targets.contiguous(), head, scale, need
-        )
+    inputs = (rows.contiguous(), weight, bias, targets.contiguous(), head)
+    with torch.autocast(device, enabled=False):
+        if scale is None:
+            total, losses = None, RowLosses.apply(*inputs, need)
+        else:
+            total, losses = ScaledLoss.apply(*inputs, scale.contiguous(), need)
     if used is not None:
         losses = losses.new_zeros(used.shape[0]).masked_scatter(used, losses)
-    return losses, total
+    return total, losses
 
 
 def _used_rows(rows, targets, head, scale):
@@ -156,27 +164,51 @@ def _used_rows(rows, targets, head, scale):
     return rows[index], targets[index], head, scale, used
 
 
-def _check_arguments(rows, weight, targets, bias, head) -> None:
-    if rows.dim() != 2:
-        raise ValueError(f"rows must be [N, H]; got shape {tuple(rows.shape)}")
-    count, size = rows.shape
-    if weight.dim() != 2 or weight.shape[1] != size:
-        raise ValueError(f"weight must be [V, {size}]; got shape {tuple(weight.shape)}")
-    if tuple(targets.shape) != (count,):
-        raise ValueError(f"targets must have shape ({count},); got {tuple(targets.shape)}")
-    if targets.dtype != torch.int64:
-        raise TypeError(f"targets must be int64; got {targets.dtype}")
-    if bias is not None and (bias.dim() not in (1, 2) or bias.shape[-1] != weight.shape[0]):
+def _check_rows(rows, weight, targets, ignore_index, prefix="") -> None:
+    """Rows [N, H], weight [V, H] and targets [N]; `prefix` says whose rows and targets they are."""
+    check_float(f"{prefix}rows", rows, 2)
+    check_float("weight", weight, 2)
+    (count, size), (vocab_size, width) = rows.shape, weight.shape
+    if vocab_size < 1:
+        raise ValueError(f"weight must have at least one row; got shape {tuple(weight.shape)}")
+    if width != size:
         raise ValueError(
-            f"bias must be [V] or [heads, V] with V = {weight.shape[0]}; got {tuple(bias.shape)}"
+            f"{prefix}rows [N, H] and weight [V, H] must agree in H; got {size} and {width}"
         )
-    if head is not None and (bias is None or bias.dim() != 2):
+    if targets.dtype != torch.int64:
+        raise TypeError(f"{prefix}targets must be int64; got {targets.dtype}")
+    if tuple(targets.shape) != (count,):
+        raise ValueError(f"{prefix}targets must have shape ({count},); got {tuple(targets.shape)}")
+    for name, tensor in (("weight", weight), (f"{prefix}targets", targets)):
+        _check_device(name, tensor, rows)
+    check_range(f"{prefix}targets", targets, vocab_size, targets != ignore_index)
+
+
+def _check_bias(rows, weight, bias, head) -> None:
+    count, vocab_size, heads = rows.shape[0], weight.shape[0], 1
+    if bias is not None:
+        if bias.dim() not in (1, 2) or bias.shape[-1] != vocab_size:
+            expected = f"[V] or [heads, V] with V = {vocab_size}"
+            raise ValueError(f"bias must be {expected}; got {tuple(bias.shape)}")
+        _check_device("bias", bias, rows)
+        heads = bias.shape[0] if bias.dim() == 2 else 1
+    if head is None:
+        if heads > 1:
+            raise ValueError(f"bias has {heads} heads; head [N] must say which row uses which")
+        return
+    if bias is None or bias.dim() != 2:
         raise ValueError("head needs bias [heads, V], which says how many heads there are")
-    if head is None and bias is not None and bias.dim() == 2 and bias.shape[0] > 1:
-        raise ValueError(f"bias has {bias.shape[0]} heads; head [N] must say which row uses which")
-    for name, tensor in (("weight", weight), ("targets", targets), ("bias", bias), ("head", head)):
-        if tensor is not None and tensor.device != rows.device:
-            raise ValueError(f"{name} must be on {rows.device}; got {tensor.device}")
+    if head.dtype != torch.int64:
+        raise TypeError(f"head must be int64; got {head.dtype}")
+    if tuple(head.shape) != (count,):
+        raise ValueError(f"head must have shape ({count},); got {tuple(head.shape)}")
+    _check_device("head", head, rows)
+    check_range("head", head, heads)
+
+
+def _check_device(name: str, tensor: torch.Tensor, rows: torch.Tensor) -> None:
+    if tensor.device != rows.device:
+        raise ValueError(f"{name} must be on {rows.device}; got {tensor.device}")
 
 
 def linear_cross_entropy(
@@ -204,14 +236,16 @@ def linear_cross_entropy(
     """
     if reduction not in ("mean", "sum", "none"):
         raise ValueError(f"reduction must be mean, sum or none; got {reduction!r}")
+    _check_rows(rows, weight, targets, ignore_index)
+    _check_bias(rows, weight, bias, head)
     if ignore_index != IGNORE:
         targets = torch.where(targets == ignore_index, IGNORE, targets)
     if reduction == "none":
-        return _losses(rows, weight, targets, bias, head, None)[0]
+        return _losses(rows, weight, targets, bias, head, None)[1]
     scale = (targets != IGNORE).to(working_dtype(rows.dtype))
     if reduction == "mean":
         scale = scale / scale.sum().clamp(min=1)
-    return _losses(rows, weight, targets, bias, head, scale)[1]
+    return _losses(rows, weight, targets, bias, head, scale)[0]
 
 
 def two_head_cross_entropy(
@@ -244,34 +278,42 @@ def two_head_cross_entropy(
     """
     if loss not in ("code", "paper"):
         raise ValueError(f"loss must be code or paper; got {loss!r}")
-    dtype = working_dtype(mlm_rows.dtype)
     if sbo_rows is None:
         sbo_rows, sbo_targets = mlm_rows[:0], mlm_targets[:0]
-    mlm_scale = _share(mlm_targets, num_mlm_targets, dtype)
-    divisor = num_sbo_targets
+    _check_heads(mlm_rows, sbo_rows, mlm_targets, sbo_targets, weight, bias)
+    dtype = working_dtype(mlm_rows.dtype)
+    if num_mlm_targets is None:
+        num_mlm_targets = (mlm_targets != IGNORE).sum()
     if loss == "paper":
-        divisor = num_mlm_targets if num_mlm_targets is not None else (mlm_targets != IGNORE).sum()
-    sbo_scale = _share(sbo_targets, divisor, dtype)
-    targets = torch.cat([mlm_targets, sbo_targets])
-    head = torch.zeros_like(targets)
-    head[mlm_targets.shape[0] :] = 1
-    losses, total = _losses(
-        torch.cat([mlm_rows, sbo_rows]),
-        weight,
-        targets,
-        bias,
-        head,
-        torch.cat([mlm_scale, sbo_scale * sbo_weight]),
-    )
+        num_sbo_targets = num_mlm_targets
+    elif num_sbo_targets is None:
+        num_sbo_targets = (sbo_targets != IGNORE).sum()
+    mlm_scale = _share(mlm_targets, num_mlm_targets, dtype)
+    sbo_scale = _share(sbo_targets, num_sbo_targets, dtype)
     split = mlm_targets.shape[0]
+    targets = torch.cat([mlm_targets, sbo_targets])
+    head = (torch.arange(targets.shape[0], device=targets.device) >= split).to(torch.int64)
+    scale = torch.cat([mlm_scale, sbo_scale * sbo_weight])
+    total, losses = _losses(torch.cat([mlm_rows, sbo_rows]), weight, targets, bias, head, scale)
     losses = losses.detach()
     return total, (losses[:split] * mlm_scale).sum(), (losses[split:] * sbo_scale).sum()
 
 
-def _share(targets: torch.Tensor, count, dtype: torch.dtype) -> torch.Tensor:
+def _check_heads(mlm_rows, sbo_rows, mlm_targets, sbo_targets, weight, bias) -> None:
+    for name, tensor in (("sbo_targets", sbo_targets), ("bias", bias)):
+        if not isinstance(tensor, torch.Tensor):
+            raise TypeError(f"{name} must be a tensor; got {type(tensor).__name__}")
+    _check_rows(mlm_rows, weight, mlm_targets, IGNORE, "mlm_")
+    _check_rows(sbo_rows, weight, sbo_targets, IGNORE, "sbo_")
+    _check_device("sbo_rows", sbo_rows, mlm_rows)
+    _check_device("bias", bias, mlm_rows)
+    if tuple(bias.shape) != (2, weight.shape[0]):
+        raise ValueError(f"bias must be [2, {weight.shape[0]}]; got shape {tuple(bias.shape)}")
+
+
+def _share(targets: torch.Tensor, count: torch.Tensor | int, dtype: torch.dtype) -> torch.Tensor:
     """[N] weight of each row in its head's mean: 1 / count where it has a target, else 0."""
     used = (targets != IGNORE).to(dtype)
-    divisor = (
-        used.sum() if count is None else torch.as_tensor(count, dtype=dtype, device=used.device)
-    )
-    return used / divisor.clamp(min=1)
+    if isinstance(count, torch.Tensor):
+        return used / count.to(dtype).clamp(min=1)
+    return used / max(count, 1)

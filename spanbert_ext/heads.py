@@ -7,13 +7,8 @@ import dataclasses
 import torch
 from torch import nn
 
-from spanbert_ext._boundary import readable
 from spanbert_ext.masking import MaskedBatch
-from spanbert_ext.reference import IGNORE
 from spanbert_ext.sbo import GeluLayerNorm, SBOHead
-
-_TARGET_FIELDS = ("target_positions", "target_ids", "target_spans", "target_offsets", "sbo_ids")
-_SPAN_FIELDS = ("span_left", "span_right")
 
 
 class MLMTransform(nn.Module):
@@ -49,18 +44,6 @@ class PreTrainingHeads(nn.Module):
         self.predictions = MLMHead(size, config.vocab_size, eps)
         self.sbo = SBOHead(size, config.max_span_targets, config.position_size, eps)
         self.sbo_bias = nn.Parameter(torch.zeros(config.vocab_size))
-
-
-def used_slots(batch: MaskedBatch) -> MaskedBatch:
-    """On the CPU, where counts are free to read, the batch without its unused slots."""
-    if not readable(batch.target_ids):
-        return batch
-    targets = int((batch.target_ids != IGNORE).sum())
-    spans = int(batch.target_spans[:targets].max()) + 1 if targets else 0
-    sizes = dict.fromkeys(_TARGET_FIELDS, targets) | dict.fromkeys(_SPAN_FIELDS, spans)
-    # One slot stays, so that no product downstream has to cope with nothing.
-    cut = {name: getattr(batch, name)[: max(size, 1)] for name, size in sizes.items()}
-    return dataclasses.replace(batch, **cut)
 
 
 def over_compact_rows(batch: MaskedBatch) -> MaskedBatch:

@@ -9,19 +9,23 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import numbers
 from collections.abc import Sequence
 from fractions import Fraction
 
 import torch
 
 from spanbert_ext import _mask_op
-from spanbert_ext._boundary import check_range
-from spanbert_ext.reference import SPECIAL, WORD_START, SamplerSettings, budget_of
+from spanbert_ext._boundary import check_range, readable
+from spanbert_ext.reference import IGNORE, SPECIAL, WORD_START, SamplerSettings, budget_of
 
 _DRAWS = 1 << 32
+_MAX_LENGTHS = 256  # span lengths that fit a kernel's arguments
 # Standard deviations between the expected number of spans and the capacity: a normal tail below
 # 1e-9.
 _SPAN_MARGIN = 6.5
+_TARGET_FIELDS = ("target_positions", "target_ids", "target_spans", "target_offsets", "sbo_ids")
+_SPAN_FIELDS = ("span_left", "span_right")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +62,17 @@ class MaskedBatch:
     span_left: torch.Tensor
     span_right: torch.Tensor
     dropped_spans: torch.Tensor
+
+    def used(self) -> MaskedBatch:
+        """The batch without its unused slots where counts are free to read (on the CPU); one slot
+        always stays, so that no product downstream has to cope with nothing."""
+        if not readable(self.target_ids):
+            return self
+        targets = int((self.target_ids != IGNORE).sum())
+        spans = int(self.target_spans[:targets].max()) + 1 if targets else 0
+        sizes = dict.fromkeys(_TARGET_FIELDS, targets) | dict.fromkeys(_SPAN_FIELDS, spans)
+        cut = {name: getattr(self, name)[: max(size, 1)] for name, size in sizes.items()}
+        return dataclasses.replace(self, **cut)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> MaskedBatch:
         """The same batch on another device."""
@@ -117,8 +132,17 @@ class SpanMasker:
             raise ValueError(
                 f"expected 1 <= min_words <= max_words; got {min_words} and {max_words}"
             )
+        if max_words - min_words >= _MAX_LENGTHS:
+            raise ValueError(
+                f"max_words - min_words must be below {_MAX_LENGTHS}; "
+                f"got {max_words} and {min_words}"
+            )
         if max_span_targets < 1:
             raise ValueError(f"max_span_targets must be at least 1; got {max_span_targets}")
+        if not isinstance(mask_id, numbers.Integral):
+            raise TypeError(f"mask_id must be an integer; got {mask_id!r}")
+        if not -(2**63) <= seed < 2**64:
+            raise ValueError(f"seed must lie in [-2**63, 2**64); got {seed}")
         ratio = Fraction(repr(float(mask_ratio))).limit_denominator(10**6)
         if ratio <= 0:
             raise ValueError(f"mask_ratio must be at least 1e-6; got {mask_ratio}")
@@ -225,6 +249,8 @@ class SpanMasker:
             sample_ids, epoch: as for a padded batch, sample_ids being [N].
         """
         _check_ids("tokens", tokens, 1)
+        if not isinstance(cu_seqlens, torch.Tensor):
+            raise TypeError(f"cu_seqlens must be a tensor; got {type(cu_seqlens).__name__}")
         if cu_seqlens.dim() != 1 or cu_seqlens.numel() < 1:
             raise ValueError(f"cu_seqlens must be [N + 1]; got shape {tuple(cu_seqlens.shape)}")
         _check_vector("cu_seqlens", cu_seqlens, cu_seqlens.numel(), tokens.device)
@@ -247,6 +273,7 @@ class SpanMasker:
         if not isinstance(epoch, torch.Tensor):
             epoch = torch.full((1,), int(epoch), dtype=torch.int64, device=device)
         _check_vector("epoch", epoch, 1, device)
+        epoch = epoch.to(torch.int64)
         vocabulary, random_tokens = self._tables_on(device)
         return MaskedBatch(
             *_mask_op.span_mask(
@@ -322,7 +349,10 @@ def _tables(word_starts, special_ids, mask_id, random_tokens) -> tuple[torch.Ten
     if random_tokens is None:
         pool = (flags & SPECIAL == 0).nonzero().squeeze(1)
     else:
-        pool = torch.as_tensor(random_tokens).to("cpu", torch.int64).reshape(-1)
+        pool = torch.as_tensor(random_tokens)
+        if pool.numel() and (pool.is_floating_point() or pool.dtype == torch.bool):
+            raise TypeError(f"random_tokens must be integers; got {pool.dtype}")
+        pool = pool.to("cpu", torch.int64).reshape(-1)
     if pool.numel() == 0:
         raise ValueError("random_tokens is empty: there is no ordinary id to draw")
     low, high = int(pool.min()), int(pool.max())
@@ -363,6 +393,8 @@ def _check_vector(name: str, values: torch.Tensor, size: int, device: torch.devi
         raise ValueError(f"{name} must have shape ({size},); got {tuple(values.shape)}")
     if values.device != device:
         raise ValueError(f"{name} must be on {device}; got {values.device}")
+    if not values.is_contiguous():
+        raise ValueError(f"{name} must be contiguous; got strides {values.stride()}")
 
 
 def _check_like(name: str, values: torch.Tensor, ids: torch.Tensor) -> None:

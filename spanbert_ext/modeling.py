@@ -26,7 +26,7 @@ from transformers.utils import ModelOutput
 from spanbert_ext.cross_entropy import two_head_cross_entropy
 from spanbert_ext.encoder import PackedBert
 from spanbert_ext.foreign import encode_foreign, foreign_encoder
-from spanbert_ext.heads import MLMHead, PreTrainingHeads, over_compact_rows, used_slots
+from spanbert_ext.heads import MLMHead, PreTrainingHeads, over_compact_rows
 from spanbert_ext.masking import MaskedBatch
 from spanbert_ext.sbo import GeluLayerNorm
 
@@ -271,7 +271,7 @@ class SpanBertForPreTraining(BertPreTrainedModel):
                 f"input_ids has shape {tuple(input_ids.shape)}, the batch was made of "
                 f"{tuple(batch.labels.shape)}"
             )
-        batch = used_slots(batch)
+        batch = batch.used()
         states = None
         if self.config.encoder_config is None and self.config.last_layer_rows and not return_hidden:
             rows = torch.cat([batch.target_positions, batch.span_left, batch.span_right])

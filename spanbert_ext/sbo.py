@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from spanbert_ext import _ops
-from spanbert_ext._boundary import readable, working_dtype
+from spanbert_ext._boundary import check_float, working_dtype
 from spanbert_ext.masking import MaskedBatch
 from spanbert_ext.reference import IGNORE
 
@@ -95,23 +95,17 @@ class SBOHead(nn.Module):
             raise ValueError(
                 f"hidden must be [..., {self.hidden_size}]; got shape {tuple(hidden.shape)}"
             )
-        targets, spans = batch.sbo_ids.shape[0], batch.span_left.shape[0]
-        if readable(hidden):  # so the products run on the used slots only
-            targets = int((batch.target_ids != IGNORE).sum())
-            spans = int(batch.target_spans[:targets].max()) + 1 if targets else 0
-        rows = self._rows(
-            hidden.reshape(-1, self.hidden_size).contiguous(),
-            batch.span_left[:spans],
-            batch.span_right[:spans],
-            batch.target_spans[:targets],
-            batch.target_offsets[:targets],
-            batch.sbo_ids[:targets],
-        )
-        return F.pad(rows, (0, 0, 0, batch.sbo_ids.shape[0] - targets))
+        check_float("hidden", hidden, hidden.dim())
+        if batch.sbo_ids.device != hidden.device:
+            raise ValueError(f"batch must be on {hidden.device}; got {batch.sbo_ids.device}")
+        capacity = batch.sbo_ids.shape[0]
+        batch = batch.used()
+        rows = self._rows(hidden.reshape(-1, self.hidden_size).contiguous(), batch)
+        return F.pad(rows, (0, 0, 0, capacity - rows.shape[0]))
 
-    def _rows(self, hidden, span_left, span_right, target_spans, target_offsets, sbo_ids):
+    def _rows(self, hidden: torch.Tensor, batch: MaskedBatch) -> torch.Tensor:
         width = 2 * self.hidden_size
-        pairs = _ops.gather_boundaries(hidden, span_left, span_right)
+        pairs = _ops.gather_boundaries(hidden, batch.span_left, batch.span_right)
         span_rows = F.linear(pairs, self.linear1.weight[:, :width])
         position_rows = F.linear(
             self.position_embeddings.weight, self.linear1.weight[:, width:], self.linear1.bias
@@ -120,12 +114,12 @@ class SBOHead(nn.Module):
         x = _ops.sbo_first_layer(
             span_rows,
             position_rows.to(span_rows.dtype),
-            target_spans,
-            target_offsets,
-            sbo_ids,
+            batch.target_spans,
+            batch.target_offsets,
+            batch.sbo_ids,
             norm.weight.to(wide),
             norm.bias.to(wide),
             norm.eps,
         )
         rows = self.layer_norm2(self.linear2(x))
-        return torch.where((sbo_ids != IGNORE).unsqueeze(1), rows, 0)
+        return torch.where((batch.sbo_ids != IGNORE).unsqueeze(1), rows, 0)

@@ -1,0 +1,143 @@
+"""Which implementation runs: the three modes, what they say, and what they do without the native
+module."""
+
+import logging
+
+import pytest
+import torch
+from strategies import make_masker, run_python
+
+from spanbert_ext import _backend
+
+CPU, META = torch.device("cpu"), torch.device("meta")
+
+
+def test_native_runs_here(force_backend):
+    """The suite means nothing if the native module is not there."""
+    force_backend("native")
+    assert _backend.use_native(CPU)
+    assert _backend.name(CPU) in {"native/avx512", "native/avx2", "native/baseline"}
+
+
+def test_reference_mode(force_backend):
+    force_backend("reference")
+    assert not _backend.use_native(CPU)
+    assert _backend.name(CPU) == "reference"
+
+
+def test_auto_is_the_default_and_chooses_native(monkeypatch, force_backend):
+    force_backend("auto")
+    monkeypatch.delenv("SPANBERT_EXT_BACKEND")
+    _backend.reset()
+    assert _backend.mode() == "auto"
+    assert _backend.use_native(CPU)
+
+
+@pytest.mark.parametrize("value", ["Native", "cuda", "", "1"])
+def test_unknown_mode(force_backend, value):
+    force_backend(value)
+    with pytest.raises(
+        ValueError, match=f"SPANBERT_EXT_BACKEND.*auto, native, reference.*{value!r}"
+    ):
+        _backend.use_native(CPU)
+    with pytest.raises(ValueError, match="SPANBERT_EXT_BACKEND"):
+        make_masker()(torch.zeros(1, 4, dtype=torch.int64))
+
+
+def test_native_mode_raises_with_the_reason_where_it_cannot_run(force_backend, monkeypatch):
+    force_backend("native")
+    with pytest.raises(RuntimeError, match="SPANBERT_EXT_BACKEND=native, but.*'meta'"):
+        _backend.use_native(META)
+    monkeypatch.setattr(_backend, "native_module", None)
+    monkeypatch.setattr(_backend, "_load_error", "libgomp.so.1: cannot open shared object file")
+    _backend.reset()
+    with pytest.raises(RuntimeError, match=r"did not load \(libgomp.*\).*pip install"):
+        make_masker()(torch.zeros(1, 4, dtype=torch.int64))
+
+
+def test_auto_mode_says_once_what_it_chose_and_why(force_backend, monkeypatch, caplog):
+    force_backend("auto")
+    monkeypatch.setattr(_backend, "native_module", None)
+    monkeypatch.setattr(_backend, "_load_error", "no such file")
+    with caplog.at_level(logging.INFO, logger="spanbert_ext"):
+        for _ in range(3):
+            make_masker()(torch.zeros(1, 4, dtype=torch.int64))
+    assert len(caplog.records) == 1
+    record = caplog.records[0]
+    assert record.levelno == logging.WARNING
+    assert "reference path on cpu" in record.getMessage() and "no such file" in record.getMessage()
+
+
+@pytest.mark.parametrize("mode, code", [("auto", 0), ("reference", 0), ("native", 1)])
+def test_without_the_native_module(mode, code):
+    """A real process whose import of `_C` fails: reference mode is silent, auto warns, native
+    refuses."""
+    child = run_python(
+        """
+import sys
+sys.modules["spanbert_ext._C"] = None
+import torch
+from spanbert_ext import SpanMasker, SBOHead, linear_cross_entropy
+batch = SpanMasker([True] * 30, [0, 1], 1, mask_ratio=0.5)(torch.arange(2, 30)[None])
+rows = SBOHead(4)(torch.zeros(1, 28, 4), batch)
+linear_cross_entropy(rows, torch.zeros(30, 4), batch.sbo_ids)
+from spanbert_ext import _backend
+print(_backend.name(torch.device("cpu")), len(_backend.describe()))
+""",
+        SPANBERT_EXT_BACKEND=mode,
+    )
+    assert child.returncode == code, child.stderr
+    said = child.stderr.count("did not load")
+    assert said == {"auto": 1, "reference": 0, "native": 1}[mode], child.stderr
+    if code == 0:
+        assert child.stdout.split() == ["reference", "3"]
+    else:
+        assert (
+            "RuntimeError: SPANBERT_EXT_BACKEND=native" in child.stderr
+            and "pip install" in child.stderr
+        )
+
+
+def test_without_a_cuda_build(force_backend, monkeypatch):
+    class Module:
+        has_cuda = False
+        cpu_isa = "avx2"
+
+    monkeypatch.setattr(_backend, "native_module", Module)
+    assert "without CUDA" in _backend.obstacle("cuda")
+    assert "nvcc" in _backend.obstacle("cuda")
+
+
+def test_a_gpu_older_than_the_build(monkeypatch):
+    class Module:
+        has_cuda = True
+        cuda_architectures = "80-real,90-real,100-real,120"
+
+    monkeypatch.setattr(_backend, "native_module", Module)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (7, 5))
+    assert "7.5" in _backend.obstacle("cuda")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 0))
+    assert _backend.obstacle("cuda") == ""
+
+
+def test_describe_names_both_devices(force_backend):
+    force_backend("auto")
+    rows = _backend.describe()
+    assert [part for part, _, _ in rows] == ["backend mode", "native cpu", "native cuda"]
+    assert rows[0][1] == "auto"
+    assert rows[1][1] == "available" and "native/" in rows[1][2]
+
+
+def test_torch_takes_no_part_in_the_native_module():
+    """One build for every torch: `_C` imports where torch cannot."""
+    child = run_python(
+        "import sys, importlib.util\n"
+        f"path = {_backend.native_module.__file__!r}\n"
+        "sys.modules['torch'] = None\n"
+        "spec = importlib.util.spec_from_file_location('spanbert_ext._C', path)\n"
+        "module = importlib.util.module_from_spec(spec)\n"
+        "spec.loader.exec_module(module)\n"
+        "print(module.cpu_isa, any('torch' in line for line in open('/proc/self/maps')))\n"
+    )
+    assert child.returncode == 0, child.stderr
+    assert child.stdout.split()[1] == "False"

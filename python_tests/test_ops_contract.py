@@ -1,0 +1,348 @@
+"""Every native operation's contract: schema, threads, views, guard zones, and bad arguments."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from strategies import inside_larger_buffer, make_masker, naming, randn, text_batch, word_text
+
+from spanbert_ext import _ops, reference
+from spanbert_ext._boundary import working_dtype
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
+EPS = 1e-12
+
+# Every operation ---------------------------------------------------------------------------------
+
+
+def op_samples() -> dict[str, list[tuple]]:
+    """Arguments of every registered operation; an operation that is missing here fails the test
+    below."""
+    batch, s = text_batch(2, 24), make_masker(seed=-5).settings
+    spans, targets = batch.span_left.shape[0], batch.sbo_ids.shape[0]
+    boundary = (batch.span_left, batch.span_right)
+    index = (batch.target_spans, batch.target_offsets, batch.sbo_ids)
+    one = torch.tensor([0])
+    samples: dict[str, list[tuple]] = {name: [] for name in ("span_mask", "cross_entropy_rows_")}
+    for dtype in (torch.int32, torch.int64):
+        tables = torch.ones(200, dtype=torch.uint8), one + 150
+        options = (-5, 3, s.ratio, 1, s.length_thresholds, s.mask_threshold, s.random_threshold)
+        rows = (one, one + 40, one, one)
+        samples["span_mask"].append(
+            (word_text(40, 1).to(dtype), *rows, *tables, *options, False, 15, 6, 6)
+        )
+    for dtype in (torch.float32, torch.bfloat16, torch.float64):
+        wide = working_dtype(dtype)
+
+        def values(*shape, dtype=dtype, grad=True):
+            return randn(*shape, dtype=dtype, seed=sum(shape)).requires_grad_(grad)
+
+        hidden, x, pairs = values(48, 6), values(5, 6), values(spans, 12, grad=False)
+        weight, bias = values(6, dtype=wide), values(6, dtype=wide)
+        mean, rstd = torch.zeros(5, dtype=wide), torch.ones(5, dtype=wide)
+        samples.setdefault("gather_boundaries", []).append((hidden, *boundary))
+        samples.setdefault("gather_boundaries_backward", []).append((pairs, *boundary, 48))
+        samples.setdefault("gelu_layer_norm", []).append((x, weight, bias, EPS))
+        samples.setdefault("gelu_layer_norm_backward", []).append(
+            (x.detach(), x.detach() + 1, weight.detach(), mean, rstd)
+        )
+        first = (values(spans, 6), values(15, 6), *index)
+        samples.setdefault("sbo_first_layer", []).append((*first, weight, bias, EPS))
+        statistics = torch.zeros(targets, dtype=wide), torch.ones(targets, dtype=wide)
+        samples.setdefault("sbo_first_layer_backward", []).append(
+            (
+                values(targets, 6, grad=False),
+                *(t.detach() for t in first),
+                weight.detach(),
+                *statistics,
+            )
+        )
+        logits, classes = values(4, 12, grad=False), torch.tensor([0, 3, -100, 9])
+        heads, scale = values(2, 10, dtype=wide, grad=False), torch.full((4,), 0.25, dtype=wide)
+        for optional in (
+            (None, None, None),
+            (heads[:1], None, scale),
+            (heads, classes.clamp(0, 1), scale),
+        ):
+            samples["cross_entropy_rows_"].append((logits.clone(), classes, *optional, 10))
+    return samples
+
+
+def registered_operations() -> list[str]:
+    prefix = "spanbert_ext::"
+    return sorted(
+        n.removeprefix(prefix)
+        for n in torch._C._dispatch_get_all_op_names()
+        if n.startswith(prefix)
+    )
+
+
+def test_every_operation_has_a_sample():
+    assert sorted(op_samples()) == registered_operations()
+
+
+@pytest.mark.parametrize("name", registered_operations())
+def test_opcheck(force_backend, name):
+    force_backend("native")
+    for arguments in op_samples()[name]:
+        torch.library.opcheck(getattr(torch.ops.spanbert_ext, name).default, arguments)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_threads_and_repeats_give_the_same_bits(force_backend, dtype):
+    force_backend("native")
+    batch = text_batch(30, 256, mask_ratio=0.15)
+    index = (batch.target_spans, batch.target_offsets, batch.sbo_ids)
+    wide = working_dtype(dtype)
+    hidden = randn(30 * 256, 97, dtype=dtype, seed=1)
+    weight, bias = randn(97, dtype=wide, seed=2), randn(97, dtype=wide, seed=3)
+    classes = torch.arange(1500) % 500
+    classes[::7] = -100
+
+    def everything():
+        h, w, b = (t.clone().requires_grad_() for t in (hidden, weight, bias))
+        pairs = _ops.gather_boundaries(h, batch.span_left, batch.span_right)
+        spans = pairs[:, :97].contiguous()
+        rows = _ops.gelu_layer_norm(
+            _ops.sbo_first_layer(spans, h[:15], *index, w, b, EPS), w, b, EPS
+        )
+        grads = torch.autograd.grad(rows.float().square().sum(), (h, w, b))
+        logits = hidden.view(-1)[: 1500 * 200].view(1500, 200).repeat(1, 3).contiguous()
+        heads = randn(2, 500, dtype=wide, seed=4)
+        losses = _ops.cross_entropy_rows_(
+            logits, classes, heads, torch.arange(1500) % 2, classes.to(wide), 500
+        )
+        return rows, *grads, *losses, logits
+
+    one = everything()
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        assert all(torch.equal(a, b) for a, b in zip(one, everything(), strict=True))
+
+
+@given(
+    dtype=st.sampled_from(DTYPES),
+    rows=st.integers(0, 70),
+    size=st.sampled_from([1, 2, 3, 8, 17, 64]),
+    offset=st.integers(0, 7),
+)
+@settings(max_examples=60)
+def test_views_give_what_copies_give(force_backend, dtype, rows, size, offset):
+    """Storage offsets break the alignment that wide loads like."""
+    force_backend("native")
+    wide = working_dtype(dtype)
+    plain = [
+        randn(rows, size, dtype=dtype, seed=1),
+        *(randn(size, dtype=wide, seed=s) for s in (2, 3)),
+    ]
+    views = [inside_larger_buffer(t, offset) for t in plain]
+    for got, expected in zip(
+        torch.ops.spanbert_ext.gelu_layer_norm(*views, EPS),
+        torch.ops.spanbert_ext.gelu_layer_norm(*plain, EPS),
+        strict=True,
+    ):
+        assert torch.equal(got, expected)
+    left, right = torch.zeros(rows, dtype=torch.int64), torch.arange(rows)
+    pairs = [_ops.gather_boundaries(t[0], left, right) for t in (views, plain)]
+    assert torch.equal(*pairs)
+
+
+@pytest.mark.parametrize("name", [n for n in registered_operations() if n != "span_mask"])
+def test_nothing_is_written_outside_the_outputs(force_backend, monkeypatch, name):
+    """Outputs and working buffers stand between guard zones that survive; no output keeps a guard
+    value."""
+    force_backend("native")
+    guard, zone, buffers = 12345.0, 24, []
+
+    def fenced(like, shape, dtype):
+        size = torch.Size(shape).numel()
+        buffer = torch.full((size + 2 * zone,), guard, dtype=dtype)
+        buffers.append(buffer)
+        return buffer[zone : zone + size].view(shape)
+
+    samples = op_samples()[name]
+    monkeypatch.setattr(
+        torch.Tensor, "new_empty", lambda t, shape, dtype=None: fenced(t, shape, dtype or t.dtype)
+    )
+    monkeypatch.setattr(
+        torch, "empty_like", lambda t, dtype=None: fenced(t, t.shape, dtype or t.dtype)
+    )
+    for arguments in samples:
+        detached = [a.detach() if isinstance(a, torch.Tensor) else a for a in arguments]
+        outputs = getattr(torch.ops.spanbert_ext, name)(*detached)
+        for buffer in buffers:
+            expected = torch.full((zone,), guard).to(buffer.dtype)
+            assert torch.equal(buffer[:zone], expected) and torch.equal(buffer[-zone:], expected)
+        for output in outputs if isinstance(outputs, tuple) else (outputs,):
+            assert not bool((output == torch.tensor(guard).to(output.dtype)).any())
+        assert buffers
+        buffers.clear()
+
+
+# Contract ----------------------------------------------------------------------------------------
+
+
+def long(*values):
+    return torch.tensor(values, dtype=torch.int64)
+
+
+H = torch.zeros(6, 4)
+X, W = torch.zeros(3, 4), torch.ones(4)
+SBO = {
+    "span_rows": torch.zeros(2, 4),
+    "position_rows": torch.zeros(15, 4),
+    "target_spans": long(0, 1, 1),
+    "target_offsets": long(0, 0, 1),
+    "sbo_ids": long(5, 5, 5),
+    "weight": W,
+    "bias": W,
+    "eps": EPS,
+}
+CE = {
+    "logits": torch.zeros(3, 5),
+    "targets": long(0, 1, 2),
+    "bias": torch.zeros(2, 5),
+    "head": long(0, 1, 1),
+    "scale": torch.ones(3),
+    "vocab_size": 5,
+}
+GATHER = {"hidden": H, "span_left": long(0, 2), "span_right": long(2, 4)}
+NORM = {"x": X, "weight": W, "bias": W, "eps": EPS}
+
+
+def meta(*shape, dtype=torch.float32):
+    return torch.zeros(*shape, dtype=dtype, device="meta")
+
+
+BAD = [
+    ("gather_boundaries", GATHER, {"hidden": H.int()}, TypeError, "hidden.*int32"),
+    ("gather_boundaries", GATHER, {"hidden": H[None]}, ValueError, r"hidden.*\(1, 6, 4\)"),
+    ("gather_boundaries", GATHER, {"hidden": H.t()}, ValueError, "hidden.*contiguous"),
+    ("gather_boundaries", GATHER, {"span_left": long(0, 2).int()}, TypeError, "span_left.*int32"),
+    ("gather_boundaries", GATHER, {"span_left": long(0)}, ValueError, "span_right|span_left"),
+    (
+        "gather_boundaries",
+        GATHER,
+        {"span_right": long(2, 6)},
+        IndexError,
+        naming("span_right", 1, 6),
+    ),
+    (
+        "gather_boundaries",
+        GATHER,
+        {"span_left": long(-1, 2)},
+        IndexError,
+        naming("span_left", 0, -1),
+    ),
+    (
+        "gather_boundaries",
+        GATHER,
+        {"span_left": meta(2, dtype=torch.int64)},
+        ValueError,
+        "span_left.*cpu.*meta",
+    ),
+    ("gelu_layer_norm", NORM, {"x": X.long()}, TypeError, "x .*int64"),
+    ("gelu_layer_norm", NORM, {"x": torch.zeros(4)}, ValueError, "x "),
+    ("gelu_layer_norm", NORM, {"x": torch.zeros(4, 3).t()}, ValueError, "x .*contiguous"),
+    ("gelu_layer_norm", NORM, {"weight": torch.ones(5)}, ValueError, r"weight.*\(4,\).*\(5,\)"),
+    ("gelu_layer_norm", NORM, {"weight": W.bfloat16()}, TypeError, "weight.*bfloat16"),
+    ("gelu_layer_norm", NORM, {"bias": W.double()}, TypeError, "bias.*float64"),
+    ("gelu_layer_norm", NORM, {"bias": meta(4)}, ValueError, "bias.*cpu.*meta"),
+    ("sbo_first_layer", SBO, {"span_rows": torch.zeros(2, 4).long()}, TypeError, "span_rows"),
+    ("sbo_first_layer", SBO, {"position_rows": torch.zeros(15, 5)}, ValueError, "position_rows"),
+    (
+        "sbo_first_layer",
+        SBO,
+        {"position_rows": torch.zeros(15, 4).half()},
+        TypeError,
+        "position_rows",
+    ),
+    (
+        "sbo_first_layer",
+        SBO,
+        {"target_spans": long(0, 1, 2)},
+        IndexError,
+        naming("target_spans", 2),
+    ),
+    (
+        "sbo_first_layer",
+        SBO,
+        {"target_offsets": long(0, 0, 15)},
+        IndexError,
+        naming("target_offsets", 2, 15),
+    ),
+    ("sbo_first_layer", SBO, {"target_offsets": long(0, 0, -1)}, IndexError, "target_offsets.*-1"),
+    ("sbo_first_layer", SBO, {"sbo_ids": long(1, 2)}, ValueError, "sbo_ids"),
+    (
+        "sbo_first_layer",
+        SBO,
+        {"sbo_ids": meta(3, dtype=torch.int64)},
+        ValueError,
+        "sbo_ids.*cpu.*meta",
+    ),
+    ("sbo_first_layer", SBO, {"bias": torch.ones(3)}, ValueError, "bias"),
+    ("cross_entropy_rows_", CE, {"logits": CE["logits"].long()}, TypeError, "logits"),
+    ("cross_entropy_rows_", CE, {"targets": long(0, 1, 5)}, IndexError, naming("targets", 2, 5)),
+    ("cross_entropy_rows_", CE, {"targets": long(0, -1, 2)}, IndexError, naming("targets", 1, -1)),
+    ("cross_entropy_rows_", CE, {"targets": long(0, 1)}, ValueError, "targets"),
+    ("cross_entropy_rows_", CE, {"head": long(0, 1, 2)}, IndexError, naming("head", 2)),
+    ("cross_entropy_rows_", CE, {"head": long(0, 1)}, ValueError, "head"),
+    ("cross_entropy_rows_", CE, {"bias": torch.zeros(2, 4)}, ValueError, "bias"),
+    ("cross_entropy_rows_", CE, {"bias": torch.zeros(2, 5).half()}, TypeError, "bias"),
+    ("cross_entropy_rows_", CE, {"scale": torch.ones(2)}, ValueError, "scale"),
+    ("cross_entropy_rows_", CE, {"scale": meta(3)}, ValueError, "scale.*cpu.*meta"),
+    ("cross_entropy_rows_", CE, {"vocab_size": 6}, ValueError, "vocab_size.*5.*6"),
+    ("cross_entropy_rows_", CE, {"vocab_size": 0}, ValueError, "vocab_size"),
+]
+
+
+BAD_IDS = [f"{case[0]}-{next(iter(case[2]))}-{case[3].__name__}" for case in BAD]
+
+
+@pytest.mark.parametrize("name, good, change, error, message", BAD, ids=BAD_IDS)
+def test_bad_arguments_of_operations(force_backend, name, good, change, error, message):
+    force_backend("native")
+    arguments = {
+        k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in {**good, **change}.items()
+    }
+    with pytest.raises(error, match=message):
+        getattr(_ops, name)(**arguments)
+
+
+@pytest.mark.parametrize(
+    "name, good, change",
+    [
+        ("gather_boundaries", GATHER, {"span_left": long(-1, 2)}),
+        ("gather_boundaries", GATHER, {"span_right": long(2, 6)}),
+        ("sbo_first_layer", SBO, {"target_spans": long(0, 1, 2)}),
+        ("sbo_first_layer", SBO, {"target_spans": long(0, 1, -1)}),
+        ("sbo_first_layer", SBO, {"target_offsets": long(0, 0, 15)}),
+        ("sbo_first_layer", SBO, {"target_offsets": long(0, 0, -1)}),
+    ],
+)
+def test_the_reference_path_reads_nothing_out_of_range(force_backend, name, good, change):
+    """A negative index is no Python index from the end: both paths refuse it with the argument's
+    name."""
+    force_backend("reference")
+    with pytest.raises(IndexError, match=next(iter(change))):
+        getattr(_ops, name)(**{**good, **change})
+
+
+def test_second_derivatives_are_refused_or_right(force_backend):
+    """Gradients of gradients are not implemented: an error, never a silently wrong number."""
+    force_backend("native")
+    x = randn(3, 4, dtype=torch.float64, seed=1).requires_grad_()
+    weight = torch.ones(4, dtype=torch.float64)
+    with pytest.raises(RuntimeError):
+        grad = torch.autograd.grad(
+            _ops.gelu_layer_norm(x, weight, weight, EPS).pow(2).sum(), x, create_graph=True
+        )
+        torch.autograd.grad(grad[0].sum(), x)
+
+
+def test_reference_is_what_runs_when_asked(force_backend, monkeypatch):
+    force_backend("reference")
+    called = []
+    monkeypatch.setattr(reference, "gelu_layer_norm", lambda *a: called.append(a))
+    _ops.gelu_layer_norm(**NORM)
+    assert called
