@@ -1,4 +1,5 @@
-"""Prints registers and shared memory of every kernel from a `ptxas -v` log; fails if a hot one spills.
+"""Prints registers and shared memory of every kernel from a `ptxas -v` log; fails if a hot one
+spills.
 
 Kernels on double rows exist for gradient checks and may spill.
 """
@@ -20,7 +21,9 @@ def main(log: str) -> int:
     plain = subprocess.run(["c++filt"], input=names, text=True, capture_output=True, check=True)
     spilled = []
     for demangled, row in zip(plain.stdout.splitlines(), rows, strict=True):
-        name = re.sub(r"spanbert::(device::)?|\(anonymous namespace\)::|\(.*\)$|^void ", "", demangled)
+        name = re.sub(
+            r"spanbert::(device::)?|\(anonymous namespace\)::|\(.*\)$|^void ", "", demangled
+        )
         _, arch, spill, registers, rest = row
         shared = re.search(r"(\d+) bytes smem", rest)
         size = shared[1] if shared else "0"

@@ -1,4 +1,5 @@
-"""The group algorithms of the CUDA kernels, run by 32 threads on the CPU and compared with one thread.
+"""The group algorithms of the CUDA kernels, run by 32 threads on the CPU and compared with one
+thread.
 
 ThreadSanitizer sees a missing barrier as a race, as racecheck would on a GPU.
 """

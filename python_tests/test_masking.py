@@ -24,7 +24,7 @@ from strategies import (
 )
 
 from spanbert_ext import SpanMasker, _mask_op, reference
-from spanbert_ext.masking import MaskedBatch
+from spanbert_ext.masked_batch import MaskedBatch
 
 BLOCK = 510
 

@@ -30,7 +30,7 @@ from transformers import (
 
 from spanbert_ext import SpanBertForPreTraining
 from spanbert_ext.heads import over_compact_rows
-from spanbert_ext.masking import MaskedBatch
+from spanbert_ext.masked_batch import MaskedBatch
 
 
 @pytest.fixture

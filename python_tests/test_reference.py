@@ -8,7 +8,7 @@ from scipy import stats
 from strategies import assert_same_batch, fields, make_masker
 
 from spanbert_ext import reference
-from spanbert_ext.masking import MaskedBatch
+from spanbert_ext.masked_batch import MaskedBatch
 
 PUBLISHED_LENGTHS = [0.2241, 0.1792, 0.1434, 0.1147, 0.0918, 0.0734, 0.0587, 0.0470, 0.0376, 0.0301]
 

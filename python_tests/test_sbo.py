@@ -20,7 +20,7 @@ from strategies import (
 )
 
 from spanbert_ext import SBOHead, reference
-from spanbert_ext.masking import MaskedBatch
+from spanbert_ext.masked_batch import MaskedBatch
 from spanbert_ext.sbo import GeluLayerNorm
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]

@@ -10,7 +10,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "SpanMasker": "masking",
-    "MaskedBatch": "masking",
+    "MaskedBatch": "masked_batch",
     "SBOHead": "sbo",
     "linear_cross_entropy": "cross_entropy",
     "SpanBertConfig": "modeling",

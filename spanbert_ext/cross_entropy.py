@@ -173,7 +173,8 @@ def _check_rows(rows, weight, targets, ignore_index, prefix="") -> None:
         raise ValueError(f"weight must have at least one row; got shape {tuple(weight.shape)}")
     if width != size:
         raise ValueError(
-            f"{prefix}rows [N, H] and weight [V, H] must agree in H; got {size} and {width}"
+            f"{prefix}rows have width {size}, so weight must be [V, {size}]; "
+            f"got shape {tuple(weight.shape)}"
         )
     if targets.dtype != torch.int64:
         raise TypeError(f"{prefix}targets must be int64; got {targets.dtype}")

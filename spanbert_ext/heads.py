@@ -7,7 +7,7 @@ import dataclasses
 import torch
 from torch import nn
 
-from spanbert_ext.masking import MaskedBatch
+from spanbert_ext.masked_batch import MaskedBatch
 from spanbert_ext.sbo import GeluLayerNorm, SBOHead
 
 

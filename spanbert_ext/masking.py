@@ -1,4 +1,4 @@
-"""Span masking of batches (paper section 3.1): `SpanMasker` and the `MaskedBatch` it returns.
+"""Span masking of batches (paper section 3.1): `SpanMasker`, which returns a `MaskedBatch`.
 
 A sequence's mask is a pure function of (seed, epoch, sample id): the same on every device, in every
 batch, on any number of workers. Shapes depend on the input's shape alone, so a step can be captured
@@ -16,68 +16,15 @@ from fractions import Fraction
 import torch
 
 from spanbert_ext import _mask_op
-from spanbert_ext._boundary import check_range, readable
-from spanbert_ext.reference import IGNORE, SPECIAL, WORD_START, SamplerSettings, budget_of
+from spanbert_ext._boundary import check_range
+from spanbert_ext.masked_batch import MaskedBatch
+from spanbert_ext.reference import SPECIAL, WORD_START, SamplerSettings, budget_of
 
 _DRAWS = 1 << 32
 _MAX_LENGTHS = 256  # span lengths that fit a kernel's arguments
 # Standard deviations between the expected number of spans and the capacity: a normal tail below
 # 1e-9.
 _SPAN_MARGIN = 6.5
-_TARGET_FIELDS = ("target_positions", "target_ids", "target_spans", "target_offsets", "sbo_ids")
-_SPAN_FIELDS = ("span_left", "span_right")
-
-
-@dataclasses.dataclass(frozen=True)
-class MaskedBatch:
-    """A masked batch; K is the target capacity, S the span capacity, both fixed by the input's
-    shape.
-
-    Used target and span slots come first, in ascending position. Unused slots hold 0, ids hold
-    -100.
-
-    Args:
-        input_ids: as given; ids after masking.
-        labels: as given, int64; original id at every selected position, -100 elsewhere.
-        target_positions: [K] int64, flat index of each selected token, ascending.
-        target_ids: [K] int64, its original id, -100 in unused slots.
-        target_spans: [K] int64, index of its merged span (at most S - 1, also where spans
-            overflowed).
-        target_offsets: [K] int64, 0-based place in that span.
-        sbo_ids: [K] int64, as target_ids, but -100 where SBO has no target.
-        span_left, span_right: [S] int64, flat index of the tokens around each span; both 0 in
-            unused slots and for spans at an edge. A span with boundaries always has span_right >
-            span_left.
-        dropped_spans: [1] int64, spans beyond the capacity; they keep their MLM targets and lose
-            SBO ones.
-    """
-
-    input_ids: torch.Tensor
-    labels: torch.Tensor
-    target_positions: torch.Tensor
-    target_ids: torch.Tensor
-    target_spans: torch.Tensor
-    target_offsets: torch.Tensor
-    sbo_ids: torch.Tensor
-    span_left: torch.Tensor
-    span_right: torch.Tensor
-    dropped_spans: torch.Tensor
-
-    def used(self) -> MaskedBatch:
-        """The batch without its unused slots where counts are free to read (on the CPU); one slot
-        always stays, so that no product downstream has to cope with nothing."""
-        if not readable(self.target_ids):
-            return self
-        targets = int((self.target_ids != IGNORE).sum())
-        spans = int(self.target_spans[:targets].max()) + 1 if targets else 0
-        sizes = dict.fromkeys(_TARGET_FIELDS, targets) | dict.fromkeys(_SPAN_FIELDS, spans)
-        cut = {name: getattr(self, name)[: max(size, 1)] for name, size in sizes.items()}
-        return dataclasses.replace(self, **cut)
-
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> MaskedBatch:
-        """The same batch on another device."""
-        fields = (getattr(self, f.name) for f in dataclasses.fields(self))
-        return MaskedBatch(*(t.to(device, non_blocking=non_blocking) for t in fields))
 
 
 class SpanMasker:

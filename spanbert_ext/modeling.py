@@ -27,7 +27,7 @@ from spanbert_ext.cross_entropy import two_head_cross_entropy
 from spanbert_ext.encoder import PackedBert
 from spanbert_ext.foreign import encode_foreign, foreign_encoder
 from spanbert_ext.heads import MLMHead, PreTrainingHeads, over_compact_rows
-from spanbert_ext.masking import MaskedBatch
+from spanbert_ext.masked_batch import MaskedBatch
 from spanbert_ext.sbo import GeluLayerNorm
 
 # What a configuration says about the file it came from, not about the model.

@@ -17,7 +17,7 @@ from torch import nn
 
 from spanbert_ext import _ops
 from spanbert_ext._boundary import check_float, working_dtype
-from spanbert_ext.masking import MaskedBatch
+from spanbert_ext.masked_batch import MaskedBatch
 from spanbert_ext.reference import IGNORE
 
 

@@ -17,7 +17,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from spanbert_ext import conversion
 from spanbert_ext.data import Corpus, PackedRows, PrepareConfig, prepare
 from spanbert_ext.errors import StorageError
-from spanbert_ext.masking import MaskedBatch
+from spanbert_ext.masked_batch import MaskedBatch
 from spanbert_ext.modeling import SpanBertForPreTraining
 from spanbert_ext.training import demo_text
 from spanbert_ext.training.checkpoint import write_text

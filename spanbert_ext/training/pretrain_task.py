@@ -11,7 +11,8 @@ from transformers import PreTrainedTokenizerBase
 
 from spanbert_ext.data import Corpus, PackedRows, batch_of_step
 from spanbert_ext.errors import DataError
-from spanbert_ext.masking import MaskedBatch, SpanMasker
+from spanbert_ext.masked_batch import MaskedBatch
+from spanbert_ext.masking import SpanMasker
 from spanbert_ext.training.config import MaskingOptions, PretrainConfig
 
 # Held-out masks are the same in every validation of every run, whatever its seed.
