@@ -12,7 +12,8 @@ README = Path(__file__).resolve().parent.parent / "README.md"
 def test_the_example_trains_both_heads(tmp_path):
     from transformers import BertTokenizer
 
-    words = "[PAD] [UNK] [CLS] [SEP] [MASK] the cat sat on a mat and ##s look ##ed".split()
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "cat", "sat", "on", "a", "mat"]
+    words += ["and", "##s", "look", "##ed"]
     (tmp_path / "vocab.txt").write_text("\n".join(words))
     tokenizer = BertTokenizer(str(tmp_path / "vocab.txt"))
     encoder = BertModel(
