@@ -36,6 +36,7 @@ struct Warp {
     }
     return x;
   }
+  __device__ uint32_t broadcast(uint32_t x, int lane) const { return __shfl_sync(kAllLanes, x, lane); }
   // Sum of x over lower lanes; `total` becomes the sum over all.
   __device__ int exclusive_sum(int x, int& total) const {
     int inclusive = x;

@@ -64,6 +64,13 @@ struct Lanes {
   N max(N x) const {
     return reduce(x, [](N a, N b) { return b > a ? b : a; });
   }
+  uint32_t broadcast(uint32_t x, int from) const {
+    meeting->integers[lane] = x;
+    sync();
+    const uint32_t value = uint32_t(meeting->integers[from]);
+    sync();
+    return value;
+  }
   int exclusive_sum(int x, int& total) const {
     meeting->integers[lane] = x;
     sync();

@@ -15,6 +15,17 @@
 #define SPANBERT_HD inline __attribute__((always_inline))
 #endif
 
+#ifdef __CUDACC__
+#define SPANBERT_SIMD
+#define SPANBERT_SIMD_SUM(...)
+#define SPANBERT_SIMD_MAX(...)
+#else
+#define SPANBERT_PRAGMA(text) _Pragma(#text)
+#define SPANBERT_SIMD SPANBERT_PRAGMA(omp simd)
+#define SPANBERT_SIMD_SUM(...) SPANBERT_PRAGMA(omp simd reduction(+ : __VA_ARGS__))
+#define SPANBERT_SIMD_MAX(...) SPANBERT_PRAGMA(omp simd reduction(max : __VA_ARGS__))
+#endif
+
 // One header is compiled for several instruction sets; each gets a namespace of its own, or the linker would keep one
 // copy of an inline function and run AVX-512 code on a machine without it.
 #ifndef SPANBERT_VARIANT

@@ -10,17 +10,6 @@
 #include "ops.h"
 #include "portable.h"
 
-#ifdef __CUDACC__
-#define SPANBERT_SIMD
-#define SPANBERT_SIMD_SUM(...)
-#define SPANBERT_SIMD_MAX(...)
-#else
-#define SPANBERT_PRAGMA(text) _Pragma(#text)
-#define SPANBERT_SIMD SPANBERT_PRAGMA(omp simd)
-#define SPANBERT_SIMD_SUM(...) SPANBERT_PRAGMA(omp simd reduction(+ : __VA_ARGS__))
-#define SPANBERT_SIMD_MAX(...) SPANBERT_PRAGMA(omp simd reduction(max : __VA_ARGS__))
-#endif
-
 namespace spanbert {
 namespace SPANBERT_VARIANT {
 

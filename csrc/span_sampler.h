@@ -144,8 +144,17 @@ SPANBERT_HD RowCounts sample_row(const Group& g, const Token* tokens, int64_t n,
   int64_t free = counts.targets;
   const int64_t budget = (free * s.ratio_numerator + s.ratio_denominator - 1) / s.ratio_denominator;
   int64_t left = budget;
+  Words block{};
   for (uint32_t number = 0; left > 0; ++number) {
-    const Words draw = draws.span(number);
+    Words draw;
+    if constexpr (Group::kSize == 1) {
+      draw = draws.span(number);
+    } else {
+      // Draws do not depend on what was masked, so every thread makes one and the group takes them in turn.
+      const int turn = int(number % Group::kSize);
+      if (turn == 0) block = draws.span(number + uint32_t(g.rank()));
+      draw = {g.broadcast(block.first, turn), g.broadcast(block.second, turn)};
+    }
     int64_t words = s.min_words;
     for (int i = 0; i + 1 < s.num_lengths; ++i) words += draw.first >= s.length_thresholds[i];
     const int64_t anchor = select_free(g, bits, int64_t((uint64_t(draw.second) * uint64_t(free)) >> 32));
@@ -183,10 +192,10 @@ struct Span {
   Words draw;
 };
 
-SPANBERT_HD Span describe_span(const SpanMaskArgs& args, const RowBits& bits, const SequenceDraws& draws, int64_t n,
-                               int64_t first, int64_t end, int64_t number) {
+SPANBERT_HD Span describe_span(const SpanMaskArgs& args, const RowBits& bits, Words draw, int64_t n, int64_t first,
+                               int64_t end, int64_t number) {
   const bool has_sbo = first > 0 && test_bit(bits.eligible, first - 1) && end < n && test_bit(bits.eligible, end);
-  return {first, end, number, has_sbo && number < args.span_capacity, draws.position(first)};
+  return {first, end, number, has_sbo && number < args.span_capacity, draw};
 }
 
 SPANBERT_HD void emit_span(const SpanMaskArgs& args, int64_t start, const Span& span) {
@@ -242,7 +251,7 @@ SPANBERT_HD void emit_row(const Group& g, const SpanMaskArgs& args, int64_t row,
     int64_t target = targets[row], number = spans[row];
     for (int64_t first = nth_bit_from(bits.free, 0, 1, n); first < n;) {
       const int64_t end = first_clear_from(bits.free, first, n);
-      const Span span = describe_span(args, bits, draws, n, first, end, number++);
+      const Span span = describe_span(args, bits, draws.position(first), n, first, end, number++);
       emit_span(args, start, span);
       for (int64_t place = first; place < end; ++place) {
         emit_target<Token>(args, draws, start, span, place, target++);
@@ -264,7 +273,7 @@ SPANBERT_HD void emit_row(const Group& g, const SpanMaskArgs& args, int64_t row,
       const int64_t runs = runs_before + popcount(run_starts(w, word > 0 ? bits.free[word - 1] : 0) & up_to);
       const int64_t place = word * 64 + bit;
       const int64_t first = run_first(bits.free, place), end = first_clear_from(bits.free, place, n);
-      const Span span = describe_span(args, bits, draws, n, first, end, spans[row] + runs - 1);
+      const Span span = describe_span(args, bits, draws.position(first), n, first, end, spans[row] + runs - 1);
       if (place == first) emit_span(args, start, span);
       emit_target<Token>(args, draws, start, span, place, targets[row] + rank);
     }
