@@ -1,5 +1,7 @@
 // Span masking on the GPU, and the table of all CUDA operations. A warp samples a sequence (span_sampler.h); targets of
 // the batch are numbered by a scan over the sequences' budgets; then a warp writes a sequence's targets, one lane each.
+#include <algorithm>
+
 #include "cuda_group.cuh"
 #include "span_sampler.h"
 
@@ -10,6 +12,7 @@ namespace {
 constexpr int kWarpsPerBlock = 4;  // sampling is latency bound: small blocks spread a batch of 256 rows over 64 SMs
 constexpr int kThreads = 32 * kWarpsPerBlock;
 constexpr int kScanThreads = 1024;
+constexpr unsigned kCopyBlocks = 1056;  // eight on each of 132 multiprocessors
 static_assert(sizeof(SpanMaskArgs) <= 4096, "kernel arguments beyond 4 KB need a newer driver");
 
 __device__ SequenceDraws draws_of(const SpanMaskArgs& args, int64_t row) {
@@ -100,7 +103,9 @@ __global__ void __launch_bounds__(kThreads, 4) span_emit_kernel(const __grid_con
 
 template <class Token>
 void launch_as(const SpanMaskArgs& args, cudaStream_t stream) {
-  const unsigned blocks = blocks_for(args.sequences > 0 ? args.sequences : 1, kWarpsPerBlock);
+  // A warp a sequence, and enough blocks to copy the tokens of few long sequences at speed.
+  const unsigned for_rows = blocks_for(args.sequences, kWarpsPerBlock), for_copy = blocks_for(args.total, 1024);
+  const unsigned blocks = std::max({for_rows, std::min(for_copy, kCopyBlocks), 1u});
   span_sample_kernel<Token><<<blocks, kThreads, 0, stream>>>(args);
   check(cudaGetLastError(), "span_sample launch");
   running_sums_kernel<<<2, kScanThreads, 0, stream>>>(args.row_counts, args.sequences);

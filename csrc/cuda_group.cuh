@@ -97,7 +97,8 @@ struct Block {
 
 inline void check(cudaError_t status, const char* what) {
   if (status != cudaSuccess) {
-    throw std::runtime_error(std::string("spanbert_ext: CUDA ") + what + " failed: " + cudaGetErrorString(status));
+    throw std::runtime_error(std::string("spanbert_ext: CUDA ") + what +
+                             " failed (or an earlier kernel did): " + cudaGetErrorString(status));
   }
 }
 

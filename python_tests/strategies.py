@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -183,10 +184,16 @@ def case_id(value) -> str:
 
 def run_python(code: str, **environment: str) -> subprocess.CompletedProcess:
     """A child interpreter that finds what this one finds, for what may end a process or needs a
-    fresh import."""
+    fresh import. It runs beside the tests: in the source tree the package without a native module
+    would come first."""
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **environment}
     return subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env=env, timeout=120
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env=env,
+        timeout=120,
+        cwd=Path(__file__).parent,
     )
 
 

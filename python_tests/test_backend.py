@@ -108,16 +108,32 @@ def test_without_a_cuda_build(force_backend, monkeypatch):
     assert "nvcc" in _backend.obstacle("cuda")
 
 
-def test_a_gpu_older_than_the_build(monkeypatch):
+@pytest.mark.parametrize(
+    "built, capability, has_code",
+    [
+        ("80-real,90-real,100-real,120", (7, 5), False),
+        ("80-real,90-real,100-real,120", (8, 0), True),
+        ("80-real,90-real,100-real,120", (8, 9), True),  # machine code of the same major version
+        ("80-real,90-real,100-real,120", (9, 0), True),
+        ("80-real,90-real,100-real,120", (11, 0), False),  # PTX is there for 12.0 only
+        ("80-real,90-real,100-real,120", (12, 1), True),
+        ("80-real,90-real,100-real,120", (13, 0), True),
+        ("90", (10, 0), True),  # PTX of 9.0
+        ("90-real", (10, 0), False),
+        ("90-virtual", (9, 0), True),
+        ("native", (9, 0), True),
+    ],
+)
+def test_a_gpu_without_code_for_it(monkeypatch, built, capability, has_code):
     class Module:
         has_cuda = True
-        cuda_architectures = "80-real,90-real,100-real,120"
+        cuda_architectures = built
 
     monkeypatch.setattr(_backend, "native_module", Module)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (7, 5))
-    assert "7.5" in _backend.obstacle("cuda")
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 0))
-    assert _backend.obstacle("cuda") == ""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: capability)
+    assert (_backend.obstacle("cuda") == "") == has_code
+    assert has_code or built in _backend.obstacle("cuda")
 
 
 def test_describe_names_both_devices(force_backend):

@@ -147,7 +147,7 @@ def test_chunks(force_backend, monkeypatch, dtype, elements, reduction):
     force_backend("native")
     rows, weight, bias = randn(64, 12, seed=1), randn(31, 12, seed=2), randn(2, 31, seed=3)
     targets, head = classes(64, 31, ignored=0.1), torch.arange(64) % 2
-    monkeypatch.setattr(cross_entropy, "_CHUNK_ELEMENTS", {"cpu": elements})
+    monkeypatch.setattr(cross_entropy, "_CHUNK_BYTES", {"cpu": elements})
     grad = randn(64, seed=4) if reduction == "none" else None
     assert_like_torch(rows, weight, targets, bias, head, reduction, dtype, grad)
 
@@ -406,7 +406,7 @@ def test_accumulated_micro_batches_equal_the_big_batch(backend):
 
 
 def test_gradcheck(backend, monkeypatch):
-    monkeypatch.setattr(cross_entropy, "_CHUNK_ELEMENTS", {"cpu": 22})
+    monkeypatch.setattr(cross_entropy, "_CHUNK_BYTES", {"cpu": 22})
     mlm, sbo = classes(6, 11, 4), classes(5, 11, 5)
     shapes = ((6, 3), (5, 3), (11, 3), (2, 11))
     leaves = [randn(*s, seed=i).double().requires_grad_() for i, s in enumerate(shapes)]

@@ -107,7 +107,7 @@ def test_memory_is_a_chunk_and_never_the_logits():
 import resource, torch
 from spanbert_ext import cross_entropy
 torch.set_num_threads(1)
-cross_entropy._CHUNK_ELEMENTS["cpu"] = 10 * 2**20
+cross_entropy._CHUNK_BYTES["cpu"] = 40 * 2**20
 def run(count):
     rows = torch.randn(count, 8, requires_grad=True)
     weight = torch.randn(20000, 8, requires_grad=True)
@@ -187,7 +187,7 @@ def test_bad_arguments(backend, change, error, message):
 def test_positions_in_messages_count_in_the_callers_rows(force_backend, monkeypatch):
     """Whatever is left out and however it is cut into chunks."""
     force_backend("native")
-    monkeypatch.setattr(cross_entropy, "_CHUNK_ELEMENTS", {"cpu": 14})
+    monkeypatch.setattr(cross_entropy, "_CHUNK_BYTES", {"cpu": 14})
     targets = torch.tensor([IGNORE, 0, 1, 2, 3, IGNORE, 99, 1])
     with pytest.raises(IndexError, match=naming("targets", 6, 99, 7)):
         linear_cross_entropy(torch.zeros(8, 3), torch.zeros(7, 3), targets)

@@ -101,7 +101,7 @@ def test_head_is_the_formula(dtype, size):
 @pytest.mark.parametrize("elements", [1 << 29, 40 * 1024])
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_loss_is_torch(monkeypatch, dtype, elements, reduction):
-    monkeypatch.setattr(cross_entropy, "_CHUNK_ELEMENTS", {"cuda": elements})
+    monkeypatch.setattr(cross_entropy, "_CHUNK_BYTES", {"cuda": elements})
     leaves = [randn(130, 33, seed=1), randn(1009, 33, seed=2), randn(2, 1009, seed=3)]
     leaves = [t.to(dtype).cuda() for t in leaves]
     targets, head = classes(130, 1009).cuda(), torch.arange(130).cuda() % 2

@@ -10,7 +10,6 @@ from __future__ import annotations
 import importlib
 import logging
 import os
-import re
 from types import ModuleType
 
 import torch
@@ -50,12 +49,26 @@ def obstacle(device_type: str) -> str:
         return f"there is no native code for device type {device_type!r}"
     if not native_module.has_cuda:
         return f"the package was built without CUDA: put nvcc on PATH and {_INSTALL}"
-    major, minor = torch.cuda.get_device_capability()
-    built = native_module.cuda_architectures
-    numbers = [int(a) for a in re.findall(r"\d+", built)]
-    if numbers and 10 * major + minor < min(numbers):
-        return f"compute capability {major}.{minor} is older than what was compiled ({built})"
+    for device in range(torch.cuda.device_count()):
+        capability = torch.cuda.get_device_capability(device)
+        if not _has_code(native_module.cuda_architectures, *capability):
+            built = native_module.cuda_architectures
+            return f"GPU {device} has compute capability {capability}, compiled was {built}"
     return ""
+
+
+def _has_code(architectures: str, major: int, minor: int) -> bool:
+    """Whether code for "80-real,90-real,120" runs on a device: machine code of the same major
+    version and no newer, or PTX (an entry without -real) no newer."""
+    entries = [e.partition("-") for e in architectures.split(",")]
+    if not all(number.rstrip("af").isdigit() for number, _, _ in entries):
+        return True  # "native", "all", "all-major": made for what is there
+    for number, _, kind in entries:
+        built = divmod(int(number.rstrip("af")), 10)
+        machine_code = built[0] == major and built[1] <= minor and kind != "virtual"
+        if machine_code or (kind != "real" and built <= (major, minor)):
+            return True
+    return False
 
 
 def _decide(device_type: str) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -58,14 +60,16 @@ def readable(values: Tensor) -> bool:
     return values.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
-def check_range(name: str, index: Tensor, size: int, used: Tensor | None = None) -> None:
-    """IndexError unless [N] integers lie in [0, size) wherever `used`; only where readable, since
+def check_range(
+    name: str, index: Tensor, size: int, used: Callable[[], Tensor] | None = None
+) -> None:
+    """IndexError unless [N] integers lie in [0, size) wherever `used()`; only where readable, since
     elsewhere the kernels assert."""
     if not readable(index):
         return
     bad = (index < 0) | (index >= size)
     if used is not None:
-        bad &= used
+        bad &= used()
     if bool(bad.any()):
         first = int(bad.nonzero()[0])
         got = f"{int(index[first])} at flat index {first}"

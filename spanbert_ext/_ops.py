@@ -43,8 +43,8 @@ def gather_boundaries(hidden: Tensor, span_left: Tensor, span_right: Tensor) -> 
 def _check_spans(span_left, span_right, tokens: int, like: Tensor) -> None:
     check("span_left", span_left, (None,), torch.int64, like)
     check("span_right", span_right, (span_left.numel(),), torch.int64, like)
-    check_range("span_left", span_left, tokens, span_right > span_left)
-    check_range("span_right", span_right, tokens, span_right > span_left)
+    check_range("span_left", span_left, tokens, lambda: span_right > span_left)
+    check_range("span_right", span_right, tokens, lambda: span_right > span_left)
 
 
 def _gather_boundaries(hidden, span_left, span_right):
@@ -210,7 +210,10 @@ def _check_sbo(span_rows, position_rows, target_spans, target_offsets, sbo_ids, 
     ):
         check(name, index, (targets,), torch.int64, span_rows)
     check("weight", weight, (size,), working_dtype(span_rows.dtype), span_rows)
-    used = sbo_ids != IGNORE
+
+    def used() -> Tensor:
+        return sbo_ids != IGNORE
+
     check_range("target_spans", target_spans, span_rows.shape[0], used)
     check_range("target_offsets", target_offsets, position_rows.shape[0], used)
 
@@ -333,7 +336,7 @@ def _check_cross_entropy(logits, targets, bias, head, scale, vocab_size) -> None
     if not 1 <= vocab_size <= stride:
         raise ValueError(f"vocab_size must lie in [1, {stride}]; got {vocab_size}")
     check("targets", targets, (rows,), torch.int64, logits)
-    check_range("targets", targets, vocab_size, targets != IGNORE)
+    check_range("targets", targets, vocab_size, lambda: targets != IGNORE)
     if bias is not None:
         check("bias", bias, (None, vocab_size), dtype, logits)
     if head is not None:

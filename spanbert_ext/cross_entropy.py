@@ -16,14 +16,13 @@ from spanbert_ext import _backend, _ops, reference
 from spanbert_ext._boundary import check_float, check_range, readable, working_dtype
 from spanbert_ext.reference import IGNORE
 
-# Elements of a chunk of logits. Products over fewer rows than about a thousand starve; 2**26 is
-# 2300 rows of a 29k vocabulary, 128 MiB in bf16. On a GPU the chunk must feed every multiprocessor
-# (0.5 G elements, 1 GiB).
-_CHUNK_ELEMENTS = {"cpu": 1 << 26, "cuda": 1 << 29}
+# Bytes of a chunk of logits. Products over fewer rows than about a thousand starve; 2**27 is 2300
+# rows of a 29k vocabulary in bf16. On a GPU a chunk must feed every multiprocessor.
+_CHUNK_BYTES = {"cpu": 1 << 27, "cuda": 1 << 30}
 
 
-def _chunk_rows(device_type: str, vocab_size: int) -> int:
-    return max(1, _CHUNK_ELEMENTS.get(device_type, 1 << 26) // vocab_size)
+def _chunk_rows(logits_row_bytes: int, device_type: str) -> int:
+    return max(1, _CHUNK_BYTES.get(device_type, 1 << 27) // logits_row_bytes)
 
 
 def _padded_vocabulary(weight: torch.Tensor) -> torch.Tensor:
@@ -87,7 +86,7 @@ def _run(rows, weight, bias, targets, head, scale, need):
     """Losses and, with `scale`, the gradients of (rows, weight, bias) that are needed."""
     vocab_size = weight.shape[0]
     padded = _padded_vocabulary(weight)
-    step = _chunk_rows(rows.device.type, padded.shape[0])
+    step = _chunk_rows(padded.shape[0] * rows.element_size(), rows.device.type)
     count = rows.shape[0]
     any_need = scale is not None and any(need)
     grad_rows = torch.empty_like(rows) if any_need and need[0] else None
@@ -182,7 +181,7 @@ def _check_rows(rows, weight, targets, ignore_index, prefix="") -> None:
         raise ValueError(f"{prefix}targets must have shape ({count},); got {tuple(targets.shape)}")
     for name, tensor in (("weight", weight), (f"{prefix}targets", targets)):
         _check_device(name, tensor, rows)
-    check_range(f"{prefix}targets", targets, vocab_size, targets != ignore_index)
+    check_range(f"{prefix}targets", targets, vocab_size, lambda: targets != ignore_index)
 
 
 def _check_bias(rows, weight, bias, head) -> None:

@@ -238,6 +238,7 @@ class SpanMasker:
         )
 
     def _tables_on(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        # The first call for a device copies the tables and waits; do it before capturing a graph.
         if device not in self._on_device:
             self._on_device[device] = (
                 self._vocabulary.to(device),

@@ -101,7 +101,8 @@ class SBOHead(nn.Module):
         capacity = batch.sbo_ids.shape[0]
         batch = batch.used()
         rows = self._rows(hidden.reshape(-1, self.hidden_size).contiguous(), batch)
-        return F.pad(rows, (0, 0, 0, capacity - rows.shape[0]))
+        missing = capacity - rows.shape[0]
+        return F.pad(rows, (0, 0, 0, missing)) if missing else rows
 
     def _rows(self, hidden: torch.Tensor, batch: MaskedBatch) -> torch.Tensor:
         width = 2 * self.hidden_size

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
@@ -93,12 +94,18 @@ class PretrainTask:
         packed = rows.batch(row_ids, pad=padded)
         lengths = packed.cu_seqlens[1:] - packed.cu_seqlens[:-1]
         real = int(lengths[packed.sample_ids >= 0].sum())
-        tokens = torch.from_numpy(packed.tokens).to(self._device)
-        cu_seqlens = torch.from_numpy(packed.cu_seqlens).to(self._device)
-        sample_ids = torch.from_numpy(packed.sample_ids).to(self._device)
+        tokens = self._on_device(packed.tokens)
+        cu_seqlens = self._on_device(packed.cu_seqlens)
+        sample_ids = self._on_device(packed.sample_ids)
         masked = masker.packed(tokens, cu_seqlens, sample_ids=sample_ids, epoch=int(epoch))
         row_length = rows.max_length if padded else None
         return MicroBatch(masked, cu_seqlens, real, rows.max_length, row_length)
+
+    def _on_device(self, values: np.ndarray) -> torch.Tensor:
+        tensor = torch.from_numpy(values)
+        if self._device.type == "cuda":  # a copy from pageable memory would wait for the stream
+            tensor = tensor.pin_memory()
+        return tensor.to(self._device, non_blocking=True)
 
     def num_tokens(self, micro_batch: MicroBatch) -> int:
         """Tokens that are not padding."""
