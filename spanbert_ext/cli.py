@@ -235,6 +235,22 @@ def run_export(words: Sequence[str]) -> int:
     return 0
 
 
+def _bench_settings() -> type:
+    from spanbert_ext.bench import BenchConfig
+
+    return BenchConfig
+
+
+def run_bench(words: Sequence[str]) -> int:
+    """`spanbert bench`."""
+    config = parse_settings(VERBS["bench"], words)
+    _quiet_console()
+    from spanbert_ext import bench
+
+    print(bench.report(bench.run(config)))
+    return 0
+
+
 def run_doctor(words: Sequence[str]) -> int:
     """`spanbert doctor`."""
     verb = VERBS["doctor"]
@@ -299,6 +315,14 @@ VERBS = {
             "loads "
             "without this package.",
             run_export,
+        ),
+        Verb(
+            "bench",
+            "spanbert bench [options]",
+            "Measure pre-training steps on made-up rows: rows/s, tokens/s, the share of each part, "
+            "and which back end and attention ran.",
+            run_bench,
+            _bench_settings,
         ),
         Verb(
             "doctor",
