@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch.nn.attention import varlen
 
 from spanbert_ext.attention import Packing, attention_path, pack_padded, packed_attention
 
@@ -68,14 +70,36 @@ def test_queries_of_a_subset():
     cu_seqlens, rows = torch.tensor([0, 5, 9, 9, 16]), torch.tensor([0, 0, 3, 6, 15])
     q, k, v = (torch.randn(16, 2, 8) for _ in range(3))
     expected = dense_attention(q, k, v, cu_seqlens)[rows]
-    packing = Packing(cu_seqlens, 8)
-    found = packed_attention(q[rows], k, v, torch.tensor([0, 3, 4, 4, 5]), packing)
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    packing, cu_seqlens_q = Packing(cu_seqlens, 8), torch.tensor([0, 3, 4, 4, 5])
+    for most in (None, 3, 5):
+        found = packed_attention(q[rows], k, v, cu_seqlens_q, packing, max_queries=most)
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    with pytest.raises(ValueError, match="max_queries = 2 queries; got 3"):
+        packed_attention(q[rows], k, v, cu_seqlens_q, packing, max_queries=2)
     with pytest.raises(ValueError, match="cu_seqlens_q"):
-        packed_attention(q[rows], k, v, torch.tensor([0, 3, 4, 4, 5]), packing, path="blocks")
+        packed_attention(q[rows], k, v, cu_seqlens_q, packing, path="blocks")
 
 
-def test_the_varlen_call_fits_the_kernel():
+def test_rows_are_attended_to_where_they_lie(monkeypatch):
+    # Full rows, the case of training on a GPU: queries, keys and values reach the kernel uncopied.
+    seen = []
+
+    def spy(query, key, value, **_):
+        seen.extend(x.data_ptr() for x in (query, key, value))
+        return query
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", spy)
+    q, k, v = (torch.randn(16, 2, 8) for _ in range(3))
+    cu_seqlens = torch.tensor([0, 5, 8, 16])
+    packing = Packing(cu_seqlens, 8, 8)
+    for _ in range(2):
+        out = packed_attention(q, k, v, cu_seqlens, packing, path="blocks")
+    assert seen == [x.data_ptr() for x in (q, k, v)] * 2
+    assert torch.equal(out, q)
+    assert packing.block_mask(16) is packing.block_mask(16)
+
+
+def test_the_varlen_call_fits_the_kernel(monkeypatch):
     # Shapes only: the meta device stands in for the GPU that the kernel needs.
     def empty(*shape):
         return torch.empty(*shape, 2, 64, dtype=torch.bfloat16, device="meta", requires_grad=True)
@@ -83,11 +107,17 @@ def test_the_varlen_call_fits_the_kernel():
     q, k, v = empty(9), empty(100), empty(100)
     cu_seqlens = torch.zeros(8, dtype=torch.int64, device="meta")
     packing = Packing(cu_seqlens.clone(), 40)
-    out = packed_attention(q, k, v, cu_seqlens, packing, path="varlen")
+    out = packed_attention(q, k, v, cu_seqlens, packing, path="varlen", max_queries=7)
     assert out.shape == (9, 2, 64) and out.dtype == torch.bfloat16
     gradients = torch.autograd.grad(out.sum(), (q, k, v))
     assert [g.shape[0] for g in gradients] == [9, 100, 100]
     assert packed_attention(k, k, v, packing.cu_seqlens, packing, path="varlen").shape == k.shape
+    limits = []
+    monkeypatch.setattr(varlen, "varlen_attn", lambda q, *rest: limits.append(rest[-2:]) or q)
+    packed_attention(q, k, v, cu_seqlens, packing, path="varlen", max_queries=7)
+    packed_attention(q, k, v, cu_seqlens, packing, path="varlen")
+    packed_attention(k, k, v, packing.cu_seqlens, packing, path="varlen")
+    assert limits == [(7, 40), (9, 40), (40, 40)]
 
 
 def test_padded_packing_literal():
@@ -95,6 +125,16 @@ def test_padded_packing_literal():
     assert packing.cu_seqlens.tolist() == [0, 4, 4, 4, 8, 11, 12]
     assert packing.positions(12).tolist() == [0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 0]
     assert packing.segments(12).tolist() == [0] * 4 + [3] * 4 + [4] * 3 + [5]
+
+
+def test_block_mask_literal():
+    cu_seqlens = torch.tensor([0, 2, 3])
+    rows = Packing(cu_seqlens, 2, 2).block_mask(3).int()
+    assert rows.tolist() == [[[[1, 1], [1, 1]]], [[[1, 0], [0, 1]]]]
+    # A block of two tokens sees six; the last one is half behind the stream.
+    free = Packing(cu_seqlens, 2).block_mask(3).int()
+    assert free[0, 0].tolist() == [[0, 0, 1, 1, 0, 0]] * 2
+    assert free[1, 0].tolist() == [[0, 0, 1, 0, 0, 0], [0, 0, 0, 1, 1, 1]]
 
 
 def test_dropout_needs_a_path_that_has_it():

@@ -139,6 +139,15 @@ def test_row_subset_has_the_same_states_and_gradients(padded, rows, path, monkey
         torch.testing.assert_close(gradient, reference[name], rtol=0, atol=1e-11)
 
 
+def test_a_broken_promise_about_rows_is_named(pair, padded):
+    tokens, cu_seqlens = packed(*padded)
+    rows = torch.tensor([5, 0, 0, 37, 14])
+    kept = pair[1](tokens, cu_seqlens, rows=rows, max_queries=3)
+    assert torch.equal(kept, pair[1](tokens, cu_seqlens, rows=rows))
+    with pytest.raises(ValueError, match="more than max_queries = 2 queries; got 3"):
+        pair[1](tokens, cu_seqlens, rows=rows, max_queries=2)
+
+
 def test_row_subset_of_a_padded_batch(pair, padded):
     _, ours = pair
     ids, mask = padded
@@ -159,9 +168,25 @@ def test_compiles_as_one_graph(pair, padded):
     torch.testing.assert_close(compiled(tokens, cu_seqlens), ours(tokens, cu_seqlens), **close)
     expected = ours(tokens, cu_seqlens, rows=rows)
     torch.testing.assert_close(compiled(tokens, cu_seqlens, rows=rows), expected, **close)
+    found = compiled(tokens, cu_seqlens, rows=rows, max_queries=3)
+    torch.testing.assert_close(found, expected, **close)
     kept = mask.bool()
     a, b = compiled(ids, attention_mask=mask)[kept], ours(ids, attention_mask=mask)[kept]
     torch.testing.assert_close(a, b, **close)
+
+
+def test_compiles_with_gradient_checkpointing(padded):
+    torch.manual_seed(23)
+    model = PackedBert(config(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)).train()
+    tokens, cu_seqlens = packed(*padded)
+    model(tokens, cu_seqlens).square().sum().backward()
+    expected = gradients(model)
+    model.zero_grad()
+    model.encoder.gradient_checkpointing = True
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    compiled(tokens, cu_seqlens).square().sum().backward()
+    for name, gradient in gradients(model).items():
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-4)
 
 
 def test_autocast_bf16_keeps_the_stream_in_fp32(pair, padded):
@@ -175,8 +200,10 @@ def test_autocast_bf16_keeps_the_stream_in_fp32(pair, padded):
     assert all(p.grad.dtype == torch.float32 and p.grad.isfinite().all() for p in ours.parameters())
 
 
-def test_gradient_checkpointing_gives_the_same_gradients(padded):
+@pytest.mark.parametrize("path", ["runs", "blocks"])
+def test_gradient_checkpointing_gives_the_same_gradients(padded, path, monkeypatch):
     torch.manual_seed(23)
+    monkeypatch.setattr("spanbert_ext.encoder.attention_path", lambda q, dropout: path)
     model = PackedBert(config()).train()
     tokens, cu_seqlens = packed(*padded)
     found = []

@@ -6,6 +6,8 @@ import dataclasses
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from model_cases import (
     LENGTHS,
     VOCAB,
@@ -20,6 +22,7 @@ from model_cases import (
     run,
 )
 from safetensors.torch import load_file, save_file
+from strategies import maskers, sequences
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -29,7 +32,7 @@ from transformers import (
 )
 
 from spanbert_ext import SpanBertForPreTraining
-from spanbert_ext.heads import over_compact_rows
+from spanbert_ext.heads import over_compact_rows, wanted_rows
 from spanbert_ext.masked_batch import MaskedBatch
 
 
@@ -121,6 +124,35 @@ def masked_batch(**fields) -> MaskedBatch:
     """A batch of the given fields; the others are empty."""
     empty = {f.name: torch.zeros(0, dtype=torch.int64) for f in dataclasses.fields(MaskedBatch)}
     return MaskedBatch(**{**empty, **{k: torch.tensor(v) for k, v in fields.items()}})
+
+
+def test_wanted_rows_literal():
+    batch = masked_batch(
+        target_positions=[4, 5, 10, 0], target_ids=[7, 8, 9, -100],
+        span_left=[3, 0, 9, 0], span_right=[6, 0, 11, 0],
+    )  # fmt: skip
+    # Twelve slots over 24 tokens: slot i, if unused, names token 2 i.
+    rows, most = wanted_rows(batch, 24, 8)
+    assert rows.tolist() == [4, 5, 10, 6, 3, 10, 9, 14, 6, 18, 11, 22]
+    assert most == 12
+    assert wanted_rows(batch, 24, 3)[1] == 2 * 3 + 2
+    nothing = wanted_rows(masked_batch(), 0, 8)
+    assert nothing[0].shape == (0,) and nothing[1] == 0
+
+
+@given(texts=st.lists(sequences(60), min_size=1, max_size=12), masker=maskers())
+@settings(max_examples=100)
+def test_no_sequence_has_more_rows_than_promised(texts, masker):
+    tokens = torch.tensor([i for t in texts for i in t], dtype=torch.int64)
+    cu_seqlens = torch.tensor([0, *(len(t) for t in texts)]).cumsum(0)
+    longest, sequence = int(cu_seqlens.diff().max()), torch.arange(len(texts))
+    sequence = sequence.repeat_interleave(cu_seqlens.diff())
+    batch = masker.packed(tokens, cu_seqlens)
+    for kept in (batch, batch.used()):
+        rows, most = wanted_rows(kept, tokens.numel(), longest)
+        assert not rows.numel() or sequence[rows].bincount().max() <= most
+        used, slots = kept.target_ids != -100, kept.target_ids.shape[0]
+        assert torch.equal(rows[:slots][used], kept.target_positions[used])
 
 
 def test_compact_rows_literal():

@@ -10,7 +10,7 @@ On a GPU nothing is read back: shapes follow from the input's shapes and the int
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 
 import torch
@@ -39,6 +39,7 @@ class Packing:
     cu_seqlens: torch.Tensor
     max_seqlen: int
     row_length: int | None = None
+    _kept: dict[str, torch.Tensor] = field(default_factory=dict, init=False, repr=False)
 
     def segments(self, total: int) -> torch.Tensor:
         """[total] int64, every position's sequence; N for positions behind the last one."""
@@ -49,6 +50,27 @@ class Packing:
         """[total] int64, the place of every token in its sequence."""
         starts = self.cu_seqlens.index_select(0, self.segments(total))
         return torch.arange(total, device=starts.device) - starts
+
+    def blocks(self, total: int) -> tuple[int, int]:
+        """(tokens of a block, how many blocks on either side it sees) on the path "blocks"."""
+        if self.row_length:
+            return self.row_length, 0
+        return max(1, min(self.max_seqlen, total)), 1
+
+    def block_mask(self, total: int) -> torch.Tensor:
+        """[blocks, 1, block, (1 + 2 reach) * block] bool, whether a token sees another.
+
+        Computed once for all layers; `total` is T, the same at every call.
+        """
+        # No functools.cached_property: torch.compile cannot trace its lock (Python 3.11 and older).
+        if "block_mask" not in self._kept:
+            block, reach = self.blocks(total)
+            # Around the stream lies sequence -1; its queries see their own, so no softmax is over
+            # nothing.
+            own = _padded(self.segments(total), 0, -total % block, -1)
+            seen = _windows(_padded(own, reach * block, reach * block, -1), block, reach)
+            self._kept["block_mask"] = own.view(-1, 1, block, 1) == seen.unsqueeze(1).unsqueeze(1)
+        return self._kept["block_mask"]
 
 
 def pack_padded(shape: Sequence[int], lengths: torch.Tensor) -> Packing:
@@ -209,6 +231,7 @@ def packed_attention(
     packing: Packing,
     dropout: float = 0.0,
     path: str | None = None,
+    max_queries: int | None = None,
 ) -> torch.Tensor:
     """Softmax attention inside each sequence of a stream; differentiable in q, k and v.
 
@@ -219,22 +242,40 @@ def packed_attention(
         packing: of k and v.
         dropout: probability of dropping an attention weight; 0 in evaluation.
         path: as returned by `attention_path`, which chooses if it is None.
+        max_queries: upper bound of a sequence's queries; None: max_seqlen if cu_seqlens_q is
+            packing.cu_seqlens itself, else Tq. The path "varlen" starts that many for every
+            sequence.
 
     Returns:
         [Tq, heads, D].
+
+    Raises:
+        ValueError: a sequence has more than max_queries (on a GPU a device assertion).
     """
     path = path or attention_path(q, dropout)
     if q.shape[0] == 0:
         return q
+    if max_queries is not None:
+        _check_queries(cu_seqlens_q, max_queries)
     if path == "runs":
         return _attention_in_runs(q, k, v, cu_seqlens_q, packing.cu_seqlens, dropout)
     if path == "varlen":
-        return _attention_varlen(q, k, v, cu_seqlens_q, packing)
+        return _attention_varlen(q, k, v, cu_seqlens_q, packing, max_queries)
     if cu_seqlens_q is not packing.cu_seqlens:
         raise ValueError(
             'path "blocks" takes a query for every key: cu_seqlens_q must be packing.cu_seqlens'
         )
     return _attention_in_blocks(q, k, v, packing, dropout)
+
+
+def _check_queries(cu_seqlens_q: torch.Tensor, max_queries: int) -> None:
+    # The varlen kernel would leave what lies beyond the bound as it found it.
+    fine = (cu_seqlens_q.diff() <= max_queries).all()
+    rule = f"no sequence may have more than max_queries = {max_queries} queries"
+    if not readable(fine):
+        torch._assert_async(fine, rule)
+    elif not bool(fine):
+        raise ValueError(f"{rule}; got {int(cu_seqlens_q.diff().max())}")
 
 
 def _attention_in_runs(q, k, v, cu_q, cu_k, dropout: float) -> torch.Tensor:
@@ -255,15 +296,16 @@ def _attention_in_runs(q, k, v, cu_q, cu_k, dropout: float) -> torch.Tensor:
     return torch.cat(outputs)
 
 
-def _attention_varlen(q, k, v, cu_q, packing: Packing) -> torch.Tensor:
+def _attention_varlen(q, k, v, cu_q, packing: Packing, max_q: int | None) -> torch.Tensor:
     """CUDA: the flash kernel that takes cu_seqlens."""
     from torch.nn.attention.varlen import varlen_attn
 
     cu_k = packing.cu_seqlens.to(torch.int32)
     whole = cu_q is packing.cu_seqlens
     cu_q = cu_k if whole else cu_q.to(torch.int32)
-    # A subset may name one token many times: only their number bounds a sequence's queries.
-    max_q = packing.max_seqlen if whole else q.shape[0]
+    if max_q is None:
+        # A subset may name one token many times: only their number bounds a sequence's queries.
+        max_q = packing.max_seqlen if whole else q.shape[0]
     return varlen_attn(q, k, v, cu_q, cu_k, max_q, packing.max_seqlen)
 
 
@@ -274,29 +316,30 @@ def _attention_in_blocks(q, k, v, packing: Packing, dropout: float) -> torch.Ten
     sees its neighbours too, since a sequence that long reaches into them. Memory and work depend on
     T, not on N, which may be a capacity far above the sequences that are there.
     """
-    total, heads, width = q.shape
-    reach = 0 if packing.row_length else 1
-    block = packing.row_length or min(packing.max_seqlen, total)
-    count = -(-total // block)
-    tail = count * block - total
-    query = F.pad(q, (0, 0, 0, 0, 0, tail)).view(count, block, heads, width).transpose(1, 2)
-    segments = packing.segments(total)
-    # Around the stream lies sequence -1; its queries see their own, so no softmax is over nothing.
-    own = F.pad(segments, (0, tail), value=-1)
-    seen = F.pad(own, (reach * block, reach * block), value=-1)
-    mask = own.view(count, 1, block, 1) == _windows(seen, block, reach).view(count, 1, 1, -1)
+    total = q.shape[0]
+    (block, reach), mask = packing.blocks(total), packing.block_mask(total)
+    tail, border = -total % block, reach * block
+    query = _windows(_padded(q, 0, tail), block, 0).transpose(1, 2)
     key, value = (
-        _windows(
-            F.pad(x, (0, 0, 0, 0, reach * block, tail + reach * block)), block, reach
-        ).transpose(1, 2)
-        for x in (k, v)
+        _windows(_padded(x, border, tail + border), block, reach).transpose(1, 2) for x in (k, v)
     )
     out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
-    return out.transpose(1, 2).reshape(count * block, heads, width)[:total]
+    return out.transpose(1, 2).flatten(0, 1)[:total]
+
+
+def _padded(x: torch.Tensor, before: int, after: int, value: int = 0) -> torch.Tensor:
+    """[n, ...] to [before + n + after, ...]; `x` itself where that is the same, since F.pad copies
+    even then."""
+    if before == after == 0:
+        return x
+    return F.pad(x, (0, 0) * (x.dim() - 1) + (before, after), value=value)
 
 
 def _windows(x: torch.Tensor, block: int, reach: int) -> torch.Tensor:
-    """[(count + 2 reach) * block, ...] to overlapping [count, (1 + 2 reach) * block, ...]."""
+    """[(count + 2 reach) * block, ...] to overlapping [count, (1 + 2 reach) * block, ...]; a view
+    of `x` if nothing overlaps."""
     blocks = x.unflatten(0, (-1, block))
+    if reach == 0:
+        return blocks
     count = blocks.shape[0] - 2 * reach
     return torch.cat([blocks[i : i + count] for i in range(2 * reach + 1)], dim=1)

@@ -52,10 +52,15 @@ class PackedLayer(nn.Module):
         self.dropout = nn.Dropout(float(config.hidden_dropout_prob))
 
     def forward(
-        self, hidden: torch.Tensor, packing: Packing, rows: torch.Tensor | None = None
+        self,
+        hidden: torch.Tensor,
+        packing: Packing,
+        rows: torch.Tensor | None = None,
+        max_queries: int | None = None,
     ) -> torch.Tensor:
-        """[T, H] to [T, H], or to [R, H] for ascending rows [R] int64."""
-        context = self._attend(hidden, packing, rows)
+        """[T, H] to [T, H], or to [R, H] for ascending rows [R] int64, at most max_queries of a
+        sequence."""
+        context = self._attend(hidden, packing, rows, max_queries)
         if rows is not None:
             hidden = hidden.index_select(0, rows)
         attention, output = self.attention.output, self.output
@@ -64,7 +69,11 @@ class PackedLayer(nn.Module):
         return output.LayerNorm(self.dropout(output.dense(inner)) + hidden)
 
     def _attend(
-        self, hidden: torch.Tensor, packing: Packing, rows: torch.Tensor | None
+        self,
+        hidden: torch.Tensor,
+        packing: Packing,
+        rows: torch.Tensor | None,
+        max_queries: int | None,
     ) -> torch.Tensor:
         """[T, H] to the attention's context [T or R, H]."""
         node = self.attention.self
@@ -77,7 +86,8 @@ class PackedLayer(nn.Module):
             hidden = hidden.index_select(0, rows)
             cu_seqlens = torch.searchsorted(rows, cu_seqlens.to(rows.dtype))
         q = node.query(hidden).unflatten(-1, (self.heads, -1))
-        context = packed_attention(q, k, v, cu_seqlens, packing, dropout, path).flatten(1)
+        most = max_queries if subset else None
+        context = packed_attention(q, k, v, cu_seqlens, packing, dropout, path, most).flatten(1)
         return context if rows is None or subset else context.index_select(0, rows)
 
 
@@ -116,16 +126,25 @@ class PackedLayers(nn.Module):
         self.gradient_checkpointing = False
 
     def forward(
-        self, hidden: torch.Tensor, packing: Packing, rows: torch.Tensor | None = None
+        self,
+        hidden: torch.Tensor,
+        packing: Packing,
+        rows: torch.Tensor | None = None,
+        max_queries: int | None = None,
     ) -> torch.Tensor:
-        """[T, H] to [T, H], or to [R, H] for ascending rows [R] int64."""
+        """[T, H] to [T, H], or to [R, H]; arguments as in `PackedLayer.forward`."""
         last = len(self.layer) - 1
+        checkpointed = self.gradient_checkpointing and self.training
+        if checkpointed and torch.compiler.is_compiling():
+            # A checkpointed layer may not add to `packing` while it is traced. If no layer reads
+            # the mask, it falls out of the graph.
+            packing.block_mask(hidden.shape[0])
         for index, layer in enumerate(self.layer):
-            wanted = rows if index == last else None
-            if self.gradient_checkpointing and self.training:
-                hidden = checkpoint(layer, hidden, packing, wanted, use_reentrant=False)
+            wanted = (rows, max_queries) if index == last else (None, None)
+            if checkpointed:
+                hidden = checkpoint(layer, hidden, packing, *wanted, use_reentrant=False)
             else:
-                hidden = layer(hidden, packing, wanted)
+                hidden = layer(hidden, packing, *wanted)
         return hidden
 
 
@@ -157,6 +176,12 @@ class PackedBert(nn.Module):
         self.embeddings = PackedEmbeddings(config)
         self.encoder = PackedLayers(config)
 
+    def longest(self, input_ids: torch.Tensor, max_seqlen: int | None = None) -> int:
+        """Upper bound of a sequence's length; arguments as in `forward`."""
+        if input_ids.dim() == 2:
+            return input_ids.shape[1]
+        return min(max_seqlen or self.max_positions, self.max_positions)
+
     def forward(
         self,
         input_ids: torch.Tensor,
@@ -167,6 +192,7 @@ class PackedBert(nn.Module):
         max_seqlen: int | None = None,
         row_length: int | None = None,
         rows: torch.Tensor | None = None,
+        max_queries: int | None = None,
     ) -> torch.Tensor:
         """Hidden states of the last layer.
 
@@ -183,6 +209,8 @@ class PackedBert(nn.Module):
                 cheaper.
             rows: [R] int64, flat indices of the tokens whose states are wanted, in any order,
                 repeats allowed. The last layer is computed for them alone.
+            max_queries: a promise that no sequence has more of the rows, which saves launches on a
+                GPU; default R.
 
         Returns:
             [T, H] or [B, L, H], or [R, H] in the order of `rows`.
@@ -191,7 +219,7 @@ class PackedBert(nn.Module):
             ValueError, TypeError: shape, dtype or device of an argument.
             IndexError: an id, a row or a length out of range (on a GPU a device assertion).
         """
-        longest = min(max_seqlen or self.max_positions, self.max_positions)
+        longest = self.longest(input_ids, max_seqlen)
         packing = packing_of(input_ids, cu_seqlens, attention_mask, lengths, longest, row_length)
         if input_ids.dim() == 2 and input_ids.shape[1] > self.max_positions:
             raise ValueError(
@@ -212,4 +240,6 @@ class PackedBert(nn.Module):
             return self.encoder(hidden, packing).view(*input_ids.shape, hidden.shape[-1])
         check_range("rows", rows, tokens.shape[0])
         ascending, order = rows.sort(stable=True)
-        return self.encoder(hidden, packing, ascending).index_select(0, order.argsort())
+        places = torch.arange(order.shape[0], device=order.device)
+        back = torch.empty_like(order).scatter_(0, order, places)
+        return self.encoder(hidden, packing, ascending, max_queries).index_select(0, back)

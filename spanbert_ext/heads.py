@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from spanbert_ext.masked_batch import MaskedBatch
+from spanbert_ext.reference import IGNORE
 from spanbert_ext.sbo import GeluLayerNorm, SBOHead
 
 
@@ -44,6 +45,31 @@ class PreTrainingHeads(nn.Module):
         self.predictions = MLMHead(size, config.vocab_size, eps)
         self.sbo = SBOHead(size, config.max_span_targets, config.position_size, eps)
         self.sbo_bias = nn.Parameter(torch.zeros(config.vocab_size))
+
+
+def wanted_rows(batch: MaskedBatch, total: int, longest: int) -> tuple[torch.Tensor, int]:
+    """The tokens whose states the heads read: targets, left boundaries, right boundaries.
+
+    Unused slots, whose states pass no gradient, name tokens evenly spread over the stream: all
+    naming token 0, they would make the first sequence the longest by far.
+
+    Args:
+        batch: targets and spans as `SpanMasker` makes them.
+        total: T, tokens of the flattened input.
+        longest: upper bound of a sequence's length.
+
+    Returns:
+        (rows [K + 2S] int64, upper bound of how many of them lie in one sequence). A token is a
+        target, or it is the left boundary of at most one span and the right one of at most one;
+        and of R evenly spread places at most ceil(R * longest / T) lie in `longest` tokens.
+    """
+    rows = torch.cat([batch.target_positions, batch.span_left, batch.span_right])
+    no_span = batch.span_right <= batch.span_left
+    unused = torch.cat([batch.target_ids == IGNORE, no_span, no_span])
+    count = rows.shape[0]
+    spread = torch.arange(count, device=rows.device) * total // max(count, 1)
+    most = 2 * longest - (-count * longest // max(total, 1))
+    return torch.where(unused, spread, rows), min(count, most)
 
 
 def over_compact_rows(batch: MaskedBatch) -> MaskedBatch:

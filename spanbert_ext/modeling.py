@@ -26,7 +26,7 @@ from transformers.utils import ModelOutput
 from spanbert_ext.cross_entropy import two_head_cross_entropy
 from spanbert_ext.encoder import PackedBert
 from spanbert_ext.foreign import encode_foreign, foreign_encoder
-from spanbert_ext.heads import MLMHead, PreTrainingHeads, over_compact_rows
+from spanbert_ext.heads import MLMHead, PreTrainingHeads, over_compact_rows, wanted_rows
 from spanbert_ext.masked_batch import MaskedBatch
 from spanbert_ext.sbo import GeluLayerNorm
 
@@ -274,8 +274,8 @@ class SpanBertForPreTraining(BertPreTrainedModel):
         batch = batch.used()
         states = None
         if self.config.encoder_config is None and self.config.last_layer_rows and not return_hidden:
-            rows = torch.cat([batch.target_positions, batch.span_left, batch.span_right])
-            hidden = self._encode(*inputs, rows=rows)
+            longest = self.bert.longest(input_ids, max_seqlen)
+            hidden = self._encode(*inputs, wanted_rows(batch, input_ids.numel(), longest))
             split = batch.target_positions.shape[0]
             mlm_hidden, sbo_hidden = hidden[:split], hidden[split:]
             batch = over_compact_rows(batch)
@@ -316,7 +316,7 @@ class SpanBertForPreTraining(BertPreTrainedModel):
         token_type_ids,
         max_seqlen,
         row_length,
-        rows=None,
+        wanted=(None, None),
     ) -> torch.Tensor:
         if self.config.encoder_config is None:
             return self.bert(
@@ -327,10 +327,8 @@ class SpanBertForPreTraining(BertPreTrainedModel):
                 token_type_ids,
                 max_seqlen,
                 row_length,
-                rows,
+                *wanted,
             )
-        if rows is not None:
-            raise ValueError("rows needs our own encoder")
         return encode_foreign(
             self.backbone,
             input_ids,
