@@ -79,3 +79,9 @@ def force_backend(monkeypatch):
 def backend(request, force_backend):
     """Runs a test once with the native core and once with the reference."""
     return force_backend(request.param)
+
+
+@pytest.fixture
+def native_back_end(force_backend):
+    """Operations run natively, or say why they cannot."""
+    force_backend("native")

@@ -109,15 +109,19 @@ def test_padded_and_packed_agree(masker, ids, stream):
     assert_same(run(model, batch=padded, attention_mask=mask), expected)
 
 
-def test_all_slots_or_the_used_ones(masker, stream, monkeypatch):
+@pytest.mark.parametrize("layout", ["packed", "padded"])
+@pytest.mark.parametrize("rows", [False, True])
+def test_all_slots_or_the_used_ones(masker, ids, stream, monkeypatch, layout, rows):
     # On a GPU the unused slots stay: they must not change a loss or gradient.
-    model = random_weights(SpanBertForPreTraining(config())).double()
-    batch = masker.packed(*stream)
+    model = random_weights(SpanBertForPreTraining(config(last_layer_rows=rows))).double()
+    packed = layout == "packed"
+    batch = masker.packed(*stream) if packed else masker(ids, lengths=LENGTHS)
+    where = {"cu_seqlens": stream[1]} if packed else {"lengths": LENGTHS}
     assert batch.used().target_ids.numel() < batch.target_ids.numel()
     assert batch.used().span_left.numel() < batch.span_left.numel()
-    expected = run(model, batch=batch, cu_seqlens=stream[1])
+    expected = run(model, batch=batch, **where)
     monkeypatch.setattr(MaskedBatch, "used", lambda batch: batch)
-    assert_same(run(model, batch=batch, cu_seqlens=stream[1]), expected)
+    assert_same(run(model, batch=batch, **where), expected)
 
 
 def masked_batch(**fields) -> MaskedBatch:
