@@ -35,7 +35,11 @@ def _padded_vocabulary(weight: torch.Tensor) -> torch.Tensor:
 
 
 class ScaledLoss(torch.autograd.Function):
-    """sum(scale * loss), whose gradient is finished in the forward pass, and the losses [N]."""
+    """sum(scale * loss), whose gradient is finished in the forward pass, and the losses [N].
+
+    The first backward pass gives the gradients away: holding on to them would keep autograd from
+    adding the embedding's share to the weight's in place. Another pass computes them again.
+    """
 
     @staticmethod
     def forward(ctx, rows, weight, bias, targets, head, scale, need):
@@ -45,7 +49,12 @@ class ScaledLoss(torch.autograd.Function):
         ctx.unit = scale.amax() if rows.dtype == torch.float16 and len(scale) else None
         relative = scale if ctx.unit is None else scale / ctx.unit.clamp(min=1e-30)
         losses, gradients = _run(rows, weight, bias, targets, head, relative, need)
-        ctx.save_for_backward(*gradients)
+        ctx.need, ctx.traced = need, torch.compiler.is_compiling()
+        if ctx.traced:  # a compiled graph knows nothing of giving away
+            ctx.save_for_backward(*gradients)
+        else:
+            ctx.gradients = gradients
+            ctx.save_for_backward(rows, weight, bias, targets, head, relative)
         ctx.mark_non_differentiable(losses)
         return (losses * scale).sum(), losses
 
@@ -53,7 +62,13 @@ class ScaledLoss(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad_total, _):
         factor = grad_total if ctx.unit is None else grad_total * ctx.unit
-        return *(_times(g, factor) for g in ctx.saved_tensors), None, None, None, None
+        if ctx.traced:
+            gradients = ctx.saved_tensors
+        elif ctx.gradients is not None:
+            gradients, ctx.gradients = ctx.gradients, None
+        else:
+            _, gradients = _run(*ctx.saved_tensors, ctx.need)
+        return *(_times(g, factor) for g in gradients), None, None, None, None
 
 
 class RowLosses(torch.autograd.Function):
@@ -128,6 +143,7 @@ def _losses(rows, weight, targets, bias, head, scale):
     device = rows.device.type
     if torch.is_autocast_enabled(device) and rows.dtype != torch.float64:
         rows = rows.to(torch.get_autocast_dtype(device))
+    rows = rows.to(_backend.product_dtype(rows.device, rows.dtype))
     weight = weight.to(rows.dtype)
     if bias is not None:
         bias = bias.reshape(-1, weight.shape[0]).to(working_dtype(rows.dtype)).contiguous()

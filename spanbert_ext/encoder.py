@@ -21,6 +21,7 @@ from spanbert_ext.attention import (
     packed_attention,
     packing_of,
 )
+from spanbert_ext.tied_embedding import tied_lookup
 
 
 class _Node(nn.Module):
@@ -106,14 +107,16 @@ class PackedEmbeddings(nn.Module):
 
     def forward(
         self, tokens: torch.Tensor, packing: Packing, token_type_ids: torch.Tensor | None
-    ) -> torch.Tensor:
-        """tokens [T] and token_type_ids [T] (None: all 0) to [T, H]."""
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """tokens [T] and token_type_ids [T] (None: all 0) to [T, H]; and the word embedding [V, H]
+        for the output layer (`tied_lookup`)."""
         if token_type_ids is None:
             types = self.token_type_embeddings.weight[0]
         else:
             types = self.token_type_embeddings(token_type_ids)
         places = self.position_embeddings(packing.positions(tokens.shape[0]))
-        return self.dropout(self.LayerNorm(self.word_embeddings(tokens) + types + places))
+        words, weight = tied_lookup(self.word_embeddings.weight, tokens)
+        return self.dropout(self.LayerNorm(words + types + places)), weight
 
 
 class PackedLayers(nn.Module):
@@ -193,7 +196,8 @@ class PackedBert(nn.Module):
         row_length: int | None = None,
         rows: torch.Tensor | None = None,
         max_queries: int | None = None,
-    ) -> torch.Tensor:
+        return_embedding: bool = False,
+    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
         """Hidden states of the last layer.
 
         Args:
@@ -211,9 +215,12 @@ class PackedBert(nn.Module):
                 repeats allowed. The last layer is computed for them alone.
             max_queries: a promise that no sequence has more of the rows, which saves launches on a
                 GPU; default R.
+            return_embedding: also return the word embedding as an output layer must use it for one
+                gradient buffer (`tied_lookup`).
 
         Returns:
-            [T, H] or [B, L, H], or [R, H] in the order of `rows`.
+            [T, H] or [B, L, H], or [R, H] in the order of `rows`; with the embedding [V, H] if
+            asked for.
 
         Raises:
             ValueError, TypeError: shape, dtype or device of an argument.
@@ -235,11 +242,13 @@ class PackedBert(nn.Module):
                 self.embeddings.token_type_embeddings.num_embeddings,
             )
         check_range("input_ids", tokens, self.embeddings.word_embeddings.num_embeddings)
-        hidden = self.embeddings(tokens, packing, token_type_ids)
+        hidden, embedding = self.embeddings(tokens, packing, token_type_ids)
         if rows is None:
-            return self.encoder(hidden, packing).view(*input_ids.shape, hidden.shape[-1])
-        check_range("rows", rows, tokens.shape[0])
-        ascending, order = rows.sort(stable=True)
-        places = torch.arange(order.shape[0], device=order.device)
-        back = torch.empty_like(order).scatter_(0, order, places)
-        return self.encoder(hidden, packing, ascending, max_queries).index_select(0, back)
+            hidden = self.encoder(hidden, packing).view(*input_ids.shape, hidden.shape[-1])
+        else:
+            check_range("rows", rows, tokens.shape[0])
+            ascending, order = rows.sort(stable=True)
+            places = torch.arange(order.shape[0], device=order.device)
+            back = torch.empty_like(order).scatter_(0, order, places)
+            hidden = self.encoder(hidden, packing, ascending, max_queries).index_select(0, back)
+        return (hidden, embedding) if return_embedding else hidden

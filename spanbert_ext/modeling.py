@@ -265,7 +265,7 @@ class SpanBertForPreTraining(BertPreTrainedModel):
             row_length,
         )
         if batch is None:
-            return SpanBertOutput(last_hidden_state=self._encode(*inputs))
+            return SpanBertOutput(last_hidden_state=self._encode(*inputs)[0])
         if batch.labels.shape != input_ids.shape:
             raise ValueError(
                 f"input_ids has shape {tuple(input_ids.shape)}, the batch was made of "
@@ -275,18 +275,19 @@ class SpanBertForPreTraining(BertPreTrainedModel):
         states = None
         if self.config.encoder_config is None and self.config.last_layer_rows and not return_hidden:
             longest = self.bert.longest(input_ids, max_seqlen)
-            hidden = self._encode(*inputs, wanted_rows(batch, input_ids.numel(), longest))
+            wanted = wanted_rows(batch, input_ids.numel(), longest)
+            hidden, embedding = self._encode(*inputs, wanted)
             split = batch.target_positions.shape[0]
             mlm_hidden, sbo_hidden = hidden[:split], hidden[split:]
             batch = over_compact_rows(batch)
         else:
-            states = self._encode(*inputs)
+            states, embedding = self._encode(*inputs)
             sbo_hidden = states.reshape(-1, states.shape[-1])
             mlm_hidden = sbo_hidden.index_select(0, batch.target_positions)
         loss, mlm_loss, sbo_loss = two_head_cross_entropy(
             self.cls.predictions.transform(mlm_hidden),
             self.cls.sbo(sbo_hidden, batch),
-            self.get_input_embeddings().weight,
+            embedding,
             batch.target_ids,
             batch.sbo_ids,
             torch.stack([self.cls.predictions.bias, self.cls.sbo_bias]),
@@ -317,7 +318,8 @@ class SpanBertForPreTraining(BertPreTrainedModel):
         max_seqlen,
         row_length,
         wanted=(None, None),
-    ) -> torch.Tensor:
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Hidden states, and the word embedding as the output layer is to use it."""
         if self.config.encoder_config is None:
             return self.bert(
                 input_ids,
@@ -328,8 +330,9 @@ class SpanBertForPreTraining(BertPreTrainedModel):
                 max_seqlen,
                 row_length,
                 *wanted,
+                return_embedding=True,
             )
-        return encode_foreign(
+        hidden = encode_foreign(
             self.backbone,
             input_ids,
             cu_seqlens,
@@ -338,6 +341,7 @@ class SpanBertForPreTraining(BertPreTrainedModel):
             token_type_ids,
             max_seqlen,
         )
+        return hidden, self.get_input_embeddings().weight
 
 
 class SpanBertModel(BertModel):

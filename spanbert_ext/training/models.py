@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from spanbert_ext import conversion
+from spanbert_ext import _backend, conversion
 from spanbert_ext.errors import ConfigError, StorageError
 from spanbert_ext.modeling import SpanBertConfig, SpanBertForPreTraining
 from spanbert_ext.training.config import PretrainConfig, model_size
@@ -41,17 +41,7 @@ def choose_precision(name: str, device: torch.device) -> str:
         return name
     if device.type == "cuda":
         return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp32"
-    return "bf16" if cpu_computes_bf16() else "fp32"
-
-
-def cpu_computes_bf16() -> bool:
-    """Whether the CPU has matrix instructions for bf16 (AMX tiles).
-
-    AVX512-BF16 alone is not enough: on one thread of a Xeon that has it but no AMX, a step took 1.4
-    to 1.5 times as long in bf16 as in fp32 (hidden sizes 128 and 512), because of the conversions.
-    """
-    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    return bool(capabilities.get("amx_bf16"))
+    return "bf16" if _backend.cpu_multiplies(torch.bfloat16) else "fp32"
 
 
 def build_model(
