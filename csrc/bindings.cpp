@@ -121,6 +121,7 @@ PYBIND11_MODULE(_C, m) {
 #endif
   m.attr("cpu_isa") = kCpu.name;
   m.attr("capacity_exceeded") = kCapacityExceeded;
+  m.attr("out_of_order") = kOutOfOrder;
   m.attr("max_lengths") = kMaxLengths;
   m.attr("rows_per_chunk") = kRowsPerChunk;
   m.attr("spans_per_chunk") = kSpansPerChunk;

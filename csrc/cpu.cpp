@@ -44,8 +44,27 @@ void fill_unused(const SpanMaskArgs& args, int64_t targets, int64_t spans) {
   args.dropped_spans[0] = spans > args.span_capacity ? spans - args.span_capacity : 0;
 }
 
+// Whether the sequences ascend inside the stream; everything behind relies on it.
+bool are_in_order(const SpanMaskArgs& args) {
+  int64_t last = 0;
+  for (int64_t row = 0; row < args.sequences; ++row) {
+    if (args.starts[row] < last || args.ends[row] < args.starts[row]) return false;
+    last = args.ends[row];
+  }
+  return last <= args.total;
+}
+
+// Tokens [first, end) as they come, without labels.
+template <class Token>
+void copy_tokens(const SpanMaskArgs& args, int64_t first, int64_t end) {
+  memcpy(static_cast<Token*>(args.input_ids) + first, static_cast<const Token*>(args.tokens) + first,
+         sizeof(Token) * size_t(end - first));
+  for (int64_t i = first; i < end; ++i) args.labels[i] = kIgnore;
+}
+
 template <class Token>
 int64_t span_mask_as(const SpanMaskArgs& args) {
+  if (!are_in_order(args)) return kOutOfOrder;
   const Token* tokens = static_cast<const Token*>(args.tokens);
   int64_t* targets = args.row_counts;
   int64_t* spans = args.row_counts + args.sequences + 1;
@@ -61,12 +80,6 @@ int64_t span_mask_as(const SpanMaskArgs& args) {
       spans[row + 1] = counts.spans;
       if (counts.bad_place >= 0 && start + counts.bad_place < bad) bad = start + counts.bad_place;
     }
-#pragma omp for schedule(static)
-    for (int64_t block = 0; block < (args.total + 4095) / 4096; ++block) {
-      const int64_t first = block * 4096, end = first + 4096 < args.total ? first + 4096 : args.total;
-      memcpy(static_cast<Token*>(args.input_ids) + first, tokens + first, sizeof(Token) * size_t(end - first));
-      for (int64_t i = first; i < end; ++i) args.labels[i] = kIgnore;
-    }
 #pragma omp single
     {
       targets[0] = spans[0] = 0;
@@ -76,14 +89,19 @@ int64_t span_mask_as(const SpanMaskArgs& args) {
       }
     }
     if (bad == args.total && targets[args.sequences] <= args.target_capacity) {
+      // A row is copied with the padding before it right before its targets are written: while it is in the cache.
 #pragma omp for schedule(static)
-      for (int64_t row = 0; row < args.sequences; ++row)
+      for (int64_t row = 0; row < args.sequences; ++row) {
+        copy_tokens<Token>(args, row > 0 ? args.ends[row - 1] : 0, args.ends[row]);
         emit_row<OneThread, Token>(kAlone, args, row, draws_of(args, row));
+      }
     }
   }
-  fill_unused(args, targets[args.sequences], spans[args.sequences]);
   if (bad < args.total) return bad;
-  return targets[args.sequences] <= args.target_capacity ? -1 : kCapacityExceeded;
+  if (targets[args.sequences] > args.target_capacity) return kCapacityExceeded;
+  copy_tokens<Token>(args, args.sequences > 0 ? args.ends[args.sequences - 1] : 0, args.total);
+  fill_unused(args, targets[args.sequences], spans[args.sequences]);
+  return -1;
 }
 
 int64_t span_mask(const SpanMaskArgs& args, const Place&) {

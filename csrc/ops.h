@@ -17,7 +17,9 @@ constexpr int64_t kRowsPerChunk = 64;
 constexpr int64_t kSpansPerChunk = 16;
 constexpr int64_t kColumnRowsPerChunk = 1024;
 constexpr int64_t kRowsPerSum = 64;
-constexpr int64_t kCapacityExceeded = -2;  // span_mask: the budgets add up to more than target_capacity
+// Faults that span_mask returns instead of a place.
+constexpr int64_t kCapacityExceeded = -2;  // the budgets add up to more than target_capacity
+constexpr int64_t kOutOfOrder = -3;        // starts and ends do not ascend inside the stream
 
 struct SamplerSettings {
   uint64_t seed;
@@ -124,7 +126,7 @@ struct Place {
 };
 
 // The operations of one back end. span_mask returns the smallest flat index of a token outside the vocabulary, -1 if
-// all is well, or kCapacityExceeded (on CUDA always -1: the kernels assert, reading the answer back would stall the
+// all is well, or a negative fault (on CUDA always -1: the kernels assert, reading the answer back would stall the
 // stream).
 struct Operations {
   int64_t (*span_mask)(const SpanMaskArgs&, const Place&);

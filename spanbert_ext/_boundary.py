@@ -29,9 +29,8 @@ def place(tensor: Tensor):
 def check(name: str, tensor: Tensor, shape: tuple, dtype: torch.dtype, like: Tensor) -> None:
     """ValueError or TypeError unless shape (None: any size), dtype, device and layout are right."""
     sizes = tuple(tensor.shape)
-    if len(sizes) != len(shape) or any(
-        want is not None and want != got for want, got in zip(shape, sizes, strict=True)
-    ):
+    # Most shapes fit as they are; spelling out the rest costs more than the comparison.
+    if sizes != shape and not _fits(sizes, shape):
         raise ValueError(f"{name} must have shape {shape}; got {sizes}")
     if tensor.dtype != dtype:
         raise TypeError(f"{name} must be {dtype}; got {tensor.dtype}")
@@ -39,6 +38,12 @@ def check(name: str, tensor: Tensor, shape: tuple, dtype: torch.dtype, like: Ten
         raise ValueError(f"{name} must be on {like.device}; got {tensor.device}")
     if not tensor.is_contiguous():
         raise ValueError(f"{name} must be contiguous; got strides {tensor.stride()}")
+
+
+def _fits(sizes: tuple, shape: tuple) -> bool:
+    if len(sizes) != len(shape):
+        return False
+    return all(want is None or want == got for want, got in zip(shape, sizes, strict=True))
 
 
 def check_float(name: str, values: Tensor, rank: int) -> None:

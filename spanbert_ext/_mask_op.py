@@ -42,8 +42,9 @@ def span_mask(
     span_capacity: int,
 ) -> tuple[Tensor, ...]:
     """`reference.span_mask`, natively where the back end allows."""
-    _check_inputs(tokens, starts, ends, sample_ids, epoch, vocabulary, random_tokens)
     if not _backend.use_native(tokens.device):
+        _check_inputs(tokens, starts, ends, sample_ids, epoch, vocabulary, random_tokens)
+        _check_order(starts, ends, tokens.numel())
         # Steps of +1 at a start and -1 at an end add up to 1 inside a sequence.
         steps = tokens.new_zeros(tokens.numel() + 1, dtype=torch.int64)
         steps.index_add_(0, starts, torch.ones_like(starts)).index_add_(
@@ -77,16 +78,18 @@ def _check_inputs(tokens, starts, ends, sample_ids, epoch, vocabulary, random_to
     check("random_tokens", random_tokens, (None,), torch.int64, tokens)
     if random_tokens.numel() == 0:
         raise ValueError("random_tokens must hold at least one id")
-    if readable(starts) and starts.numel():
-        bounds = torch.stack([starts, ends], dim=1).view(-1)
-        if (
-            int(bounds[0]) < 0
-            or int(bounds[-1]) > tokens.numel()
-            or bool((bounds.diff() < 0).any())
-        ):
-            raise ValueError(
-                f"starts and ends must ascend inside [0, {tokens.numel()}] without overlap"
-            )
+
+
+def _check_order(starts: Tensor, ends: Tensor, total: int) -> None:
+    if not readable(starts) or not starts.numel():
+        return
+    bounds = torch.stack([starts, ends], dim=1).view(-1)
+    if int(bounds[0]) < 0 or int(bounds[-1]) > total or bool((bounds.diff() < 0).any()):
+        _raise_out_of_order(total)
+
+
+def _raise_out_of_order(total: int) -> None:
+    raise ValueError(f"starts and ends must ascend inside [0, {total}] without overlap")
 
 
 def _raise_bad_id(tokens: Tensor, place: int, size: int) -> None:
@@ -118,6 +121,8 @@ def _span_mask(
     )  # fmt: skip
     if bad >= 0:
         _raise_bad_id(tokens, bad, vocabulary.numel())
+    if bad == _C.out_of_order:
+        _raise_out_of_order(total)
     if bad == _C.capacity_exceeded:
         raise ValueError(f"target_capacity {target_capacity} is below the budget of the sequences")
     return outputs
