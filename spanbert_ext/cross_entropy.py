@@ -16,6 +16,9 @@ from spanbert_ext import _backend, _ops, reference
 from spanbert_ext._boundary import check_float, check_range, readable, working_dtype
 from spanbert_ext.reference import IGNORE
 
+# Vocabulary rows that are widened at a time where 16-bit weights are multiplied in fp32: the copy
+# stays in the cache.
+_WIDE_BLOCK = 4096
 # Bytes of a chunk of logits. Products over fewer rows than about a thousand starve; 2**27 is 2300
 # rows of a 29k vocabulary in bf16. On a GPU a chunk must feed every multiprocessor.
 _CHUNK_BYTES = {"cpu": 1 << 27, "cuda": 1 << 30}
@@ -43,8 +46,9 @@ class ScaledLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, rows, weight, bias, targets, head, scale, need):
-        """rows [N, H] and weight [V, H] of one dtype, bias [heads, V] and scale [N] of the working
-        dtype; `need` is whether (rows, weight, bias) take a gradient."""
+        """rows [N, H] in the dtype of the products, weight [V, H] in that or a narrower one, bias
+        [heads, V] and scale [N] of the working dtype; `need` is whether (rows, weight, bias) take a
+        gradient."""
         # fp16 holds no gradient of 1 / N times a probability, so its unit is the largest scale.
         ctx.unit = scale.amax() if rows.dtype == torch.float16 and len(scale) else None
         relative = scale if ctx.unit is None else scale / ctx.unit.clamp(min=1e-30)
@@ -106,13 +110,13 @@ def _run(rows, weight, bias, targets, head, scale, need):
     any_need = scale is not None and any(need)
     grad_rows = torch.empty_like(rows) if any_need and need[0] else None
     # Sums over several chunks are kept in the working dtype: bf16 would lose the small ones.
-    wide = working_dtype(rows.dtype) if count > step else rows.dtype
+    sum_dtype = working_dtype(rows.dtype) if count > step else weight.dtype
     grad_weight = grad_bias = None
     losses = []
     for first in range(0, max(count, 1), step):
         part = slice(first, first + step)
         chunk = rows[part]
-        logits = chunk @ padded.t()
+        logits = _logits(chunk, padded)
         chunk_losses, chunk_bias = _ops.cross_entropy_rows_(
             logits,
             targets[part],
@@ -123,9 +127,9 @@ def _run(rows, weight, bias, targets, head, scale, need):
         )
         losses.append(chunk_losses)
         if grad_rows is not None:
-            torch.mm(logits, padded, out=grad_rows[part])
+            _rows_gradient(logits, padded, grad_rows[part])
         if any_need and need[1]:
-            share = (logits.t() @ chunk).to(wide)
+            share = _weight_gradient(logits, chunk, sum_dtype)
             grad_weight = share if grad_weight is None else grad_weight.add_(share)
         if any_need and need[2] and bias is not None:
             grad_bias = chunk_bias if grad_bias is None else grad_bias.add_(chunk_bias)
@@ -133,6 +137,40 @@ def _run(rows, weight, bias, targets, head, scale, need):
     if grad_weight is not None:
         grad_weight = grad_weight[:vocab_size].to(weight.dtype)
     return torch.cat(losses), (grad_rows, grad_weight, grad_bias)
+
+
+def _wide_blocks(vocab_size: int) -> list[slice]:
+    return [slice(i, i + _WIDE_BLOCK) for i in range(0, vocab_size, _WIDE_BLOCK)]
+
+
+def _logits(rows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """rows [R, H] @ weight [V, H] transposed, in the rows' dtype."""
+    if weight.dtype == rows.dtype:
+        return rows @ weight.t()
+    logits = rows.new_empty((rows.shape[0], weight.shape[0]))
+    for block in _wide_blocks(weight.shape[0]):
+        torch.mm(rows, weight[block].to(rows.dtype).t(), out=logits[:, block])
+    return logits
+
+
+def _rows_gradient(logits: torch.Tensor, weight: torch.Tensor, out: torch.Tensor) -> None:
+    """out [R, H] = logits [R, V] @ weight [V, H]."""
+    if weight.dtype == logits.dtype:
+        torch.mm(logits, weight, out=out)
+        return
+    out.zero_()
+    for block in _wide_blocks(weight.shape[0]):
+        out.addmm_(logits[:, block], weight[block].to(logits.dtype))
+
+
+def _weight_gradient(logits: torch.Tensor, rows: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """logits [R, V] transposed @ rows [R, H], in `dtype`."""
+    if rows.element_size() <= dtype.itemsize:
+        return (logits.t() @ rows).to(dtype)
+    gradient = rows.new_empty((logits.shape[1], rows.shape[1]), dtype=dtype)
+    for block in _wide_blocks(logits.shape[1]):
+        gradient[block] = logits[:, block].t() @ rows
+    return gradient
 
 
 def _losses(rows, weight, targets, bias, head, scale):
@@ -143,11 +181,14 @@ def _losses(rows, weight, targets, bias, head, scale):
     device = rows.device.type
     if torch.is_autocast_enabled(device) and rows.dtype != torch.float64:
         rows = rows.to(torch.get_autocast_dtype(device))
-    rows = rows.to(_backend.product_dtype(rows.device, rows.dtype))
-    weight = weight.to(rows.dtype)
+    narrow = rows.dtype
+    rows = rows.to(_backend.product_dtype(rows.device, narrow))
+    if weight.dtype != narrow:  # else it is widened block by block
+        weight = weight.to(rows.dtype)
     if bias is not None:
         bias = bias.reshape(-1, weight.shape[0]).to(working_dtype(rows.dtype)).contiguous()
     if not _backend.use_native(rows.device):
+        weight = weight.to(rows.dtype)
         losses = reference.linear_cross_entropy_rows(rows, weight, targets, bias, head)
         return (losses * scale).sum() if scale is not None else None, losses
     used = None
