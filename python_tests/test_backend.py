@@ -157,27 +157,3 @@ def test_torch_takes_no_part_in_the_native_module():
     )
     assert child.returncode == 0, child.stderr
     assert child.stdout.split()[1] == "False"
-
-
-CPUS = {
-    "amx": ({"architecture": "x86_64", "cpu_name": "Intel Xeon", "amx_bf16": True}, True),
-    "intel": ({"architecture": "x86_64", "cpu_name": "Intel Xeon", "avx512_bf16": True}, False),
-    "amd": ({"architecture": "x86_64", "cpu_name": "AMD EPYC", "avx512_bf16": True}, True),
-    "old amd": ({"architecture": "x86_64", "cpu_name": "AMD EPYC"}, False),
-    "arm": ({"architecture": "arm64"}, True),
-}
-
-
-@pytest.mark.parametrize(("features", "fast"), CPUS.values(), ids=CPUS)
-def test_16_bit_products_run_in_fp32_where_the_cpu_is_slow_in_bf16(monkeypatch, features, fast):
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: features)
-    _backend.cpu_multiplies.cache_clear()
-    try:
-        cpu = torch.device("cpu")
-        expected = torch.bfloat16 if fast else torch.float32
-        assert _backend.product_dtype(cpu, torch.bfloat16) == expected
-        assert _backend.product_dtype(cpu, torch.float32) == torch.float32
-        assert _backend.product_dtype(cpu, torch.float64) == torch.float64
-        assert _backend.product_dtype(torch.device("cuda"), torch.bfloat16) == torch.bfloat16
-    finally:
-        _backend.cpu_multiplies.cache_clear()
