@@ -108,6 +108,59 @@ BoundaryArgs boundary_args(int dtype, uintptr_t in, uintptr_t left, uintptr_t ri
   return {Dtype(dtype), at<void>(in), at<int64_t>(left), at<int64_t>(right), at<void>(out), tokens, spans, hidden_size};
 }
 
+// The scale is that of the probability that 16-bit draws give, so that the expectation is exact; if all is dropped, 0.
+DropoutNormArgs dropout_norm_args(std::pair<int, int> dtypes, uint32_t site, uint32_t mask_threshold, bool drop_output,
+                                  int64_t rows, int64_t hidden_size) {
+  DropoutNormArgs a{};
+  a.x_dtype = Dtype(dtypes.first);
+  a.stream_dtype = Dtype(dtypes.second);
+  a.site = site;
+  a.mask_threshold = mask_threshold;
+  a.keep_scale = mask_threshold < 65536 ? 65536.0 / (65536.0 - mask_threshold) : 0.0;
+  a.drop_output = drop_output;
+  a.rows = rows;
+  a.hidden_size = hidden_size;
+  return a;
+}
+
+// inputs: x, residual, weight, bias, seed; outputs: out, mean, rstd.
+void dropout_norm(const Place& place, std::pair<int, int> dtypes, std::vector<uintptr_t> inputs, uint32_t site,
+                  uint32_t mask_threshold, bool drop_output, double eps, std::vector<uintptr_t> outputs, int64_t rows,
+                  int64_t hidden_size) {
+  DropoutNormArgs a = dropout_norm_args(dtypes, site, mask_threshold, drop_output, rows, hidden_size);
+  a.x = at<void>(inputs.at(0));
+  a.residual = at<void>(inputs.at(1));
+  a.weight = at<void>(inputs.at(2));
+  a.bias = at<void>(inputs.at(3));
+  a.seed = at<int64_t>(inputs.at(4));
+  a.eps = eps;
+  a.out = at<void>(outputs.at(0));
+  a.mean = at<void>(outputs.at(1));
+  a.rstd = at<void>(outputs.at(2));
+  const py::gil_scoped_release unlocked;
+  operations_at(place).dropout_norm(a, place);
+}
+
+// inputs: grad_out, x, residual, weight, mean, rstd, seed; outputs: grad_x, grad_residual, grad_parameters, partials.
+void dropout_norm_backward(const Place& place, std::pair<int, int> dtypes, std::vector<uintptr_t> inputs, uint32_t site,
+                           uint32_t mask_threshold, bool drop_output, std::vector<uintptr_t> outputs, int64_t rows,
+                           int64_t hidden_size) {
+  DropoutNormArgs a = dropout_norm_args(dtypes, site, mask_threshold, drop_output, rows, hidden_size);
+  a.grad_out = at<void>(inputs.at(0));
+  a.x = at<void>(inputs.at(1));
+  a.residual = at<void>(inputs.at(2));
+  a.weight = at<void>(inputs.at(3));
+  a.mean = at<void>(inputs.at(4));
+  a.rstd = at<void>(inputs.at(5));
+  a.seed = at<int64_t>(inputs.at(6));
+  a.grad_x = at<void>(outputs.at(0));
+  a.grad_residual = at<void>(outputs.at(1));
+  a.grad_parameters = at<void>(outputs.at(2));
+  a.partials = at<void>(outputs.at(3));
+  const py::gil_scoped_release unlocked;
+  operations_at(place).dropout_norm_backward(a, place);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -126,6 +179,7 @@ PYBIND11_MODULE(_C, m) {
   m.attr("rows_per_chunk") = kRowsPerChunk;
   m.attr("spans_per_chunk") = kSpansPerChunk;
   m.attr("column_rows_per_chunk") = kColumnRowsPerChunk;
+  m.def("norm_rows_per_chunk", &norm_rows_per_chunk);
 
   py::class_<Place>(m, "Place").def(py::init([](int device, uintptr_t stream) {
     return Place{device, at<void>(stream)};
@@ -134,6 +188,8 @@ PYBIND11_MODULE(_C, m) {
 
   const auto unlocked = py::call_guard<py::gil_scoped_release>();
   m.def("span_mask", &span_mask);
+  m.def("dropout_norm", &dropout_norm);
+  m.def("dropout_norm_backward", &dropout_norm_backward);
   m.def(
       "gather_boundaries",
       [](const Place& place, int dtype, uintptr_t hidden, uintptr_t left, uintptr_t right, uintptr_t out,

@@ -1,35 +1,16 @@
-// The CPU back end: OpenMP loops over sequences, rows and chunks. Compiled once for every instruction set, so nothing
-// here may use inline functions of the standard library (the linker would merge their copies across instruction sets).
-#include <omp.h>
-
+// The CPU back end: OpenMP loops over sequences, rows and chunks. The residual connections stand in cpu_norm.cpp.
+#include "cpu_loops.h"
 #include "sbo_rows.h"
 #include "softmax_rows.h"
 #include "span_sampler.h"
 
 namespace spanbert {
 namespace SPANBERT_VARIANT {
+
+void dropout_norm(const DropoutNormArgs& args, const Place&);
+void dropout_norm_backward(const DropoutNormArgs& args, const Place&);
+
 namespace {
-
-constexpr OneThread kAlone;
-// Below this much work a loop is not worth waking other threads for.
-constexpr int64_t kSerialTokens = 4096;
-constexpr int64_t kSerialElements = 32768;
-
-int threads_for(int64_t work, int64_t serial_work) { return work <= serial_work ? 1 : omp_get_max_threads(); }
-
-// Working storage of one thread, of the size a row needs; freed at the end of the parallel region.
-template <class W>
-class Scratch {
- public:
-  explicit Scratch(int64_t count) : data_(static_cast<W*>(__builtin_malloc(sizeof(W) * (count > 0 ? count : 1)))) {}
-  ~Scratch() { __builtin_free(data_); }
-  Scratch(const Scratch&) = delete;
-  Scratch& operator=(const Scratch&) = delete;
-  W* data() const { return data_; }
-
- private:
-  W* data_;
-};
 
 SequenceDraws draws_of(const SpanMaskArgs& args, int64_t row) {
   return {args.settings.seed, uint64_t(args.sample_ids[row]), uint32_t(args.epoch[0])};
@@ -162,19 +143,6 @@ void gelu_layer_norm_as(const GeluLayerNormArgs& args) {
   }
 }
 
-// out[h] = sum over chunks, in order, of partials[chunk * stride + h].
-template <class W>
-void sum_chunks(const W* partials, int64_t chunks, int64_t stride, int64_t count, W* out) {
-#pragma omp parallel for schedule(static) num_threads(threads_for(chunks* count, kSerialElements))
-  for (int64_t block = 0; block < (count + 255) / 256; ++block) {
-    const int64_t first = block * 256, end = first + 256 < count ? first + 256 : count;
-    for (int64_t h = first; h < end; ++h) out[h] = 0;
-    for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-      for (int64_t h = first; h < end; ++h) out[h] += partials[chunk * stride + h];
-    }
-  }
-}
-
 template <class T>
 void gelu_layer_norm_backward_as(const GeluLayerNormBackwardArgs& args) {
   using W = working_t<T>;
@@ -266,15 +234,6 @@ void cross_entropy_rows_as(const CrossEntropyArgs& args) {
   if (args.grad_bias) bias_gradient<T>(args);
 }
 
-#define SPANBERT_BY_DTYPE(name, Args)                       \
-  void name(const Args& args, const Place&) {               \
-    switch (args.dtype) {                                   \
-      case Dtype::kFloat32: return name##_as<float>(args);  \
-      case Dtype::kBFloat16: return name##_as<bf16>(args);  \
-      case Dtype::kFloat16: return name##_as<fp16>(args);   \
-      case Dtype::kFloat64: return name##_as<double>(args); \
-    }                                                       \
-  }
 SPANBERT_BY_DTYPE(gather_boundaries, BoundaryArgs)
 SPANBERT_BY_DTYPE(gather_boundaries_backward, BoundaryArgs)
 SPANBERT_BY_DTYPE(gelu_layer_norm, GeluLayerNormArgs)
@@ -287,7 +246,7 @@ SPANBERT_BY_DTYPE(cross_entropy_rows, CrossEntropyArgs)
 
 const Operations kOperations = {
     span_mask,       gather_boundaries,        gather_boundaries_backward, gelu_layer_norm, gelu_layer_norm_backward,
-    sbo_first_layer, sbo_first_layer_backward, cross_entropy_rows,
+    sbo_first_layer, sbo_first_layer_backward, cross_entropy_rows,         dropout_norm,    dropout_norm_backward,
 };
 
 }  // namespace SPANBERT_VARIANT

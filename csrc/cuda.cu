@@ -135,6 +135,8 @@ const Operations kOperations = {
     launch_sbo_first_layer,
     launch_sbo_first_layer_backward,
     launch_cross_entropy_rows,
+    launch_dropout_norm,
+    launch_dropout_norm_backward,
 };
 
 }  // namespace SPANBERT_VARIANT

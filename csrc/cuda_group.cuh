@@ -173,6 +173,8 @@ void launch_gelu_layer_norm_backward(const GeluLayerNormBackwardArgs& args, cons
 void launch_sbo_first_layer(const SboFirstLayerArgs& args, const Place& place);
 void launch_sbo_first_layer_backward(const SboFirstLayerBackwardArgs& args, const Place& place);
 void launch_cross_entropy_rows(const CrossEntropyArgs& args, const Place& place);
+void launch_dropout_norm(const DropoutNormArgs& args, const Place& place);
+void launch_dropout_norm_backward(const DropoutNormArgs& args, const Place& place);
 
 }  // namespace SPANBERT_VARIANT
 }  // namespace spanbert

@@ -81,6 +81,32 @@ struct GeluLayerNormBackwardArgs {
   int64_t rows, hidden_size;
 };
 
+// LN(dropout(x) + residual), or dropout(LN(x + residual)) with drop_output. The stream is what residual, out and their
+// gradients have in common; x may be narrower. mask_threshold 0: nothing is dropped and `seed` is not read.
+struct DropoutNormArgs {
+  Dtype x_dtype, stream_dtype;
+  const void* x;                  // [R, H] x_dtype
+  const void* residual;           // [R, H] stream_dtype
+  const void *weight, *bias;      // [H] working type
+  const int64_t* seed;            // [1]
+  uint32_t site, mask_threshold;  // a column is dropped when its 16-bit draw is below the threshold, 65536 drops all
+  bool drop_output;
+  double keep_scale, eps;  // keep_scale: 1 / probability of keeping
+  void* out;               // [R, H] stream_dtype
+  void *mean, *rstd;       // [R] working type
+  int64_t rows, hidden_size;
+
+  // The rest belongs to the backward pass, where mean and rstd are read and out and bias are not used.
+  const void* grad_out;   // [R, H] stream_dtype
+  void* grad_x;           // [R, H] x_dtype, or null: equal to grad_residual
+  void* grad_residual;    // [R, H] stream_dtype
+  void* grad_parameters;  // [2, H] working type: of weight and of bias
+  void* partials;         // [chunks, 2, H] working type
+};
+
+// Rows of a chunk of dropout_norm: few rows still make enough chunks to fill a device.
+constexpr int64_t norm_rows_per_chunk(int64_t rows) { return rows < 16384 ? 16 : 64; }
+
 struct SboFirstLayerArgs {
   Dtype dtype;
   const void *span_rows, *position_rows;                   // [S, H], [P, H]
@@ -137,6 +163,8 @@ struct Operations {
   void (*sbo_first_layer)(const SboFirstLayerArgs&, const Place&);
   void (*sbo_first_layer_backward)(const SboFirstLayerBackwardArgs&, const Place&);
   void (*cross_entropy_rows)(const CrossEntropyArgs&, const Place&);
+  void (*dropout_norm)(const DropoutNormArgs&, const Place&);
+  void (*dropout_norm_backward)(const DropoutNormArgs&, const Place&);
 };
 
 // One table for every instruction set the CPU code was built for, and one for CUDA when it was built in.

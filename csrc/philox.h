@@ -11,7 +11,11 @@ struct Words {
   uint32_t first, second;
 };
 
-SPANBERT_HD Words philox(uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3, uint32_t k0, uint32_t k1) {
+struct FourWords {
+  uint32_t word[4];
+};
+
+SPANBERT_HD FourWords philox_words(uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3, uint32_t k0, uint32_t k1) {
   for (int round = 0; round < 10; ++round) {
     const uint64_t p0 = uint64_t(0xD2511F53u) * c0;
     const uint64_t p1 = uint64_t(0xCD9E8D57u) * c2;
@@ -22,7 +26,12 @@ SPANBERT_HD Words philox(uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3, uin
     k0 += 0x9E3779B9u;
     k1 += 0xBB67AE85u;
   }
-  return {c0, c1};
+  return {{c0, c1, c2, c3}};
+}
+
+SPANBERT_HD Words philox(uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3, uint32_t k0, uint32_t k1) {
+  const FourWords all = philox_words(c0, c1, c2, c3, k0, k1);
+  return {all.word[0], all.word[1]};
 }
 
 // The draws of one sequence. Numbers below 2^31 belong to sampled spans, the others to positions of the sequence.

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import inside_larger_buffer, make_masker, naming, randn, text_batch, word_text
 
-from spanbert_ext import _ops, reference
+from spanbert_ext import _norm_op, _ops, reference
 from spanbert_ext._boundary import working_dtype
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
@@ -57,6 +57,20 @@ def op_samples() -> dict[str, list[tuple]]:
                 *statistics,
             )
         )
+        stream, key = torch.promote_types(dtype, torch.float32), torch.tensor([-7])
+        residual = randn(5, 6, dtype=stream, seed=9)
+        for threshold, seed, drop_output in (
+            (0, None, False),
+            (9000, key, False),
+            (9000, key, True),
+        ):
+            settings = (threshold, seed, 3, drop_output)
+            samples.setdefault("dropout_norm", []).append(
+                (x, residual.clone().requires_grad_(), weight, bias, EPS, *settings)
+            )
+            samples.setdefault("dropout_norm_backward", []).append(
+                (residual + 1, x.detach(), residual, weight.detach(), mean, rstd, *settings)
+            )
         logits, classes = values(4, 12, grad=False), torch.tensor([0, 3, -100, 9])
         heads, scale = values(2, 10, dtype=wide, grad=False), torch.full((4,), 0.25, dtype=wide)
         for optional in (
@@ -69,6 +83,7 @@ def op_samples() -> dict[str, list[tuple]]:
 
 
 def registered_operations() -> list[str]:
+    assert _norm_op and _ops, "importing a boundary registers its operations"
     prefix = "spanbert_ext::"
     return sorted(
         n.removeprefix(prefix)

@@ -8,11 +8,15 @@ reads and on no others.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from spanbert_ext._boundary import working_dtype
+from spanbert_ext._norm_op import add_layer_norm_dropout, dropout_add_layer_norm
 from spanbert_ext.attention import (
     Packing,
     attention_path,
@@ -22,6 +26,26 @@ from spanbert_ext.attention import (
     packing_of,
 )
 from spanbert_ext.tied_embedding import tied_lookup
+
+
+def _residual(
+    join: Callable[..., torch.Tensor],
+    x: torch.Tensor,
+    residual: torch.Tensor,
+    norm: nn.LayerNorm,
+    dropout: nn.Dropout,
+    seed: torch.Tensor | None,
+    site: int,
+) -> torch.Tensor:
+    """`join` of `_norm_op` with the parameters of two modules. The stream keeps the wider dtype:
+    under autocast a bf16 branch is added to an fp32 residual."""
+    dtype = torch.promote_types(x.dtype, residual.dtype)
+    if x.dtype.itemsize > 2:
+        x = x.to(dtype)
+    wide = working_dtype(dtype)
+    p = dropout.p if dropout.training else 0.0
+    weight, bias = norm.weight.to(wide), norm.bias.to(wide)
+    return join(x, residual.to(dtype), weight, bias, norm.eps, p, seed, site)
 
 
 class _Node(nn.Module):
@@ -58,16 +82,21 @@ class PackedLayer(nn.Module):
         packing: Packing,
         rows: torch.Tensor | None = None,
         max_queries: int | None = None,
+        seed: torch.Tensor | None = None,
+        site: int = 0,
     ) -> torch.Tensor:
         """[T, H] to [T, H], or to [R, H] for ascending rows [R] int64, at most max_queries of a
-        sequence."""
+        sequence. Dropout draws by seed [1] int64 (needed in training) at `site` and the next."""
         context = self._attend(hidden, packing, rows, max_queries)
         if rows is not None:
             hidden = hidden.index_select(0, rows)
         attention, output = self.attention.output, self.output
-        hidden = attention.LayerNorm(self.dropout(attention.dense(context)) + hidden)
+        join, drop = dropout_add_layer_norm, self.dropout
+        hidden = _residual(
+            join, attention.dense(context), hidden, attention.LayerNorm, drop, seed, site
+        )
         inner = F.gelu(self.intermediate.dense(hidden))
-        return output.LayerNorm(self.dropout(output.dense(inner)) + hidden)
+        return _residual(join, output.dense(inner), hidden, output.LayerNorm, drop, seed, site + 1)
 
     def _attend(
         self,
@@ -106,17 +135,23 @@ class PackedEmbeddings(nn.Module):
         self.dropout = nn.Dropout(float(config.hidden_dropout_prob))
 
     def forward(
-        self, tokens: torch.Tensor, packing: Packing, token_type_ids: torch.Tensor | None
+        self,
+        tokens: torch.Tensor,
+        packing: Packing,
+        token_type_ids: torch.Tensor | None,
+        seed: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """tokens [T] and token_type_ids [T] (None: all 0) to [T, H]; and the word embedding [V, H]
-        for the output layer (`tied_lookup`)."""
+        """tokens [T] and token_type_ids [T] (None: all 0) to [T, H], and the word embedding [V, H]
+        for the output layer (`tied_lookup`); dropout draws by seed [1] int64 at site 0."""
         if token_type_ids is None:
             types = self.token_type_embeddings.weight[0]
         else:
             types = self.token_type_embeddings(token_type_ids)
         places = self.position_embeddings(packing.positions(tokens.shape[0]))
         words, weight = tied_lookup(self.word_embeddings.weight, tokens)
-        return self.dropout(self.LayerNorm(words + types + places)), weight
+        join = add_layer_norm_dropout
+        hidden = _residual(join, words, places + types, self.LayerNorm, self.dropout, seed, 0)
+        return hidden, weight
 
 
 class PackedLayers(nn.Module):
@@ -134,6 +169,7 @@ class PackedLayers(nn.Module):
         packing: Packing,
         rows: torch.Tensor | None = None,
         max_queries: int | None = None,
+        seed: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """[T, H] to [T, H], or to [R, H]; arguments as in `PackedLayer.forward`."""
         last = len(self.layer) - 1
@@ -144,10 +180,12 @@ class PackedLayers(nn.Module):
             packing.block_mask(hidden.shape[0])
         for index, layer in enumerate(self.layer):
             wanted = (rows, max_queries) if index == last else (None, None)
+            # Site 0 is the embeddings'.
+            arguments = (hidden, packing, *wanted, seed, 1 + 2 * index)
             if checkpointed:
-                hidden = checkpoint(layer, hidden, packing, *wanted, use_reentrant=False)
+                hidden = checkpoint(layer, *arguments, use_reentrant=False)
             else:
-                hidden = layer(hidden, packing, *wanted)
+                hidden = layer(*arguments)
         return hidden
 
 
@@ -242,13 +280,24 @@ class PackedBert(nn.Module):
                 self.embeddings.token_type_embeddings.num_embeddings,
             )
         check_range("input_ids", tokens, self.embeddings.word_embeddings.num_embeddings)
-        hidden, embedding = self.embeddings(tokens, packing, token_type_ids)
+        seed = self._dropout_seed(tokens.device)
+        hidden, embedding = self.embeddings(tokens, packing, token_type_ids, seed)
         if rows is None:
-            hidden = self.encoder(hidden, packing).view(*input_ids.shape, hidden.shape[-1])
+            hidden = self.encoder(hidden, packing, seed=seed)
+            hidden = hidden.view(*input_ids.shape, hidden.shape[-1])
         else:
             check_range("rows", rows, tokens.shape[0])
             ascending, order = rows.sort(stable=True)
             places = torch.arange(order.shape[0], device=order.device)
             back = torch.empty_like(order).scatter_(0, order, places)
-            hidden = self.encoder(hidden, packing, ascending, max_queries).index_select(0, back)
+            hidden = self.encoder(hidden, packing, ascending, max_queries, seed)
+            hidden = hidden.index_select(0, back)
         return (hidden, embedding) if return_embedding else hidden
+
+    def _dropout_seed(self, device: torch.device) -> torch.Tensor | None:
+        """[1] int64 from torch's generator of the device, whose state a checkpoint keeps and a CUDA
+        graph advances: one draw keys every hidden dropout of a forward pass. None if there is
+        none."""
+        if not self.training:
+            return None
+        return torch.randint(-(1 << 63), (1 << 63) - 1, (1,), dtype=torch.int64, device=device)
