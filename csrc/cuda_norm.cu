@@ -1,6 +1,8 @@
 // Residual connections on the GPU: LN(dropout(x) + residual) and dropout(LN(x + residual)), forward and backward
 // (formulas in norm_rows.h). A row's columns stay in registers and move 16 bytes at a time: one warp has a row of up to
 // 1024 columns, one block a row of up to 8192. Double rows and odd sizes take the plain loops with shared memory.
+#include <type_traits>
+
 #include "cuda_group.cuh"
 #include "norm_rows.h"
 
@@ -58,7 +60,8 @@ __global__ void __launch_bounds__(kThreads, 1) wide_dropout_norm_kernel(const Dr
 // The warps of a block take turns with the rows of a chunk; their sums are added in the order of the warps.
 // BERT-base needs three packets only, and a fourth would cost a third of the warps that fit.
 template <class X, class S, int kRowPackets>
-__global__ void __launch_bounds__(32 * kBackwardWarps, 2) dropout_norm_backward_kernel(const DropoutNormArgs args) {
+__global__ void __launch_bounds__(32 * kBackwardWarps, kRowPackets == 3 ? 3 : 2)
+    dropout_norm_backward_kernel(const DropoutNormArgs args) {
   using Columns = PacketColumns<Warp, float, kRowPackets>;
   __shared__ alignas(16) float staged[kBackwardWarps][Columns::kMost];
   const Warp group;
@@ -130,6 +133,10 @@ size_t strided_bytes(Kernel* kernel, int64_t size) {
   return bytes;
 }
 
+// An fp16 branch of an fp32 stream is rare where bf16 exists, and not worth a quarter more of compile time.
+template <class X, class S>
+constexpr bool kHasPackets = sizeof(S) <= 4 && !(std::is_same_v<X, fp16> && std::is_same_v<S, float>);
+
 bool in_packets(const DropoutNormArgs& a) {
   uintptr_t bits = 0;
   for (const void* p : {a.x, a.residual, a.weight, a.bias, static_cast<const void*>(a.out), a.grad_out,
@@ -157,7 +164,7 @@ template <class X, class S>
 void forward(const DropoutNormArgs& args, cudaStream_t stream) {
   const unsigned rows = unsigned(args.rows), blocks = blocks_for(args.rows, kForwardWarps);
   constexpr int kForwardThreads = 32 * kForwardWarps;
-  if constexpr (sizeof(S) <= 4) {
+  if constexpr (kHasPackets<X, S>) {
     if (in_packets(args)) {
       if (args.hidden_size <= kWarpColumns) {
         dropout_norm_kernel<X, S><<<blocks, kForwardThreads, 0, stream>>>(args);
@@ -174,7 +181,7 @@ void forward(const DropoutNormArgs& args, cudaStream_t stream) {
 template <class X, class S>
 void backward(const DropoutNormArgs& args, unsigned chunks, cudaStream_t stream) {
   constexpr int kBackwardThreads = 32 * kBackwardWarps;
-  if constexpr (sizeof(S) <= 4) {
+  if constexpr (kHasPackets<X, S>) {
     if (in_packets(args)) {
       if (args.hidden_size <= 768) {
         dropout_norm_backward_kernel<X, S, 3><<<chunks, kBackwardThreads, 0, stream>>>(args);

@@ -100,12 +100,13 @@ SPANBERT_HD void draw_row(const DropoutDraws& draws, int64_t row, int64_t size, 
 }
 #endif
 
-// The draws of a row by a group.
+// The draws of a row by a group, whose threads may still be reading those of the row before.
 template <class Group>
 SPANBERT_HD void draw_row(const Group& g, const DropoutDraws& draws, int64_t row, int64_t size, uint16_t* out) {
 #ifdef SPANBERT_WIDE_PHILOX
   if (Group::kSize == 1) return draw_row(draws, row, size, out);
 #endif
+  g.sync();
   for (int64_t block = g.rank(); block * kDrawColumns < size; block += g.size()) {
     const FourWords words = draws.block(row, block);
     for (int j = 0; j < kDrawColumns; ++j) out[block * kDrawColumns + j] = uint16_t(draw_of(words, j));

@@ -8,6 +8,7 @@
 #include <thread>
 #include <vector>
 
+#include "norm_rows.h"
 #include "sbo_rows.h"
 #include "softmax_rows.h"
 #include "span_sampler.h"
@@ -329,6 +330,91 @@ void test_cross_entropy(std::mt19937_64& random, int64_t vocab) {
   });
 }
 
+// Runs forward and backward of one chunk over columns that `make_columns(g)` gives.
+template <class MakeColumns, class Sums>
+void dropout_norm_rows(const Lanes& g, const DropoutNormArgs& args, const MakeColumns& make_columns, Sums& sums) {
+  auto columns = make_columns(g);
+  for (int64_t r = 0; r < args.rows; ++r) dropout_norm_row<Drop::kEither, float, float>(columns, args, r);
+  g.sync();
+  dropout_norm_backward_chunk<Drop::kEither, float, float>(columns, args, 0, 0, 1, sums);
+}
+
+// One thread as on the CPU, 32 with a column each, and 32 with packets of eight, if they fit the size.
+void test_dropout_norm(std::mt19937_64& random, int64_t size, uint32_t threshold, bool drop_output) {
+  const int64_t rows = 3, seed = int64_t(random());
+  const auto x = gaussians(random, rows * size), residual = gaussians(random, rows * size);
+  const auto weight = gaussians(random, size), bias = gaussians(random, size), grad = gaussians(random, rows * size);
+  const auto run = [&](const auto& work) {
+    std::vector<float> out(size_t(rows * size)), mean(3), rstd(3), grad_x(out), grad_residual(out);
+    std::vector<float> partials(size_t(2 * size));
+    DropoutNormArgs args{};
+    args.x = x.data();
+    args.residual = residual.data();
+    args.weight = weight.data();
+    args.bias = bias.data();
+    args.seed = &seed;
+    args.site = uint32_t(random());
+    args.mask_threshold = threshold;
+    args.drop_output = drop_output;
+    args.keep_scale = 65536.0 / (65536.0 - threshold);
+    args.eps = 1e-12;
+    args.out = out.data();
+    args.mean = mean.data();
+    args.rstd = rstd.data();
+    args.rows = rows;
+    args.hidden_size = size;
+    args.grad_out = grad.data();
+    args.grad_x = drop_output ? nullptr : grad_x.data();
+    args.grad_residual = grad_residual.data();
+    args.partials = partials.data();
+    work(args);
+    for (const auto* more : {&grad_x, &grad_residual, &partials}) out.insert(out.end(), more->begin(), more->end());
+    return out;
+  };
+  const auto random_before = random;  // every run has the same site
+  std::vector<float> values(static_cast<size_t>(size));
+  std::vector<uint16_t> drawn(size_t(draw_columns(size)));
+  const auto one = run([&](const DropoutNormArgs& args) {
+    const OneThread g;
+    StridedColumns<OneThread, float> columns{g, size, values.data(), drawn.data()};
+    float* sums = static_cast<float*>(args.partials);
+    const auto rows_of = [&](auto drop) {
+      constexpr Drop kDrop = decltype(drop)::value;
+      for (int64_t r = 0; r < rows; ++r) dropout_norm_row<kDrop, float, float>(columns, args, r);
+      dropout_norm_backward_chunk<kDrop, float, float>(columns, args, 0, 0, 1, sums);
+    };
+    if (threshold == 0) return rows_of(std::integral_constant<Drop, Drop::kNowhere>());
+    if (drop_output) return rows_of(std::integral_constant<Drop, Drop::kOutput>());
+    rows_of(std::integral_constant<Drop, Drop::kInput>());
+  });
+  random = random_before;
+  const auto many = run([&](const DropoutNormArgs& args) {
+    run_lanes([&](const Lanes& g) {
+      float* sums = static_cast<float*>(args.partials);
+      const auto columns = [&](const Lanes& group) {
+        return StridedColumns<Lanes, float>{group, size, values.data(), drawn.data()};
+      };
+      dropout_norm_rows(g, args, columns, sums);
+    });
+  });
+  expect(close(one, many), "dropout_norm by columns", size);
+  if (size % 8 != 0) return;
+  random = random_before;
+  const auto packed = run([&](const DropoutNormArgs& args) {
+    run_lanes([&](const Lanes& g) {
+      using Columns = PacketColumns<Lanes, float, 4>;
+      typename Columns::Sums sums;
+      dropout_norm_rows(g, args, [&](const Lanes& group) { return Columns(group, size); }, sums);
+      const Columns columns(g, size);
+      columns.each([&](Spot at) {
+        columns.write(static_cast<float*>(args.partials), at, sums.first[at.part]);
+        columns.write(static_cast<float*>(args.partials) + size, at, sums.second[at.part]);
+      });
+    });
+  });
+  expect(close(one, packed), "dropout_norm by packets", size);
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -344,6 +430,12 @@ int main(int argc, char** argv) {
     test_sbo(random, size);
     test_cross_entropy(random, size);
   }
-  std::printf("%d sequences and 18 row cases with groups of %d, %d failures\n", sequences, kLanes, failures);
+  const int64_t widths[] = {1, 33, 8, 104, 769, 768, 1024};
+  for (int64_t size : widths) {
+    test_dropout_norm(random, size, 0, false);
+    test_dropout_norm(random, size, 6554, false);
+    test_dropout_norm(random, size, 20000, true);
+  }
+  std::printf("%d sequences and 39 row cases with groups of %d, %d failures\n", sequences, kLanes, failures);
   return failures ? 1 : 0;
 }

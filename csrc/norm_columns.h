@@ -165,7 +165,8 @@ struct PacketColumns {
   const Group& g;
   int64_t size;
   Part values[kPackets];
-  uint32_t drops[(kPackets + 3) / 4];  // one bit a column
+  uint32_t drops;  // one bit a column
+  static_assert(kPackets <= 4, "a thread's dropped columns are the bits of one word");
 
   SPANBERT_HD PacketColumns(const Group& group, int64_t columns) : g(group), size(columns) {}
 
@@ -207,16 +208,17 @@ struct PacketColumns {
   SPANBERT_HD Part& value(Spot at) { return values[at.part]; }
 
   SPANBERT_HD void draw(const DropoutDraws& draws, int64_t row, uint32_t threshold) {
-    for (uint32_t& bits : drops) bits = 0;
-    each([&](Spot at) {
-      const FourWords words = draws.block(row, at.h / kDrawColumns);
-      uint32_t bits = 0;
-      for (int j = 0; j < kDrawColumns; ++j) bits |= uint32_t(draw_of(words, j) < threshold) << j;
-      drops[at.part / 4] |= bits << (at.part % 4 * 8);
-    });
+    drops = 0;
+#ifdef __CUDACC__
+#pragma unroll 1  // the generator is most of a kernel's code, and other warps hide its latency
+#endif
+    for (int part = 0; part < kPackets; ++part) {
+      const FourWords words = draws.block(row, int64_t(part) * g.size() + g.rank());
+      for (int j = 0; j < kDrawColumns; ++j) drops |= uint32_t(draw_of(words, j) < threshold) << (8 * part + j);
+    }
   }
   SPANBERT_HD Part kept(Spot at, uint32_t, W scale, bool on) const {
-    const uint32_t bits = on ? drops[at.part / 4] >> (at.part % 4 * 8) : 0;
+    const uint32_t bits = on ? drops >> (8 * at.part) : 0;
     const W factor = on ? scale : W(1);
     Part out;
     for (int j = 0; j < 8; ++j) out.v[j] = (bits >> j) & 1u ? W(0) : factor;

@@ -213,6 +213,10 @@ def empty_samples() -> dict[str, list[tuple]]:
             (rows, torch.ones(4, 6), table, none, none, none, w, flat, flat),
             (torch.ones(3, 6), rows, table, *unused, w, *statistics),
         ],
+        "dropout_norm": [(rows, rows, w, w, EPS, 9, torch.zeros(1).long(), 0, True)],
+        "dropout_norm_backward": [
+            (rows, rows, rows, w, flat, flat, 9, torch.zeros(1).long(), 0, drop) for drop in (0, 1)
+        ],
         "cross_entropy_rows_": [
             (torch.zeros(0, 12), none, None, None, None, 10),
             (torch.zeros(0, 12), none, torch.ones(2, 10), none, flat, 10),

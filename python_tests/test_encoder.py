@@ -5,6 +5,8 @@ import torch
 import torch.nn.functional as F
 from transformers import BertConfig, BertModel
 
+from spanbert_ext import encoder
+from spanbert_ext.attention import packing_of
 from spanbert_ext.encoder import PackedBert
 from spanbert_ext.presets import PRESETS
 
@@ -317,3 +319,81 @@ def test_cuda_paths_equal_the_cpu_without_sync(padded, dropout):
         torch.cuda.set_sync_debug_mode("default")
     torch.testing.assert_close(exact.cpu(), expected, rtol=0, atol=1e-4)
     assert (found.cpu() - expected).abs().max() < 0.3
+
+
+# Dropout -----------------------------------------------------------------------------------------
+
+
+def dropping(**changes) -> PackedBert:
+    torch.manual_seed(31)
+    fields = {"hidden_dropout_prob": 0.4, "attention_probs_dropout_prob": 0.0, **changes}
+    return PackedBert(config(**fields)).train()
+
+
+def test_dropout_follows_torchs_generator(padded):
+    """One draw a forward pass: a restored state repeats it, evaluation leaves the state alone."""
+    model, stream = dropping(), packed(*padded)
+    state = torch.get_rng_state()
+    first, second = model(*stream), model(*stream)
+    assert not torch.equal(first, second)
+    torch.set_rng_state(state)
+    assert torch.equal(model(*stream), first) and torch.equal(model(*stream), second)
+    state = torch.get_rng_state()
+    model.eval()
+    assert torch.equal(model(*stream), model(*stream))
+    assert torch.equal(torch.get_rng_state(), state)
+    model = dropping(hidden_dropout_prob=0.0)
+    state = torch.get_rng_state()
+    assert torch.equal(model(*stream), model(*stream))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_every_place_draws_its_own_mask(padded, monkeypatch):
+    sites = []
+
+    def recording(join):
+        def call(x, residual, weight, bias, eps, p, seed, site):
+            sites.append((site, p, int(seed)))
+            return join(x, residual, weight, bias, eps, p, seed, site)
+
+        return call
+
+    for name in ("dropout_add_layer_norm", "add_layer_norm_dropout"):
+        monkeypatch.setattr(encoder, name, recording(getattr(encoder, name)))
+    dropping(num_hidden_layers=3)(*packed(*padded))
+    assert [site for site, _, _ in sites] == list(range(7))
+    assert len({seed for _, _, seed in sites}) == 1 and {p for _, p, _ in sites} == {0.4}
+
+
+def test_dropout_keeps_the_expectation(padded):
+    """The stream behind the embeddings: zeros in 40 % of the columns, the rest divided by 0.6."""
+    model, (tokens, cu_seqlens) = dropping(), packed(*padded)
+    packing = packing_of(tokens, cu_seqlens, None, None, 16, None)
+    plain = model.eval().embeddings(tokens, packing, None)
+    seed = torch.tensor([5])
+    found = model.train().embeddings(tokens, packing, None, seed)
+    dropped = found == 0
+    torch.testing.assert_close(found, torch.where(dropped, 0, plain / 0.6), rtol=1e-4, atol=1e-6)
+    assert 350 < int(dropped.sum()) < 640  # of 38 * 32; 6 standard deviations are 103
+
+
+def test_native_and_reference_train_alike(padded, force_backend):
+    stream, outcomes = packed(*padded), []
+    for mode in ("native", "reference"):
+        force_backend(mode)
+        model = dropping()
+        out = model(*stream)
+        out.square().sum().backward()
+        outcomes.append((out.detach(), gradients(model)))
+    (a, ours), (b, theirs) = outcomes
+    torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
+    for name in ours:
+        torch.testing.assert_close(ours[name], theirs[name], rtol=1e-4, atol=1e-4)
+
+
+def test_a_bf16_model_keeps_its_dtype(padded):
+    model = dropping().bfloat16()
+    out = model(*packed(*padded))
+    out.float().sum().backward()
+    assert out.dtype == torch.bfloat16
+    assert all(p.grad.dtype == torch.bfloat16 for p in model.parameters())

@@ -298,6 +298,7 @@ class PackedBert(nn.Module):
         """[1] int64 from torch's generator of the device, whose state a checkpoint keeps and a CUDA
         graph advances: one draw keys every hidden dropout of a forward pass. None if there is
         none."""
-        if not self.training:
+        places = (self.embeddings.dropout, *(layer.dropout for layer in self.encoder.layer))
+        if not any(place.training and place.p > 0 for place in places):
             return None
         return torch.randint(-(1 << 63), (1 << 63) - 1, (1,), dtype=torch.int64, device=device)
