@@ -155,7 +155,8 @@ class PretrainStep:
         marks = Marks(self.device)
         encoder = self.model.encoder
 
-        def encoded(_module, _inputs, hidden):
+        def encoded(_module, _inputs, output):
+            hidden = output[0] if isinstance(output, tuple) else output
             marks.mark("encoder forward")
             if hidden.requires_grad:
                 hidden.register_hook(lambda _grad: marks.mark("heads and loss"))
