@@ -208,21 +208,23 @@ PYBIND11_MODULE(_C, m) {
       unlocked);
   m.def(
       "gelu_layer_norm",
-      [](const Place& place, int dtype, uintptr_t x, uintptr_t weight, uintptr_t bias, double eps, uintptr_t out,
-         uintptr_t mean, uintptr_t rstd, int64_t rows, int64_t hidden_size) {
-        operations_at(place).gelu_layer_norm({Dtype(dtype), at<void>(x), at<void>(weight), at<void>(bias), eps,
-                                              at<void>(out), at<void>(mean), at<void>(rstd), rows, hidden_size},
-                                             place);
+      [](const Place& place, int dtype, uintptr_t x, uintptr_t row_ids, uintptr_t weight, uintptr_t bias, double eps,
+         uintptr_t out, uintptr_t mean, uintptr_t rstd, int64_t rows, int64_t hidden_size) {
+        operations_at(place).gelu_layer_norm(
+            {Dtype(dtype), at<void>(x), at<int64_t>(row_ids), at<void>(weight), at<void>(bias), eps, at<void>(out),
+             at<void>(mean), at<void>(rstd), rows, hidden_size},
+            place);
       },
       unlocked);
   m.def(
       "gelu_layer_norm_backward",
-      [](const Place& place, int dtype, uintptr_t grad_out, uintptr_t x, uintptr_t weight, uintptr_t mean,
-         uintptr_t rstd, uintptr_t grad_x, uintptr_t grad_weight, uintptr_t grad_bias, uintptr_t partials, int64_t rows,
-         int64_t hidden_size) {
+      [](const Place& place, int dtype, uintptr_t grad_out, uintptr_t x, uintptr_t row_ids, uintptr_t weight,
+         uintptr_t mean, uintptr_t rstd, uintptr_t grad_x, uintptr_t grad_weight, uintptr_t grad_bias,
+         uintptr_t grad_x_sum, uintptr_t partials, int64_t rows, int64_t hidden_size) {
         operations_at(place).gelu_layer_norm_backward(
-            {Dtype(dtype), at<void>(grad_out), at<void>(x), at<void>(weight), at<void>(mean), at<void>(rstd),
-             at<void>(grad_x), at<void>(grad_weight), at<void>(grad_bias), at<void>(partials), rows, hidden_size},
+            {Dtype(dtype), at<void>(grad_out), at<void>(x), at<int64_t>(row_ids), at<void>(weight), at<void>(mean),
+             at<void>(rstd), at<void>(grad_x), at<void>(grad_weight), at<void>(grad_bias), at<void>(grad_x_sum),
+             at<void>(partials), rows, hidden_size},
             place);
       },
       unlocked);

@@ -156,8 +156,9 @@ void gelu_layer_norm_backward_as(const GeluLayerNormBackwardArgs& args) {
     }
   }
   const W* partials = static_cast<const W*>(args.partials);
-  sum_chunks(partials, chunks, 2 * size, size, static_cast<W*>(args.grad_weight));
-  sum_chunks(partials + size, chunks, 2 * size, size, static_cast<W*>(args.grad_bias));
+  sum_chunks(partials, chunks, 3 * size, size, static_cast<W*>(args.grad_weight));
+  sum_chunks(partials + size, chunks, 3 * size, size, static_cast<W*>(args.grad_bias));
+  sum_chunks(partials + 2 * size, chunks, 3 * size, size, static_cast<W*>(args.grad_x_sum));
 }
 
 template <class T>

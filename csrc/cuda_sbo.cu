@@ -168,8 +168,9 @@ void launch_gelu_layer_norm_backward(const GeluLayerNormBackwardArgs& args, cons
       check(cudaGetLastError(), "gelu_layer_norm_backward launch");
     }
     const W* partials = static_cast<const W*>(args.partials);
-    launch_sum_chunks(partials, chunks, 2 * size, size, static_cast<W*>(args.grad_weight), stream_of(place));
-    launch_sum_chunks(partials + size, chunks, 2 * size, size, static_cast<W*>(args.grad_bias), stream_of(place));
+    launch_sum_chunks(partials, chunks, 3 * size, size, static_cast<W*>(args.grad_weight), stream_of(place));
+    launch_sum_chunks(partials + size, chunks, 3 * size, size, static_cast<W*>(args.grad_bias), stream_of(place));
+    launch_sum_chunks(partials + 2 * size, chunks, 3 * size, size, static_cast<W*>(args.grad_x_sum), stream_of(place));
   });
 }
 

@@ -217,22 +217,23 @@ void compare(const char* what, int64_t detail, const Make& make) {
 }
 
 void test_norm(std::mt19937_64& random, int64_t size) {
-  const int64_t rows = 3;
+  const int64_t rows = 3, with_ids[] = {5, kIgnore, 7};
+  const int64_t* ids = random() % 2 ? with_ids : nullptr;
   const auto x = gaussians(random, rows * size), grad = gaussians(random, rows * size);
   const auto weight = gaussians(random, size), bias = gaussians(random, size);
   compare("gelu_layer_norm", size, [&](const auto& run) {
-    std::vector<float> out(size_t(rows * size)), mean(3), rstd(3), grad_x(out), partials(size_t(2 * size));
+    std::vector<float> out(size_t(rows * size)), mean(3), rstd(3), grad_x(out), partials(size_t(3 * size));
     run([&](const auto& g) {
       using Group = std::decay_t<decltype(g)>;
       static std::vector<float> scratch;
       if (g.rank() == 0) scratch.assign(size_t(kNormBackwardRows * size), 99.0f);
       g.sync();
-      const GeluLayerNormArgs forward{Dtype::kFloat32, x.data(),    weight.data(), bias.data(), 1e-12,
-                                      out.data(),      mean.data(), rstd.data(),   rows,        size};
+      const GeluLayerNormArgs forward{Dtype::kFloat32, x.data(),    ids,         weight.data(), bias.data(), 1e-12,
+                                      out.data(),      mean.data(), rstd.data(), rows,          size};
       for (int64_t r = 0; r < rows; ++r) gelu_layer_norm_at<Group, float>(g, forward, r, scratch.data());
       g.sync();
-      const GeluLayerNormBackwardArgs backward{Dtype::kFloat32, grad.data(),     x.data(),      weight.data(),
-                                               mean.data(),     rstd.data(),     grad_x.data(), nullptr,
+      const GeluLayerNormBackwardArgs backward{Dtype::kFloat32, grad.data(),     x.data(),      ids,     weight.data(),
+                                               mean.data(),     rstd.data(),     grad_x.data(), nullptr, nullptr,
                                                nullptr,         partials.data(), rows,          size};
       gelu_layer_norm_backward_chunk<Group, float>(g, backward, 0, scratch.data());
     });

@@ -63,6 +63,7 @@ struct BoundaryArgs {
 struct GeluLayerNormArgs {
   Dtype dtype;
   const void* x;              // [R, H]
+  const int64_t* row_ids;     // [R], or null: rows of id -100 become zero and pass no gradient
   const void *weight, *bias;  // [H] working type
   double eps;
   void* out;          // [R, H]
@@ -73,11 +74,13 @@ struct GeluLayerNormArgs {
 struct GeluLayerNormBackwardArgs {
   Dtype dtype;
   const void *grad_out, *x;       // [R, H]
+  const int64_t* row_ids;         // [R], or null
   const void* weight;             // [H] working type
   const void *mean, *rstd;        // [R]
   void* grad_x;                   // [R, H]
   void *grad_weight, *grad_bias;  // [H] working type
-  void* partials;                 // [chunks, 2, H] working type
+  void* grad_x_sum;               // [H] working type, sum of grad_x over the rows: the gradient of a bias added to x
+  void* partials;                 // [chunks, 3, H] working type
   int64_t rows, hidden_size;
 };
 

@@ -83,9 +83,14 @@ SPANBERT_HD void gelu_layer_norm_at(const Group& g, const GeluLayerNormArgs& arg
   const int64_t size = args.hidden_size;
   const T* x = static_cast<const T*>(args.x) + row * size;
   T* out = static_cast<T*>(args.out) + row * size;
-  const Moments<W> m = gelu_layer_norm_row(
-      g, size, W(args.eps), static_cast<const W*>(args.weight), static_cast<const W*>(args.bias), scratch,
-      [&](int64_t h) -> W { return load(x[h]); }, [&](int64_t h, W y) { out[h] = store<T>(y); });
+  Moments<W> m{0, 0};
+  if (args.row_ids && args.row_ids[row] == kIgnore) {
+    for (int64_t h = g.rank(); h < size; h += g.size()) out[h] = store<T>(W(0));
+  } else {
+    m = gelu_layer_norm_row(
+        g, size, W(args.eps), static_cast<const W*>(args.weight), static_cast<const W*>(args.bias), scratch,
+        [&](int64_t h) -> W { return load(x[h]); }, [&](int64_t h, W y) { out[h] = store<T>(y); });
+  }
   if (g.rank() == 0) {
     static_cast<W*>(args.mean)[row] = m.mean;
     static_cast<W*>(args.rstd)[row] = m.rstd;
@@ -117,37 +122,47 @@ SPANBERT_HD void sbo_first_layer_at(const Group& g, const SboFirstLayerArgs& arg
   }
 }
 
-// Rows of scratch a chunk needs: two of the row function, the sums of grad_weight and grad_bias, and a span's gradient.
-constexpr int64_t kNormBackwardRows = 4, kSboBackwardRows = 5;
+// Rows of scratch a chunk needs: two of the row function, the sums of grad_weight and grad_bias, and those of grad_x or
+// a span's gradient.
+constexpr int64_t kNormBackwardRows = 5, kSboBackwardRows = 5;
 
 template <class Group, class W>
 SPANBERT_HD void fill_columns(const Group& g, W* values, int64_t count) {
   for (int64_t h = g.rank(); h < count; h += g.size()) values[h] = 0;
 }
 
-// grad_weight and grad_bias of a chunk start as zeros behind the row function's scratch and end in args.partials.
+// The sums of grad_weight, grad_bias and grad_x over a chunk start as zeros behind the row function's scratch and end
+// in args.partials.
 template <class Group, class T>
 SPANBERT_HD void gelu_layer_norm_backward_chunk(const Group& g, const GeluLayerNormBackwardArgs& args, int64_t chunk,
                                                 working_t<T>* scratch) {
   using W = working_t<T>;
   const int64_t size = args.hidden_size;
   W* sums = scratch + 2 * size;
-  fill_columns(g, sums, 2 * size);
+  W* grad_x_sum = sums + 2 * size;
+  fill_columns(g, sums, 3 * size);
   g.sync();
   const int64_t limit = (chunk + 1) * kRowsPerChunk, end = limit < args.rows ? limit : args.rows;
   for (int64_t r = chunk * kRowsPerChunk; r < end; ++r) {
     const T* x = static_cast<const T*>(args.x) + r * size;
     const T* grad_out = static_cast<const T*>(args.grad_out) + r * size;
     T* grad_x = static_cast<T*>(args.grad_x) + r * size;
+    if (args.row_ids && args.row_ids[r] == kIgnore) {
+      for (int64_t h = g.rank(); h < size; h += g.size()) grad_x[h] = store<T>(W(0));
+      continue;
+    }
     const Moments<W> m{static_cast<const W*>(args.mean)[r], static_cast<const W*>(args.rstd)[r]};
     gelu_layer_norm_row_backward(
         g, size, m, static_cast<const W*>(args.weight), sums, sums + size, scratch,
         [&](int64_t h) -> W { return load(x[h]); }, [&](int64_t h) -> W { return load(grad_out[h]); },
-        [&](int64_t h, W d) { grad_x[h] = store<T>(d); });
+        [&](int64_t h, W d) {
+          grad_x[h] = store<T>(d);
+          grad_x_sum[h] += d;
+        });
   }
   g.sync();
-  W* out = static_cast<W*>(args.partials) + chunk * 2 * size;
-  for (int64_t h = g.rank(); h < 2 * size; h += g.size()) out[h] = sums[h];
+  W* out = static_cast<W*>(args.partials) + chunk * 3 * size;
+  for (int64_t h = g.rank(); h < 3 * size; h += g.size()) out[h] = sums[h];
 }
 
 // A chunk of spans, one by one: each thread owns its columns of every sum, so the group meets only in the row

@@ -197,6 +197,10 @@ def empty_samples() -> dict[str, list[tuple]]:
     options = (0, 3, s.ratio, 1, s.length_thresholds, s.mask_threshold, s.random_threshold)
     masks = (torch.zeros(1).long(), torch.ones(200, dtype=torch.uint8), torch.tensor([7]), *options)
     unused = (zero, zero, ignored)
+    head_inputs = (torch.ones(5, 6), none, none, none, none, none)
+    head_matrices = (torch.zeros(15, 4), torch.ones(6, 16), w, torch.ones(6, 6), w)
+    head_parameters = (*head_matrices[:2], 0 * w, w, w, head_matrices[3], w, w, w)
+    head_saved = (pairs, rows, table, rows, rows, flat, flat, flat, flat)
     return {
         "span_mask": [
             (none, starts, starts, starts, *masks, False, 15, *sizes)
@@ -216,6 +220,11 @@ def empty_samples() -> dict[str, list[tuple]]:
         "dropout_norm": [(rows, rows, w, w, EPS, 9, torch.zeros(1).long(), 0, True)],
         "dropout_norm_backward": [
             (rows, rows, rows, w, flat, flat, 9, torch.zeros(1).long(), 0, drop) for drop in (0, 1)
+        ],
+        "sbo_head": [(*head_inputs, *head_parameters, EPS, torch.float32, n) for n in (0, 4)],
+        "sbo_head_backward": [
+            (rows, *head_inputs[1:], *head_matrices, *head_saved, tokens, torch.float32)
+            for tokens in (0, 5)
         ],
         "cross_entropy_rows_": [
             (torch.zeros(0, 12), none, None, None, None, 10),

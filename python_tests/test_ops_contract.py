@@ -71,6 +71,17 @@ def op_samples() -> dict[str, list[tuple]]:
             samples.setdefault("dropout_norm_backward", []).append(
                 (residual + 1, x.detach(), residual, weight.detach(), mean, rstd, *settings)
             )
+        matrices = (values(15, 5), values(6, 17), values(6), *[values(6, dtype=wide)] * 2)
+        matrices += (values(6, 6), values(6), *[values(6, dtype=wide)] * 2)
+        head = (hidden, *boundary, *index, *matrices, EPS)
+        for row_dtype, capacity in ((dtype, targets), (dtype, targets + 3), (wide, targets)):
+            samples.setdefault("sbo_head", []).append((*head, row_dtype, capacity))
+        plain = tuple(t.detach() for t in head[:-1])
+        saved = torch.ops.spanbert_ext.sbo_head(*plain, EPS, dtype, targets)[1:]
+        used = (*plain[1:8], plain[9], plain[11], plain[13])
+        samples.setdefault("sbo_head_backward", []).append(
+            (values(targets, 6, grad=False), *used, *saved, 48, dtype)
+        )
         logits, classes = values(4, 12, grad=False), torch.tensor([0, 3, -100, 9])
         heads, scale = values(2, 10, dtype=wide, grad=False), torch.full((4,), 0.25, dtype=wide)
         for optional in (

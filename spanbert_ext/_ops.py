@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from spanbert_ext import _backend, reference
+from spanbert_ext import _backend, _sbo_rows, reference
 from spanbert_ext._boundary import (
     DTYPES,
     check,
@@ -50,25 +50,13 @@ def _check_spans(span_left, span_right, tokens: int, like: Tensor) -> None:
 def _gather_boundaries(hidden, span_left, span_right):
     check_rows("hidden", hidden)
     _check_spans(span_left, span_right, hidden.shape[0], hidden)
-    spans, (tokens, size) = span_left.numel(), hidden.shape
-    out = hidden.new_empty((spans, 2 * size))
-    _C.gather_boundaries(
-        place(hidden), DTYPES[hidden.dtype], hidden.data_ptr(), span_left.data_ptr(),
-        span_right.data_ptr(), out.data_ptr(), tokens, spans, size,
-    )  # fmt: skip
-    return out
+    return _sbo_rows.gather(hidden, span_left, span_right)
 
 
 def _gather_boundaries_backward(grad, span_left, span_right, tokens):
     check_rows("grad", grad)
     _check_spans(span_left, span_right, tokens, grad)
-    spans, size = grad.shape[0], grad.shape[1] // 2
-    out = grad.new_empty((tokens, size))
-    _C.gather_boundaries_backward(
-        place(grad), DTYPES[grad.dtype], grad.data_ptr(), span_left.data_ptr(),
-        span_right.data_ptr(), out.data_ptr(), tokens, spans, size,
-    )  # fmt: skip
-    return out
+    return _sbo_rows.gather_backward(grad, span_left, span_right, tokens)
 
 
 def _gather_boundaries_setup(ctx, inputs, output):
@@ -108,11 +96,6 @@ def gelu_layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tens
     return torch.ops.spanbert_ext.gelu_layer_norm(x, weight, bias, eps)[0]
 
 
-def _statistics(rows: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    dtype = working_dtype(rows.dtype)
-    return rows.new_empty((count,), dtype=dtype), rows.new_empty((count,), dtype=dtype)
-
-
 def _check_norm(x, weight, bias) -> None:
     check_rows("x", x)
     for name, parameter in (("weight", weight), ("bias", bias)):
@@ -121,32 +104,13 @@ def _check_norm(x, weight, bias) -> None:
 
 def _gelu_layer_norm(x, weight, bias, eps):
     _check_norm(x, weight, bias)
-    rows, size = x.shape
-    out, (mean, rstd) = torch.empty_like(x), _statistics(x, rows)
-    _C.gelu_layer_norm(
-        place(x), DTYPES[x.dtype], x.data_ptr(), weight.data_ptr(), bias.data_ptr(), eps,
-        out.data_ptr(), mean.data_ptr(), rstd.data_ptr(), rows, size,
-    )  # fmt: skip
-    return out, mean, rstd
+    return _sbo_rows.norm(x, None, weight, bias, eps)
 
 
 def _gelu_layer_norm_backward(grad, x, weight, mean, rstd):
     check_rows("grad", grad)
-    rows, size = x.shape
-    check("grad", grad, (rows, size), x.dtype, x)
-    chunks = -(-rows // _C.rows_per_chunk)
-    grad_x, grad_weight, grad_bias = (
-        torch.empty_like(x),
-        torch.empty_like(weight),
-        torch.empty_like(weight),
-    )
-    partials = weight.new_empty((chunks, 2, size))
-    _C.gelu_layer_norm_backward(
-        place(x), DTYPES[x.dtype], grad.data_ptr(), x.data_ptr(), weight.data_ptr(),
-        mean.data_ptr(), rstd.data_ptr(), grad_x.data_ptr(), grad_weight.data_ptr(),
-        grad_bias.data_ptr(), partials.data_ptr(), rows, size,
-    )  # fmt: skip
-    return grad_x, grad_weight, grad_bias
+    check("grad", grad, tuple(x.shape), x.dtype, x)
+    return _sbo_rows.norm_backward(grad, x, None, weight, mean, rstd)[:3]
 
 
 def _gelu_layer_norm_setup(ctx, inputs, output):
@@ -170,7 +134,7 @@ define(
     "gelu_layer_norm(Tensor x, Tensor weight, Tensor bias, float eps) "
     "-> (Tensor out, Tensor mean, Tensor rstd)",
     _gelu_layer_norm,
-    lambda x, weight, bias, eps: (torch.empty_like(x), *_statistics(x, x.shape[0])),
+    lambda x, weight, bias, eps: (torch.empty_like(x), *_sbo_rows.statistics(x, x.shape[0])),
     _gelu_layer_norm_setup,
     lambda ctx, grad, *_: (
         *torch.ops.spanbert_ext.gelu_layer_norm_backward(grad.contiguous(), *ctx.saved_tensors),
@@ -223,52 +187,19 @@ def _sbo_first_layer(
 ):
     _check_sbo(span_rows, position_rows, target_spans, target_offsets, sbo_ids, weight)
     check("bias", bias, tuple(weight.shape), weight.dtype, span_rows)
-    (spans, size), targets = span_rows.shape, target_spans.shape[0]
-    out, (mean, rstd) = span_rows.new_empty((targets, size)), _statistics(span_rows, targets)
-    inputs = (span_rows, position_rows, target_spans, target_offsets, sbo_ids, weight, bias)
-    _C.sbo_first_layer(
-        place(span_rows), DTYPES[span_rows.dtype], *(t.data_ptr() for t in inputs), eps,
-        out.data_ptr(), mean.data_ptr(), rstd.data_ptr(), targets, spans, position_rows.shape[0],
-        size,
-    )  # fmt: skip
-    return out, mean, rstd
+    return _sbo_rows.first_layer(
+        span_rows, position_rows, target_spans, target_offsets, sbo_ids, weight, bias, eps
+    )
 
 
 def _sbo_first_layer_backward(
     grad, span_rows, position_rows, target_spans, target_offsets, sbo_ids, weight, mean, rstd
 ):
     _check_sbo(span_rows, position_rows, target_spans, target_offsets, sbo_ids, weight)
-    (spans, size), targets, positions = (
-        span_rows.shape,
-        target_spans.shape[0],
-        position_rows.shape[0],
+    check("grad", grad, (target_spans.shape[0], span_rows.shape[1]), span_rows.dtype, span_rows)
+    return _sbo_rows.first_layer_backward(
+        grad, span_rows, position_rows, target_spans, target_offsets, sbo_ids, weight, mean, rstd
     )
-    check("grad", grad, (targets, size), span_rows.dtype, span_rows)
-    grads = (
-        torch.empty_like(span_rows),
-        torch.empty_like(position_rows),
-        torch.empty_like(weight),
-        torch.empty_like(weight),
-    )
-    chunks = -(-spans // _C.spans_per_chunk)
-    partials = weight.new_empty((chunks, 2 + positions, size))
-    first_targets = target_spans.new_empty((spans,))
-    inputs = (
-        grad,
-        span_rows,
-        position_rows,
-        target_spans,
-        target_offsets,
-        sbo_ids,
-        weight,
-        mean,
-        rstd,
-    )
-    _C.sbo_first_layer_backward(
-        place(span_rows), DTYPES[span_rows.dtype], *(t.data_ptr() for t in (*inputs, *grads)),
-        partials.data_ptr(), first_targets.data_ptr(), targets, spans, positions, size,
-    )  # fmt: skip
-    return grads
 
 
 def _sbo_first_layer_setup(ctx, inputs, output):
@@ -300,7 +231,7 @@ define(
     _sbo_first_layer,
     lambda rows, p, spans, *_: (
         rows.new_empty((spans.shape[0], rows.shape[1])),
-        *_statistics(rows, spans.shape[0]),
+        *_sbo_rows.statistics(rows, spans.shape[0]),
     ),
     _sbo_first_layer_setup,
     _sbo_first_layer_gradients,

@@ -12,13 +12,12 @@ is the caller's business.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from spanbert_ext import _ops
 from spanbert_ext._boundary import check_float, working_dtype
+from spanbert_ext._sbo_op import PARAMETERS, sbo_head
 from spanbert_ext.masked_batch import MaskedBatch
-from spanbert_ext.reference import IGNORE
 
 
 class GeluLayerNorm(nn.Module):
@@ -100,27 +99,26 @@ class SBOHead(nn.Module):
             raise ValueError(f"batch must be on {hidden.device}; got {batch.sbo_ids.device}")
         capacity = batch.sbo_ids.shape[0]
         batch = batch.used()
-        rows = self._rows(hidden.reshape(-1, self.hidden_size).contiguous(), batch)
-        missing = capacity - rows.shape[0]
-        return F.pad(rows, (0, 0, 0, missing)) if missing else rows
-
-    def _rows(self, hidden: torch.Tensor, batch: MaskedBatch) -> torch.Tensor:
-        width = 2 * self.hidden_size
-        pairs = _ops.gather_boundaries(hidden, batch.span_left, batch.span_right)
-        span_rows = F.linear(pairs, self.linear1.weight[:, :width])
-        position_rows = F.linear(
-            self.position_embeddings.weight, self.linear1.weight[:, width:], self.linear1.bias
-        )
-        norm, wide = self.layer_norm1, working_dtype(span_rows.dtype)
-        x = _ops.sbo_first_layer(
-            span_rows,
-            position_rows.to(span_rows.dtype),
+        named = dict(self.named_parameters())
+        return sbo_head(
+            hidden.reshape(-1, self.hidden_size).contiguous(),
+            batch.span_left,
+            batch.span_right,
             batch.target_spans,
             batch.target_offsets,
             batch.sbo_ids,
-            norm.weight.to(wide),
-            norm.bias.to(wide),
-            norm.eps,
+            tuple(named[name] for name in PARAMETERS),
+            self.layer_norm1.eps,
+            self._row_dtype(hidden),
+            capacity,
         )
-        rows = self.layer_norm2(self.linear2(x))
-        return torch.where((batch.sbo_ids != IGNORE).unsqueeze(1), rows, 0)
+
+    def _row_dtype(self, hidden: torch.Tensor) -> torch.dtype:
+        """That of `hidden`, or autocast's where it would apply to a linear layer."""
+        kind = hidden.device.type
+        if hidden.dtype != torch.float64 and torch.is_autocast_enabled(kind):
+            return torch.get_autocast_dtype(kind)
+        weight = self.linear1.weight
+        if weight.dtype != hidden.dtype:
+            raise TypeError(f"hidden must be {weight.dtype}, as the head; got {hidden.dtype}")
+        return hidden.dtype
