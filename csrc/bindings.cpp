@@ -163,6 +163,22 @@ void dropout_norm_backward(const Place& place, std::pair<int, int> dtypes, std::
 
 }  // namespace
 
+// Whether every index of an SBO batch on the CPU lies in its table, so that the head need not ask torch four times.
+bool sbo_indices_fit(uintptr_t left, uintptr_t right, uintptr_t target_spans, uintptr_t target_offsets,
+                     uintptr_t sbo_ids, int64_t tokens, int64_t spans, int64_t targets, int64_t positions) {
+  bool fit = true;
+  for (int64_t s = 0; s < spans; ++s) {
+    const int64_t first = at<int64_t>(left)[s], last = at<int64_t>(right)[s];
+    if (last > first) fit &= first >= 0 && last < tokens;
+  }
+  for (int64_t k = 0; k < targets; ++k) {
+    if (at<int64_t>(sbo_ids)[k] == kIgnore) continue;
+    const int64_t span = at<int64_t>(target_spans)[k], offset = at<int64_t>(target_offsets)[k];
+    fit &= span >= 0 && span < spans && offset >= 0 && offset < positions;
+  }
+  return fit;
+}
+
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Native operations of spanbert_ext over raw addresses; called by spanbert_ext._ops only.";
 #ifdef SPANBERT_WITH_CUDA
@@ -190,6 +206,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("span_mask", &span_mask);
   m.def("dropout_norm", &dropout_norm);
   m.def("dropout_norm_backward", &dropout_norm_backward);
+  m.def("sbo_indices_fit", &sbo_indices_fit);
   m.def(
       "gather_boundaries",
       [](const Place& place, int dtype, uintptr_t hidden, uintptr_t left, uintptr_t right, uintptr_t out,

@@ -12,6 +12,8 @@ void dropout_norm_backward(const DropoutNormArgs& args, const Place&);
 
 namespace {
 
+using WholeRow = Strided<OneThread>;
+
 SequenceDraws draws_of(const SpanMaskArgs& args, int64_t row) {
   return {args.settings.seed, uint64_t(args.sample_ids[row]), uint32_t(args.epoch[0])};
 }
@@ -137,9 +139,10 @@ template <class T>
 void gelu_layer_norm_as(const GeluLayerNormArgs& args) {
 #pragma omp parallel num_threads(threads_for(args.rows* args.hidden_size, kSerialElements))
   {
-    const Scratch<working_t<T>> scratch(args.hidden_size);
+    const Scratch<working_t<T>> scratch(kForwardArrays * args.hidden_size);
+    const WholeRow columns{kAlone, args.hidden_size};
 #pragma omp for schedule(static)
-    for (int64_t row = 0; row < args.rows; ++row) gelu_layer_norm_at<OneThread, T>(kAlone, args, row, scratch.data());
+    for (int64_t row = 0; row < args.rows; ++row) gelu_layer_norm_at<T>(columns, args, row, scratch.data());
   }
 }
 
@@ -149,10 +152,11 @@ void gelu_layer_norm_backward_as(const GeluLayerNormBackwardArgs& args) {
   const int64_t size = args.hidden_size, chunks = (args.rows + kRowsPerChunk - 1) / kRowsPerChunk;
 #pragma omp parallel num_threads(threads_for(args.rows* size, kSerialElements))
   {
-    const Scratch<W> scratch(kNormBackwardRows * size);
+    const Scratch<W> scratch(kBackwardArrays * size);
+    const WholeRow columns{kAlone, size};
 #pragma omp for schedule(static)
     for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-      gelu_layer_norm_backward_chunk<OneThread, T>(kAlone, args, chunk, scratch.data());
+      gelu_layer_norm_backward_chunk<T>(columns, args, chunk, scratch.data());
     }
   }
   const W* partials = static_cast<const W*>(args.partials);
@@ -165,9 +169,10 @@ template <class T>
 void sbo_first_layer_as(const SboFirstLayerArgs& args) {
 #pragma omp parallel num_threads(threads_for(args.targets* args.hidden_size, kSerialElements))
   {
-    const Scratch<working_t<T>> scratch(args.hidden_size);
+    const Scratch<working_t<T>> scratch(kForwardArrays * args.hidden_size);
+    const WholeRow columns{kAlone, args.hidden_size};
 #pragma omp for schedule(static)
-    for (int64_t k = 0; k < args.targets; ++k) sbo_first_layer_at<OneThread, T>(kAlone, args, k, scratch.data());
+    for (int64_t k = 0; k < args.targets; ++k) sbo_first_layer_at<T>(columns, args, k, scratch.data());
   }
 }
 
@@ -181,10 +186,11 @@ void sbo_first_layer_backward_as(const SboFirstLayerBackwardArgs& args) {
   }
 #pragma omp parallel num_threads(threads_for(args.targets* size, kSerialElements))
   {
-    const Scratch<W> scratch(kSboBackwardRows * size);
+    const Scratch<W> scratch(kBackwardArrays * size);
+    const WholeRow columns{kAlone, size};
 #pragma omp for schedule(dynamic)
     for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-      sbo_first_layer_backward_chunk<OneThread, T>(kAlone, args, chunk, scratch.data());
+      sbo_first_layer_backward_chunk<T>(columns, args, chunk, scratch.data());
     }
   }
   const W* partials = static_cast<const W*>(args.partials);

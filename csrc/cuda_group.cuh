@@ -36,6 +36,11 @@ struct Warp {
     }
     return x;
   }
+  template <class N>
+  __device__ void sum_pair(N& a, N& b, int) const {
+    a = sum(a);
+    b = sum(b);
+  }
   __device__ uint32_t broadcast(uint32_t x, int lane) const { return __shfl_sync(kAllLanes, x, lane); }
   // Sum of x over lower lanes; `total` becomes the sum over all.
   __device__ int exclusive_sum(int x, int& total) const {
@@ -93,6 +98,27 @@ struct Block {
   __device__ N max(N x) const {
     return reduce(Warp().max(x), [](N a, N b) { return b > a ? b : a; });
   }
+  // Sums two values over the block behind one barrier. Calls that follow each other take turns 0 and 1: whoever still
+  // reads the last pair cannot be overtaken by two calls, so two places are enough.
+  template <class N>
+  __device__ void sum_pair(N& a, N& b, int turn) const {
+    constexpr int kWarps = kThreads / 32;
+    static_assert(4 * kWarps * sizeof(N) <= 32 * sizeof(double), "two turns of pairs fit in `memory`");
+    N* values = reinterpret_cast<N*>(memory) + turn * 2 * kWarps;
+    a = Warp().sum(a);
+    b = Warp().sum(b);
+    if ((threadIdx.x & 31) == 0) {
+      values[2 * (threadIdx.x >> 5)] = a;
+      values[2 * (threadIdx.x >> 5) + 1] = b;
+    }
+    __syncthreads();
+    a = values[0];
+    b = values[1];
+    for (int warp = 1; warp < kWarps; ++warp) {
+      a += values[2 * warp];
+      b += values[2 * warp + 1];
+    }
+  }
 };
 
 inline void check(cudaError_t status, const char* what) {
@@ -129,8 +155,15 @@ inline unsigned blocks_for(int64_t work, int64_t per_block) { return unsigned((w
 // kChunkLanes-th chunk and are added in order, so the result depends on the shape alone.
 constexpr int kChunkLanes = 16;
 
-template <class W, class Out>
-__global__ void sum_chunks_kernel(const W* partials, int64_t chunks, int64_t stride, int64_t count, Out* out) {
+template <class W>
+struct ChunkSum {
+  W value;
+  int64_t column;
+  bool valid;  // one thread of each column holds its sum
+};
+
+template <class W>
+__device__ ChunkSum<W> sum_of_chunks(const W* partials, int64_t chunks, int64_t stride, int64_t count) {
   __shared__ W lanes[kChunkLanes][32];
   const int64_t h = int64_t(blockIdx.x) * 32 + threadIdx.x;
   W sum = 0;
@@ -139,9 +172,15 @@ __global__ void sum_chunks_kernel(const W* partials, int64_t chunks, int64_t str
   }
   lanes[threadIdx.y][threadIdx.x] = sum;
   __syncthreads();
-  if (threadIdx.y > 0 || h >= count) return;
+  if (threadIdx.y > 0 || h >= count) return {0, h, false};
   for (int lane = 1; lane < kChunkLanes; ++lane) sum += lanes[lane][threadIdx.x];
-  out[h] = store<Out>(sum);
+  return {sum, h, true};
+}
+
+template <class W, class Out>
+__global__ void sum_chunks_kernel(const W* partials, int64_t chunks, int64_t stride, int64_t count, Out* out) {
+  const ChunkSum<W> sum = sum_of_chunks(partials, chunks, stride, count);
+  if (sum.valid) out[sum.column] = store<Out>(sum.value);
 }
 
 template <class W, class Out>

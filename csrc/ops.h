@@ -13,8 +13,8 @@ constexpr int64_t kIgnore = -100;
 constexpr uint8_t kWordStart = 1, kSpecial = 2;
 // Parameter gradients are summed in chunks of this many rows or spans, then chunk by chunk in order: the result depends
 // on the shape alone, never on the number of threads or blocks.
-constexpr int64_t kRowsPerChunk = 64;
-constexpr int64_t kSpansPerChunk = 16;
+constexpr int64_t kRowsPerChunk = 16;
+constexpr int64_t kSpansPerChunk = 8;
 constexpr int64_t kColumnRowsPerChunk = 1024;
 constexpr int64_t kRowsPerSum = 64;
 // Faults that span_mask returns instead of a place.

@@ -212,6 +212,8 @@ struct OneThread {
   N max(N x) const {
     return x;
   }
+  template <class N>
+  void sum_pair(N&, N&, int) const {}
 
   // Bit 0 of flags(i) goes to bit i of `low`, bit 1 to bit i of `high`. Eight flag bytes become eight bits by one
   // multiplication, since a lookup for every position is the cost of this loop.

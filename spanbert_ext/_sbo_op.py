@@ -22,6 +22,7 @@ from spanbert_ext._boundary import (
     check_range,
     check_rows,
     define,
+    readable,
     refuse,
     working_dtype,
 )
@@ -103,10 +104,21 @@ def _check(hidden, index, parameters, capacity) -> None:
     for name, parameter, shape in zip(PARAMETERS, parameters, shapes, strict=True):
         check_float(name, parameter, len(shape))
         check(name, parameter, shape, parameter.dtype, hidden)
+    if readable(hidden) and _indices_fit(index, tokens, positions.shape[0]):
+        return
     check_range("span_left", span_left, tokens, lambda: span_right > span_left)
     check_range("span_right", span_right, tokens, lambda: span_right > span_left)
     check_range("target_spans", target_spans, spans, lambda: sbo_ids != IGNORE)
     check_range("target_offsets", target_offsets, positions.shape[0], lambda: sbo_ids != IGNORE)
+
+
+def _indices_fit(index, tokens: int, positions: int) -> bool:
+    """One native pass instead of the torch reductions that name the argument at fault."""
+    if _backend.native_module is None:
+        return False
+    spans, targets = index[0].numel(), index[2].numel()
+    pointers = (tensor.data_ptr() for tensor in index)
+    return _backend.native_module.sbo_indices_fit(*pointers, tokens, spans, targets, positions)
 
 
 def _product(a: Tensor, b: Tensor, out: Tensor | None = None, bias: Tensor | None = None) -> Tensor:

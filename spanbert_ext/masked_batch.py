@@ -56,6 +56,8 @@ class MaskedBatch:
         targets = int((self.target_ids != IGNORE).sum())
         spans = int(self.target_spans[:targets].max()) + 1 if targets else 0
         sizes = dict.fromkeys(_TARGET_FIELDS, targets) | dict.fromkeys(_SPAN_FIELDS, spans)
+        if targets == len(self.target_ids) and spans == len(self.span_left):
+            return self
         cut = {name: getattr(self, name)[: max(size, 1)] for name, size in sizes.items()}
         return dataclasses.replace(self, **cut)
 

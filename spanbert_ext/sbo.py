@@ -16,7 +16,7 @@ from torch import nn
 
 from spanbert_ext import _ops
 from spanbert_ext._boundary import check_float, working_dtype
-from spanbert_ext._sbo_op import PARAMETERS, sbo_head
+from spanbert_ext._sbo_op import sbo_head
 from spanbert_ext.masked_batch import MaskedBatch
 
 
@@ -99,7 +99,6 @@ class SBOHead(nn.Module):
             raise ValueError(f"batch must be on {hidden.device}; got {batch.sbo_ids.device}")
         capacity = batch.sbo_ids.shape[0]
         batch = batch.used()
-        named = dict(self.named_parameters())
         return sbo_head(
             hidden.reshape(-1, self.hidden_size).contiguous(),
             batch.span_left,
@@ -107,11 +106,17 @@ class SBOHead(nn.Module):
             batch.target_spans,
             batch.target_offsets,
             batch.sbo_ids,
-            tuple(named[name] for name in PARAMETERS),
+            self._parameters_in_order(),
             self.layer_norm1.eps,
             self._row_dtype(hidden),
             capacity,
         )
+
+    def _parameters_in_order(self) -> tuple[torch.Tensor, ...]:
+        """As `_sbo_op.PARAMETERS` names them."""
+        layers = (self.linear1, self.layer_norm1, self.linear2, self.layer_norm2)
+        pairs = [parameter for layer in layers for parameter in (layer.weight, layer.bias)]
+        return self.position_embeddings.weight, *pairs
 
     def _row_dtype(self, hidden: torch.Tensor) -> torch.dtype:
         """That of `hidden`, or autocast's where it would apply to a linear layer."""
