@@ -153,6 +153,15 @@ class Corpus:
         base = int(self._starts[shard])
         return self.shards[shard].tokens[start - base : stop - base]
 
+    def gather(self, positions: np.ndarray) -> np.ndarray:
+        """Pieces at [n] positions anywhere in the corpus: [n] uint16 or uint32."""
+        shards = np.searchsorted(self._starts, positions, side="right") - 1
+        found = np.empty(positions.size, dtype=token_dtype(self.vocab_size))
+        for number in np.unique(shards):
+            own = shards == number
+            found[own] = self.shards[number].tokens[positions[own] - self._starts[number]]
+        return found
+
     def verify(self) -> None:
         """Compare every file with its digest; DataError names the first that differs."""
         for name, entry in self.sidecar["files"].items():

@@ -10,6 +10,7 @@ from spanbert_ext.data.corpus import Corpus
 from spanbert_ext.data.packing import pack
 from spanbert_ext.data.sampler import KeyedPermutation
 from spanbert_ext.data.sequences import SequenceIndex, cut_corpus
+from spanbert_ext.data.token_files import token_dtype
 
 # Below this many documents the last sequences are held out instead of whole documents.
 _MIN_DOCUMENTS = 20
@@ -29,6 +30,21 @@ class RowBatch:
 
     tokens: np.ndarray
     cu_seqlens: np.ndarray
+    sample_ids: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class RowSlots:
+    """The sequences of padded rows, row by row: what `PackedRows.batch(ids, pad=True)` looks up.
+
+    Args:
+        offsets: [R + 1] int64; row r holds slots offsets[r] to offsets[r + 1].
+        lengths: [M] int64 tokens of each, [CLS] and [SEP] or the [PAD]s included.
+        sample_ids: [M] int64 number of the sequence in the corpus, -1 for padding.
+    """
+
+    offsets: np.ndarray
+    lengths: np.ndarray
     sample_ids: np.ndarray
 
 
@@ -131,6 +147,44 @@ class PackedRows:
             cu_seqlens = np.concatenate([cu_seqlens, np.full(unused, cu_seqlens[-1])])
             sample_ids = np.concatenate([sample_ids, np.full(unused, -1)])
         return RowBatch(tokens, cu_seqlens, sample_ids.astype(np.int64))
+
+    def row_tokens(self, row_ids) -> np.ndarray:
+        """[B] int64, tokens of some rows that are not padding."""
+        return self._row_tokens[row_ids]
+
+    def slots(self) -> RowSlots:
+        """The sequences of all rows, padding included."""
+        offsets, members = self._packing.offsets, self._packing.members
+        free = self.max_length - self._row_tokens
+        padded = free > 0
+        behind = offsets[1:][padded]  # a row's padding follows its sequences
+        lengths = np.insert(self._lengths[members] + 2, behind, free[padded])
+        samples = np.insert(self._sample_ids[members], behind, -1)
+        padded_offsets = offsets + np.concatenate([[0], np.cumsum(padded)])
+        return RowSlots(padded_offsets.astype(np.int64), lengths, samples)
+
+    def padded_tokens(self, first: int, stop: int) -> np.ndarray:
+        """Rows first to stop - 1 as `batch` pads them: [stop - first, max_length], the corpus's
+        dtype."""
+        offsets = self._packing.offsets[first : stop + 1]
+        members = self._packing.members[offsets[0] : offsets[-1]]
+        pieces = self._lengths[members]
+        # Where each sequence begins: its row, and in it what came before.
+        before = np.cumsum(pieces + 2) - (pieces + 2)
+        counts = np.diff(offsets)
+        row_starts = np.arange(stop - first) * self.max_length - before[offsets[:-1] - offsets[0]]
+        begins = before + np.repeat(row_starts, counts)
+        info = self.corpus.vocabulary
+        dtype = token_dtype(self.corpus.vocab_size)
+        tokens = np.full((stop - first) * self.max_length, info.pad_id, dtype=dtype)
+        tokens[begins] = info.cls_id
+        tokens[begins + pieces + 1] = info.sep_id
+        inner = np.arange(pieces.sum()) - np.repeat(np.cumsum(pieces) - pieces, pieces)
+        starts = self.sequences.cuts[self._sample_ids[members]]
+        tokens[np.repeat(begins + 1, pieces) + inner] = self.corpus.gather(
+            np.repeat(starts, pieces) + inner
+        )
+        return tokens.reshape(-1, self.max_length)
 
     def _checked(self, row_ids) -> np.ndarray:
         row_ids = np.asarray(row_ids)

@@ -101,11 +101,29 @@ class BatchOptions:
         max_length: tokens of a row, [CLS] and [SEP] included.
         micro_rows: rows computed at a time (gradient accumulation); null means all. It must divide
             rows. The update does not depend on it.
+        resident: keep the training rows in the device's memory and make batches there; auto does so
+            on a GPU where they take at most a quarter of the memory that is free.
     """
 
     rows: int = 256
     max_length: int = 512
     micro_rows: int | None = None
+    resident: Literal["auto", "on", "off"] = "auto"
+
+
+@dataclass(frozen=True)
+class RuntimeOptions:
+    """How the step is run; the numbers do not depend on it but for their rounding.
+
+    Args:
+        graph: replay the step as CUDA graphs, which needs resident rows; auto does so on a GPU and
+            goes on without where the step cannot be captured.
+        compile: run the model through torch.compile, which takes a minute or two at the start; auto
+            does so on a GPU where Triton is installed.
+    """
+
+    graph: Literal["auto", "on", "off"] = "auto"
+    compile: Literal["auto", "on", "off"] = "auto"
 
 
 @dataclass(frozen=True)
@@ -172,6 +190,7 @@ class PretrainConfig:
     loss: LossOptions = field(default_factory=LossOptions)
     optimizer: OptimizerOptions = field(default_factory=OptimizerOptions)
     batch: BatchOptions = field(default_factory=BatchOptions)
+    runtime: RuntimeOptions = field(default_factory=RuntimeOptions)
     validation: ValidationOptions = field(default_factory=ValidationOptions)
     checkpoint: CheckpointOptions = field(default_factory=CheckpointOptions)
 
@@ -205,7 +224,8 @@ DEMONSTRATION = PretrainConfig(
 )
 
 # Settings that may differ between a checkpoint and the run that continues it: the numbers of an
-# update do not depend on them (micro_rows and device change only its rounding).
+# update do not depend on them (micro_rows, resident, device and the runtime change its rounding and
+# which tokens dropout hits, nothing else).
 FREE_ON_RESUME = frozenset(
     {
         "output",
@@ -214,6 +234,9 @@ FREE_ON_RESUME = frozenset(
         "device",
         "log_every",
         "batch.micro_rows",
+        "batch.resident",
+        "runtime.graph",
+        "runtime.compile",
         "validation.every",
         "validation.rows",
         "checkpoint.every",
@@ -329,4 +352,8 @@ def _run_faults(c: PretrainConfig) -> list[str]:
         )
     if c.device not in ("auto", "cpu", "cuda") and not c.device.removeprefix("cuda:").isdigit():
         faults.append(f"device: must be auto, cpu, cuda or cuda:N; got {c.device!r}")
+    if c.runtime.graph == "on" and c.batch.resident == "off":
+        faults.append("runtime.graph: a graph needs rows on the device; batch.resident is off")
+    if c.runtime.graph == "on" and c.device == "cpu":
+        faults.append("runtime.graph: there are no CUDA graphs on a CPU; device is cpu")
     return faults

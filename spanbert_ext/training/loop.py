@@ -2,7 +2,8 @@
 
 One step is: fetch the step's micro-batches; add up their target counts; forward and backward each
 with the loss divided by those sums, so that the accumulated gradient is the big batch's; clip;
-update. Nothing reads back from the device outside the logging branch.
+update. Nothing reads back from the device outside the logging branch. `HostStep` does that with
+batches made on the host, `device_step.DeviceStep` with batches that never leave the device.
 """
 
 from __future__ import annotations
@@ -44,6 +45,16 @@ class Task(Protocol):
     def loss(
         self, model: nn.Module, micro_batch: Any, totals: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]: ...
+
+
+class Step(Protocol):
+    """How the loop does an update: calls return its number of tokens; nothing waits but `totals`
+    when it is read.
+    """
+
+    totals: DeviceTotals
+
+    def __call__(self, step: int) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -94,33 +105,33 @@ class StopRequest:
 
 
 class DeviceTotals:
-    """Losses, gradient norm and skipped updates summed on the device between two log lines."""
+    """Losses, gradient norm and skipped updates summed on the device between two log lines.
+
+    Every sum is updated in place, so that `add` can be part of a captured step.
+    """
 
     def __init__(self, parts: int, device: torch.device):
-        self._sums = torch.zeros(parts + 1, device=device)  # parts, gradient norm
-        self._steps = 0
+        self._sums = torch.zeros(parts + 2, device=device)  # parts, gradient norm, steps
+        self._one = torch.ones(1, device=device)
         self.in_a_row = torch.zeros((), device=device)
         self.worst = torch.zeros((), device=device)
         self.skipped = torch.zeros((), device=device)
 
     def add(self, parts: torch.Tensor, norm: torch.Tensor, found_inf: torch.Tensor) -> None:
         """Add one step; `found_inf` is 1 where its update was skipped."""
-        self._sums += torch.cat([parts, norm.reshape(1)])
-        self._steps += 1
-        self.in_a_row = (self.in_a_row + 1) * found_inf
-        self.worst = torch.maximum(self.worst, self.in_a_row)
+        self._sums += torch.cat([parts, norm.reshape(1), self._one])
+        self.in_a_row.add_(1).mul_(found_inf)
+        self.worst.copy_(torch.maximum(self.worst, self.in_a_row))
         self.skipped += found_inf
 
     def read(self) -> tuple[list[float], float, int, int]:
         """(means of the parts, mean norm, skipped, longest run of skips) since the last call. Waits
         for the device.
         """
-        values = torch.cat(
-            [self._sums / max(1, self._steps), self.skipped[None], self.worst[None]]
-        ).tolist()
+        means = self._sums[:-1] / self._sums[-1].clamp(min=1)
+        values = torch.cat([means, self.skipped[None], self.worst[None]]).tolist()
         self._sums.zero_()
         self.skipped.zero_()
-        self._steps = 0
         *parts, norm, skipped, worst = values
         return parts, norm, int(skipped), int(worst)
 
@@ -133,7 +144,7 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
 
 
 def accumulate(
-    model: nn.Module, task: Task, micro_batches: Sequence[Any], device: torch.device, precision: str
+    model: Callable, task: Task, micro_batches: Sequence[Any], device: torch.device, precision: str
 ) -> torch.Tensor:
     """Forward and backward of one step's micro-batches; gradients are added to `.grad`.
 
@@ -171,6 +182,39 @@ def update(
     return norm, found_inf
 
 
+class HostStep:
+    """An update whose batches the host makes; a call does one.
+
+    Args:
+        model: its parameters are trained.
+        task: gives batches and losses.
+        forward: called in place of the model (the compiled model); default the model.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        task: Task,
+        settings: LoopSettings,
+        forward: Callable | None = None,
+    ):
+        self._model, self._optimizer, self._task = model, optimizer, task
+        self._settings, self._forward = settings, forward or model
+        self._device = next(model.parameters()).device
+        self.totals = DeviceTotals(len(task.loss_names), self._device)
+
+    def __call__(self, step: int) -> int:
+        """Update `step`; its number of tokens."""
+        s = self._settings
+        micro_batches = self._task.batches(step)
+        parts = accumulate(self._forward, self._task, micro_batches, self._device, s.precision)
+        rate = learning_rate(step, s.steps, s.warmup_steps, s.peak_lr)
+        set_learning_rate(self._optimizer, rate)
+        self.totals.add(parts, *update(self._model, self._optimizer, s.clip_norm))
+        return sum(self._task.num_tokens(micro) for micro in micro_batches)
+
+
 def train(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
@@ -180,34 +224,33 @@ def train(
     log: RunLog,
     after_step: Callable[[int], None],
     stop: StopRequest,
+    run_step: Step | None = None,
 ) -> None:
     """Run from `progress.step` to `settings.steps`, or until a stop is requested.
 
     Args:
         after_step: called with the number of finished updates; validates and saves.
+        run_step: how an update is done; default a `HostStep`.
 
     Raises:
         NumericsError: ten updates in a row had non-finite gradients.
     """
-    device = next(model.parameters()).device
-    totals = DeviceTotals(len(task.loss_names), device)
+    run_step = run_step or HostStep(model, optimizer, task, settings)
     model.train()
     began, tokens = time.monotonic(), 0
     while progress.step < settings.steps and stop.signal is None:
-        micro_batches = task.batches(progress.step)
-        parts = accumulate(model, task, micro_batches, device, settings.precision)
-        rate = learning_rate(progress.step, settings.steps, settings.warmup_steps, settings.peak_lr)
-        set_learning_rate(optimizer, rate)
-        totals.add(parts, *update(model, optimizer, settings.clip_norm))
+        step_tokens = run_step(progress.step)
         progress.step += 1
-        step_tokens = sum(task.num_tokens(micro) for micro in micro_batches)
         progress.tokens += step_tokens
         tokens += step_tokens
         log.advance(progress.step)
         if progress.step % settings.log_every == 0 or progress.step == settings.steps:
-            means, norm, skipped, worst = totals.read()
+            means, norm, skipped, worst = run_step.totals.read()
             losses = dict(zip(task.loss_names, means, strict=True))
             elapsed = time.monotonic() - began
+            rate = learning_rate(
+                progress.step - 1, settings.steps, settings.warmup_steps, settings.peak_lr
+            )
             _note_skips(progress, skipped, worst, log)
             log.train(progress.step, losses, rate, norm, tokens / elapsed)
             began, tokens = time.monotonic(), 0

@@ -45,18 +45,48 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
 
 def build_optimizer(model: nn.Module, options: OptimizerOptions) -> torch.optim.AdamW:
     """AdamW over `parameter_groups`; fused, because only the fused step can skip an update without
-    a host sync.
+    a host sync. The learning rate is a tensor, so that a captured step reads what was written last.
     """
+    device = next(model.parameters()).device
+    # The GPU's kernel reads fp32; the CPU's takes a double, as it does of a Python number.
+    dtype = torch.float64 if device.type == "cpu" else torch.float32
     return torch.optim.AdamW(
         parameter_groups(model, options.weight_decay),
-        lr=options.peak_lr,
+        lr=torch.tensor(options.peak_lr, dtype=dtype, device=device),
         betas=(options.beta1, options.beta2),
         eps=options.eps,
         fused=True,
     )
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
-    """Use one learning rate in every group."""
+def set_learning_rate(optimizer: torch.optim.Optimizer, value: float | torch.Tensor) -> None:
+    """Use one learning rate, a number or a one-element tensor, in every group."""
     for group in optimizer.param_groups:
-        group["lr"] = value
+        if isinstance(value, torch.Tensor):
+            group["lr"].copy_(value.reshape(()))
+        else:
+            group["lr"].fill_(value)
+
+
+class DeviceSchedule:
+    """`learning_rate` of a step counter on the device, bit for bit.
+
+    Args:
+        steps, warmup_steps, peak_lr: as in `learning_rate`.
+        device: of the counter.
+    """
+
+    def __init__(self, steps: int, warmup_steps: int, peak_lr: float, device: torch.device):
+        self._steps, self._warmup_steps, self._peak_lr = steps, warmup_steps, peak_lr
+        # Tensors, because a GPU multiplies by the inverse of a number instead of dividing by it;
+        # a phase that lasts no step is never chosen.
+        self._rising, self._falling = (
+            torch.full((1,), max(1, length), dtype=torch.float64, device=device)
+            for length in (warmup_steps, steps - warmup_steps)
+        )
+
+    def __call__(self, step: torch.Tensor) -> torch.Tensor:
+        """[1] int64 to [1] fp64."""
+        rising = (step + 1).double() * self._peak_lr / self._rising
+        falling = (self._steps - step).double() * self._peak_lr / self._falling
+        return torch.where(step < self._warmup_steps, rising, falling)

@@ -26,6 +26,7 @@ from spanbert_ext.training.models import (
 from spanbert_ext.training.optimizer import build_optimizer
 from spanbert_ext.training.pretrain_task import PretrainTask
 from spanbert_ext.training.run_log import RunLog, rewind
+from spanbert_ext.training.run_step import build_step, choose_compile, describe_step
 from spanbert_ext.training.settings import as_flat_dict, nest
 from spanbert_ext.training.state import (
     RunState,
@@ -176,6 +177,11 @@ class _Run:
         self.progress = Progress(state.step, state.tokens, state.skipped)
         self.began, self.seconds_before = time.monotonic(), state.seconds
         self._introduce()
+        run_step = build_step(
+            self.model, self.optimizer, self.task, self._loop_settings(), config.runtime
+        )
+        compiled = choose_compile(config.runtime.compile, self.device)
+        self.log.say(f"the step: {describe_step(run_step, compiled)}")
         try:
             with StopRequest() as stop:
                 if self.start is None:
@@ -189,6 +195,7 @@ class _Run:
                     self.log,
                     self._after_step,
                     stop,
+                    run_step,
                 )
                 if self.saved_step != self.progress.step:
                     self._save()

@@ -15,6 +15,12 @@ from spanbert_ext.errors import DataError
 from spanbert_ext.masked_batch import MaskedBatch
 from spanbert_ext.masking import SpanMasker
 from spanbert_ext.training.config import MaskingOptions, PretrainConfig
+from spanbert_ext.training.resident import (
+    MEMORY_SHARE,
+    ResidentOrder,
+    ResidentRows,
+    resident_bytes,
+)
 
 # Held-out masks are the same in every validation of every run, whatever its seed.
 _VALIDATION_SEED, _VALIDATION_EPOCH = 20_000, 0
@@ -27,20 +33,28 @@ class MicroBatch:
     Args:
         masked: targets and corrupted ids; `masked.input_ids` is [T].
         cu_seqlens: [N+1] int64 starts of the sequences, then T.
-        tokens: tokens that are not padding.
+        tokens: tokens that are not padding; None where only the device knows.
         max_length: bound of a sequence's length.
         row_length: what every row is padded to, None without padding.
     """
 
     masked: MaskedBatch
     cu_seqlens: torch.Tensor
-    tokens: int
+    tokens: int | None
     max_length: int
     row_length: int | None
 
 
 class PretrainTask:
-    """Masked language model and span boundary objective on packed rows; a `loop.Task`."""
+    """Masked language model and span boundary objective on packed rows; a `loop.Task`, and with
+    resident rows a `device_step.DeviceTask`.
+
+    Args:
+        corpus, tokenizer, config: of the run.
+        device: of the batches; resident rows are copied there now.
+
+    `resident` says whether there are any.
+    """
 
     loss_names = ("mlm_loss", "sbo_loss")
 
@@ -63,6 +77,15 @@ class PretrainTask:
                 f"tokens, one batch takes batch.rows={config.batch.rows}; "
                 "prepare more text, or use fewer or shorter rows"
             )
+        self.num_micro_batches = config.batch.rows // config.micro_rows()
+        wanted = config.batch.resident
+        self.resident = wanted == "on" or (wanted == "auto" and fits_on_device(self._train, device))
+        # On an accelerator shapes must not depend on data (CUDA graphs, no allocator growth).
+        self._padded = self.resident or device.type != "cpu"
+        if self.resident:
+            self._rows_on_device = ResidentRows(self._train, device)
+            self._order = ResidentOrder(self._train, config.batch.rows, config.seed, device)
+            self._capacity = self._train.max_sequences(config.micro_rows())
 
     @property
     def num_held_out_rows(self) -> int:
@@ -79,6 +102,32 @@ class PretrainTask:
             for i in range(0, len(row_ids), micro)
         ]
 
+    @property
+    def step_counter(self) -> torch.Tensor:
+        """[1] int64 on the device: the step that `batch_on_device` makes batches of."""
+        return self._order.step
+
+    def seek(self, step: int) -> int:
+        """Make `step` the next one; its number of tokens that are not padding."""
+        return self._order.seek(step)
+
+    def advance(self) -> None:
+        """Move the counter to the next step."""
+        self._order.advance()
+
+    def batch_on_device(self, micro: torch.Tensor | int) -> MicroBatch:
+        """Micro-batch `micro` ([1] int64 or a number) of the step at the counter; what
+        `batches(step)[micro]` is on a GPU, without the host.
+        """
+        rows = self._config.micro_rows()
+        row_ids = self._order.row_ids(micro * rows, rows)
+        tokens, cu_seqlens, sample_ids = self._rows_on_device.batch(row_ids, self._capacity)
+        masked = self._masker.packed(
+            tokens, cu_seqlens, sample_ids=sample_ids, epoch=self._order.epoch()
+        )
+        length = self._train.max_length
+        return MicroBatch(masked, cu_seqlens, None, length, length)
+
     def held_out_batches(self) -> Iterator[MicroBatch]:
         """The validation rows, with fixed masks."""
         rows = list(range(self.num_held_out_rows))
@@ -89,16 +138,14 @@ class PretrainTask:
             )
 
     def _mask(self, rows: PackedRows, masker: SpanMasker, row_ids, epoch: int) -> MicroBatch:
-        # On an accelerator shapes must not depend on data (CUDA graphs, no allocator growth).
-        padded = self._device.type != "cpu"
-        packed = rows.batch(row_ids, pad=padded)
+        packed = rows.batch(row_ids, pad=self._padded)
         lengths = packed.cu_seqlens[1:] - packed.cu_seqlens[:-1]
         real = int(lengths[packed.sample_ids >= 0].sum())
         tokens = self._on_device(packed.tokens)
         cu_seqlens = self._on_device(packed.cu_seqlens)
         sample_ids = self._on_device(packed.sample_ids)
         masked = masker.packed(tokens, cu_seqlens, sample_ids=sample_ids, epoch=int(epoch))
-        row_length = rows.max_length if padded else None
+        row_length = rows.max_length if self._padded else None
         return MicroBatch(masked, cu_seqlens, real, rows.max_length, row_length)
 
     def _on_device(self, values: np.ndarray) -> torch.Tensor:
@@ -108,7 +155,7 @@ class PretrainTask:
         return tensor.to(self._device, non_blocking=True)
 
     def num_tokens(self, micro_batch: MicroBatch) -> int:
-        """Tokens that are not padding."""
+        """Tokens that are not padding, of a batch that the host made."""
         return micro_batch.tokens
 
     def counts(self, micro_batch: MicroBatch) -> torch.Tensor:
@@ -131,6 +178,14 @@ class PretrainTask:
             num_sbo_targets=totals[1],
         )
         return output.loss, torch.stack([output.mlm_loss, output.sbo_loss]).detach().float()
+
+
+def fits_on_device(rows: PackedRows, device: torch.device) -> bool:
+    """Whether the rows take at most `MEMORY_SHARE` of a GPU's free memory; False on a CPU, where
+    there is nothing to gain."""
+    if device.type != "cuda":
+        return False
+    return resident_bytes(rows) <= MEMORY_SHARE * torch.cuda.mem_get_info(device)[0]
 
 
 def build_masker(

@@ -202,6 +202,8 @@ def convert(value: Any, kind: Any) -> Any:
         inner = [part for part in get_args(kind) if part is not type(None)]
         return convert(value, inner[0])
     if origin is Literal:
+        if isinstance(value, bool) and "on" in get_args(kind):
+            value = "on" if value else "off"  # what YAML makes of a bare on or off
         if value not in get_args(kind):
             raise ValueError(f"must be one of {', '.join(map(str, get_args(kind)))}; got {value!r}")
         return value

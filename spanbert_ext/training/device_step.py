@@ -1,0 +1,111 @@
+"""An update without the host: batches, masks, divisors, learning rate and totals are made on the
+device from a step counter that lives there.
+
+`DeviceStep` runs it operation by operation, on a CPU or a GPU; `graphed_step.GraphedStep` captures
+the same calls in CUDA graphs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from spanbert_ext.training.loop import DeviceTotals, LoopSettings, autocast, update
+from spanbert_ext.training.optimizer import DeviceSchedule, set_learning_rate
+
+
+class DeviceTask(Protocol):
+    """A `loop.Task` that makes its batches on the device.
+
+    `seek` makes a step the next one and gives its number of tokens. `batch_on_device` makes a
+    micro-batch of the step at the counter; its number is a [1] int64 tensor or an int. `advance`
+    moves the counter on.
+    """
+
+    loss_names: tuple[str, ...]
+    num_micro_batches: int
+    step_counter: torch.Tensor
+
+    def seek(self, step: int) -> int: ...
+    def advance(self) -> None: ...
+    def batch_on_device(self, micro: torch.Tensor | int) -> Any: ...
+    def counts(self, micro_batch: Any) -> torch.Tensor: ...
+    def loss(
+        self, model: Callable, micro_batch: Any, totals: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]: ...
+
+
+class DeviceStep:
+    """A `loop.Step` that reads nothing back and copies nothing to the device (but an epoch's order
+    when the epoch begins).
+
+    Args:
+        model: its parameters are trained, and are on a device.
+        task: makes batches there.
+        forward: called in place of the model (the compiled model); default the model.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        task: DeviceTask,
+        settings: LoopSettings,
+        forward: Callable | None = None,
+    ):
+        self.model, self.optimizer, self.task = model, optimizer, task
+        self._forward, self._settings = forward or model, settings
+        self.device = next(model.parameters()).device
+        self._schedule = DeviceSchedule(
+            settings.steps, settings.warmup_steps, settings.peak_lr, self.device
+        )
+        self.totals = DeviceTotals(len(task.loss_names), self.device)
+        self._parts = torch.zeros(len(task.loss_names), device=self.device)
+        self._micro = torch.zeros(1, dtype=torch.int64, device=self.device)
+        self._divisors: torch.Tensor | None = None
+
+    def __call__(self, step: int) -> int:
+        """Update `step`; its number of tokens."""
+        tokens = self.task.seek(step)
+        for run in self.stages():
+            run()
+        return tokens
+
+    def stages(self) -> list[Callable[[], None]]:
+        """The calls that make up an update, in order. Equal ones do the same to other data."""
+        return [self.first, *[self.next] * (self.task.num_micro_batches - 1), self.end]
+
+    def first(self) -> None:
+        """The divisors of the step, then its first micro-batch."""
+        task = self.task
+        # A mask is a pure function of step and sequence: what is counted here is made again later,
+        # which is cheaper than keeping it.
+        made = [task.batch_on_device(i) for i in range(task.num_micro_batches)]
+        counts = torch.stack([task.counts(micro) for micro in made]).sum(0)
+        if self._divisors is None:
+            self._divisors = torch.empty_like(counts)
+        self._divisors.copy_(counts)
+        self._parts.zero_()
+        self._micro.zero_()
+        self._run(made[0])
+
+    def next(self) -> None:
+        """A further micro-batch."""
+        self._run(self.task.batch_on_device(self._micro))
+
+    def _run(self, micro: Any) -> None:
+        with autocast(self.device, self._settings.precision):
+            loss, parts = self.task.loss(self._forward, micro, self._divisors)
+        loss.backward()
+        self._parts.add_(parts)
+        self._micro.add_(1)
+
+    def end(self) -> None:
+        """Learning rate, clipping, AdamW, totals."""
+        set_learning_rate(self.optimizer, self._schedule(self.task.step_counter))
+        found = update(self.model, self.optimizer, self._settings.clip_norm)
+        self.totals.add(self._parts, *found)
+        self.task.advance()

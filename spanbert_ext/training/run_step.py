@@ -1,0 +1,68 @@
+"""Which kind of step a run takes: compiled or not, captured, on the device, or by the host."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from spanbert_ext.errors import ConfigError
+from spanbert_ext.training.config import RuntimeOptions
+from spanbert_ext.training.device_step import DeviceStep
+from spanbert_ext.training.graphed_step import GraphedStep
+from spanbert_ext.training.loop import HostStep, LoopSettings, Step
+from spanbert_ext.training.pretrain_task import PretrainTask
+
+
+def choose_compile(wanted: str, device: torch.device) -> bool:
+    """Whether the model goes through torch.compile; `auto` does so on a GPU with Triton.
+
+    On a CPU the shapes of a step follow the data. That it pays on a GPU is unmeasured: predicted
+    are 1360 rows/s in place of 1100 (BERT-base, H200) from fused element-wise work.
+    `benchmarks.gpu` measures both.
+    """
+    if wanted == "auto":
+        return device.type == "cuda" and importlib.util.find_spec("triton") is not None
+    return wanted == "on"
+
+
+def compiled_forward(model: nn.Module, compiled: bool) -> Callable:
+    """What a step calls in place of the model; parameters and names stay the model's."""
+    return torch.compile(model, dynamic=False) if compiled else model
+
+
+def build_step(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    task: PretrainTask,
+    settings: LoopSettings,
+    options: RuntimeOptions,
+) -> Step:
+    """The step of a run.
+
+    Raises:
+        ConfigError: graphs are required where there are no resident rows or no GPU.
+    """
+    device = next(model.parameters()).device
+    forward = compiled_forward(model, choose_compile(options.compile, device))
+    if options.graph == "on" and not (task.resident and device.type == "cuda"):
+        what = "a CUDA device" if device.type != "cuda" else "rows that fit on it (batch.resident)"
+        raise ConfigError(f"runtime.graph: graphs need {what}; choose auto or off")
+    if not task.resident:
+        return HostStep(model, optimizer, task, settings, forward)
+    step = DeviceStep(model, optimizer, task, settings, forward)
+    if options.graph == "off" or device.type != "cuda":
+        return step
+    return GraphedStep(step, required=options.graph == "on")
+
+
+def describe_step(step: Step, compiled: bool) -> str:
+    """The kind of a step, for logs and benchmark rows."""
+    kinds = {
+        HostStep: "batches from the host",
+        DeviceStep: "rows on the device",
+        GraphedStep: "rows on the device, CUDA graphs",
+    }
+    return kinds[type(step)] + (", compiled" if compiled else "")
