@@ -13,7 +13,7 @@ from spanbert_ext.errors import ConfigError, Preempted
 from spanbert_ext.training import pretrain_task, run_step
 from spanbert_ext.training.config import RuntimeOptions
 from spanbert_ext.training.device_step import DeviceStep
-from spanbert_ext.training.graphed_step import GraphedStep, plan
+from spanbert_ext.training.graphed_step import GraphedStep
 from spanbert_ext.training.loop import HostStep, LoopSettings
 from spanbert_ext.training.optimizer import (
     DeviceSchedule,
@@ -240,17 +240,3 @@ def test_compile_is_chosen_by_the_device():
 def test_impossible_graphs_are_refused(tiny, change, settings, line):
     with pytest.raises(ConfigError, match=line):
         change(tiny, **settings).validate()
-
-
-def test_graphs_of_an_update():
-    def first(): ...
-    def further(): ...
-    def end(): ...
-
-    assert plan([first, end]) == [([first, end], 1)]
-    assert plan([first, further, end]) == [([first], 1), ([further], 1), ([end], 1)]
-    assert plan([first, further, further, further, end]) == [
-        ([first], 1),
-        ([further], 3),
-        ([end], 1),
-    ]

@@ -7,8 +7,9 @@ are replayed in the order of their capture.
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
@@ -39,6 +40,32 @@ def plan(stages: Sequence[Callable]) -> list[tuple[list[Callable], int]]:
     return graphs
 
 
+def capture_place(device: torch.device) -> tuple[torch.cuda.Stream, tuple[int, int]]:
+    """A stream to warm up and capture on, and a pool for the memory of graphs."""
+    if device.type != "cuda":
+        raise ValueError(f"graphs need a CUDA device; the model is on {device}")
+    return torch.cuda.Stream(device), torch.cuda.graph_pool_handle()
+
+
+@contextlib.contextmanager
+def behind(stream: torch.cuda.Stream) -> Iterator[None]:
+    """What is queued inside comes after what the current stream holds, and before what follows."""
+    current = torch.cuda.current_stream(stream.device)
+    stream.wait_stream(current)
+    with torch.cuda.stream(stream):
+        yield
+    current.wait_stream(stream)
+
+
+def record(calls: Sequence[Callable], stream: torch.cuda.Stream, pool) -> torch.cuda.CUDAGraph:
+    """The calls as a graph; nothing of them is executed."""
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, pool=pool, stream=stream):
+        for call in calls:
+            call()
+    return graph
+
+
 class GraphedStep:
     """A `loop.Step` that replays a captured `DeviceStep`.
 
@@ -50,14 +77,13 @@ class GraphedStep:
         required: False lets a run whose step cannot be captured go on without graphs, and says so.
 
     Raises:
-        RuntimeError: the capture failed and is required.
+        ValueError: the step is not on a CUDA device.
+        RuntimeError: from a call, the capture failed and is required.
     """
 
     def __init__(self, step: DeviceStep, required: bool = True):
-        if step.device.type != "cuda":
-            raise ValueError(f"graphs need a CUDA device; the model is on {step.device}")
         self._step, self._required = step, required
-        self._stream = torch.cuda.Stream(step.device)
+        self._stream, self._pool = capture_place(step.device)
         self._graphs: list[tuple[torch.cuda.CUDAGraph, int]] = []
         self._warm_up = WARM_UP_STEPS
 
@@ -68,49 +94,43 @@ class GraphedStep:
 
     @property
     def captured(self) -> bool:
-        """Whether the next update is a replay."""
+        """Whether updates are replays by now."""
         return bool(self._graphs)
 
     def __call__(self, step: int) -> int:
         """Update `step`; its number of tokens."""
         tokens = self._step.task.seek(step)
-        if not self._graphs and self._warm_up == 0:
+        if self._warm_up == 0:
             self._capture()
         if self._graphs:
             for graph, times in self._graphs:
                 for _ in range(times):
                     graph.replay()
-            return tokens
-        current = torch.cuda.current_stream(self._step.device)
-        self._stream.wait_stream(current)
-        with torch.cuda.stream(self._stream):
-            for run in self._step.stages():
-                run()
-        current.wait_stream(self._stream)
+        else:
+            with behind(self._stream):
+                for run in self._step.stages():
+                    run()
         self._warm_up -= 1
         return tokens
 
     def _capture(self) -> None:
-        """Record the stages; nothing of them is executed."""
-        pool = torch.cuda.graph_pool_handle()
-        for group in self._step.optimizer.param_groups:
-            group["capturable"] = True  # torch refuses to be captured without; changes no number
-        graphs = []
+        optimizer = self._step.optimizer
+        _set_capturable(optimizer, True)
         try:
-            for calls, times in plan(self._step.stages()):
-                graph = torch.cuda.CUDAGraph()
-                with torch.cuda.graph(graph, pool=pool, stream=self._stream):
-                    for call in calls:
-                        call()
-                graphs.append((graph, times))
+            self._graphs = [
+                (record(calls, self._stream, self._pool), times)
+                for calls, times in plan(self._step.stages())
+            ]
         except RuntimeError as error:
             if self._required:
                 raise
             reason = str(error).splitlines()[0]
             logger.warning("the step cannot be captured and runs without graphs: %s", reason)
-            self._warm_up = -1  # never again
-            self._step.optimizer.zero_grad(set_to_none=True)
-            for group in self._step.optimizer.param_groups:
-                group["capturable"] = False
-        else:
-            self._graphs = graphs
+            optimizer.zero_grad(set_to_none=True)
+            _set_capturable(optimizer, False)
+
+
+def _set_capturable(optimizer: torch.optim.Optimizer, value: bool) -> None:
+    # torch refuses to capture an optimizer without it; the fused update does not look at it.
+    for group in optimizer.param_groups:
+        group["capturable"] = value
