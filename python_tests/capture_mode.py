@@ -28,16 +28,10 @@ FORBIDDEN = {
     aten.lift_fresh,
     aten.repeat_interleave,
 }
+INDEXING = (aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_)
 # Without a device these make a tensor on the CPU, wherever the others are.
-FACTORIES = {
-    torch.arange,
-    torch.zeros,
-    torch.ones,
-    torch.full,
-    torch.empty,
-    torch.tensor,
-    torch.rand,
-}
+FACTORIES = {torch.arange, torch.empty, torch.full, torch.ones, torch.rand, torch.tensor}
+FACTORIES |= {torch.zeros, torch.randn, torch.eye}
 
 
 class _Placed(TorchFunctionMode):
@@ -72,9 +66,9 @@ class CaptureSafe(TorchDispatchMode):
         repeats = packet is aten.repeat_interleave and options.get("output_size") is not None
         if packet in FORBIDDEN and not repeats:
             raise AssertionError(f"a CUDA graph cannot hold {function}")
-        if packet in (aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_):
-            if any(i is not None and i.dtype in (torch.bool, torch.uint8) for i in arguments[1]):
-                raise AssertionError(f"{function} by a mask has a shape that depends on numbers")
+        indices = arguments[1] if packet in INDEXING else ()
+        if any(i is not None and i.dtype in (torch.bool, torch.uint8) for i in indices):
+            raise AssertionError(f"{function} by a mask has a shape that depends on numbers")
         self.calls += 1
         return function(*arguments, **options)
 

@@ -1,4 +1,4 @@
-"""The update without the host on a GPU: it waits for nothing, and a captured one is the eager one."""
+"""The update without the host on a GPU: it waits for nothing; captured, it is the eager one."""
 
 import dataclasses
 

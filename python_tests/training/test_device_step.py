@@ -197,6 +197,25 @@ def test_a_whole_run_resumed_in_the_middle(tiny, change, tmp_path, monkeypatch):
     assert all(torch.isfinite(tensor).all() for tensor in weights.values())
 
 
+def test_a_compiled_step_trains_alike(tiny, change, monkeypatch):
+    """The model as torch.compile traces it, in one graph, without its code generator."""
+    compiler = torch.compile
+    monkeypatch.setattr(
+        torch, "compile", lambda model: compiler(model, backend="aot_eager", fullgraph=True)
+    )
+    config = change(tiny, **RESIDENT, **{"model.dropout": 0.0})
+
+    def compiled(model, *rest):
+        return DeviceStep(model, *rest, run_step.compiled_forward(model, True))
+
+    own, own_state = losses_and_weights(config, compiled, steps=4)
+    expected, state = losses_and_weights(config, DeviceStep, steps=4)
+    for (_, found), (_, wanted) in zip(own, expected, strict=True):
+        assert found[0] == pytest.approx(wanted[0], rel=1e-5)
+    for found, wanted in zip(own_state, state, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-5)
+
+
 # What is chosen ----------------------------------------------------------------------------------
 
 

@@ -95,7 +95,7 @@ def test_what_cannot_be_captured_is_refused(operation):
         operation(torch.ones(3))
 
 
-# Replays, with graphs that are calls ---------------------------------------------------------------
+# Replays, with graphs that are calls -------------------------------------------------------------
 
 
 class Played:

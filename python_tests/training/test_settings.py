@@ -6,6 +6,7 @@ import sys
 from typing import Literal
 
 import pytest
+import yaml
 
 from spanbert_ext.data.config import PrepareConfig
 from spanbert_ext.errors import ConfigError
@@ -175,3 +176,9 @@ def test_settings_load_without_torch():
         "sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(("value", "kept"), [(True, "on"), (False, "off"), ("auto", "auto")])
+def test_yaml_makes_booleans_of_on_and_off(value, kept):
+    assert build(PretrainConfig, {"runtime.graph": value}).runtime.graph == kept
+    assert yaml.safe_load("graph: on") == {"graph": True}  # or this test is about nothing

@@ -57,7 +57,8 @@ class DeviceStep:
         forward: Callable | None = None,
     ):
         self.model, self.optimizer, self.task = model, optimizer, task
-        self._forward, self._settings = forward or model, settings
+        self._settings = settings
+        self._forward = model if forward is None else forward
         self.device = next(model.parameters()).device
         self._schedule = DeviceSchedule(
             settings.steps, settings.warmup_steps, settings.peak_lr, self.device

@@ -200,7 +200,8 @@ class HostStep:
         forward: Callable | None = None,
     ):
         self._model, self._optimizer, self._task = model, optimizer, task
-        self._settings, self._forward = settings, forward or model
+        self._settings = settings
+        self._forward = model if forward is None else forward
         self._device = next(model.parameters()).device
         self.totals = DeviceTotals(len(task.loss_names), self._device)
 

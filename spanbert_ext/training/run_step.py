@@ -30,7 +30,7 @@ def choose_compile(wanted: str, device: torch.device) -> bool:
 
 def compiled_forward(model: nn.Module, compiled: bool) -> Callable:
     """What a step calls in place of the model; parameters and names stay the model's."""
-    return torch.compile(model, dynamic=False) if compiled else model
+    return torch.compile(model) if compiled else model
 
 
 def build_step(
