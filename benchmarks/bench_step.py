@@ -1,6 +1,6 @@
 """How long does a pre-training step take, where does the time go, and does it grow with the batch?
 
-Ours is the training loop's step: mask, encoder, both heads, clip, AdamW. The peers of
+Ours is the training loop's step: gather, mask, encoder, both heads, clip, AdamW. The peers of
 `peer_steps.py` are given masked batches. Hidden dropout is 0.1 for all; attention dropout is 0 in
 the fast mode and 0.1 in the mode that matches the published runs, for ours and peers alike.
 """
@@ -14,6 +14,7 @@ from benchmarks import floors, peer_steps, workloads
 from benchmarks.harness import Case, Timing, Variant, sizes
 from benchmarks.records import rows_of
 from spanbert_ext.step_timer import PARTS, PretrainStep
+from spanbert_ext.training.config import RuntimeOptions
 from spanbert_ext.training.loop import autocast
 
 BUILDERS = {
@@ -22,6 +23,14 @@ BUILDERS = {
     "transformers_graphs": (peer_steps.transformers_step, "reduce-overhead"),
     "assembly": (peer_steps.assembly_step, "default"),
     "original": (peer_steps.original_step, None),
+}
+# Kinds of our step. "ours" is what a run takes: on a GPU rows there, CUDA graphs, torch.compile.
+OURS = {
+    "ours": RuntimeOptions(),
+    "ours_packed": RuntimeOptions(),
+    "ours_compiled": RuntimeOptions(graph="off"),
+    "ours_graph": RuntimeOptions(compile="off"),
+    "ours_eager": RuntimeOptions(graph="off", compile="off"),
 }
 
 
@@ -32,33 +41,30 @@ def step_case(
     device: str,
     attention_dropout: float = 0.0,
     named_peers: tuple[str, ...] = (),
-    packed: bool = False,
-    ours: bool = True,
+    named_ours: tuple[str, ...] = ("ours",),
     length: int = workloads.LENGTH,
     **changes,
 ) -> Case:
-    """Our step and the named peers.
+    """Our step in some of its kinds and the named peers.
 
     Args:
-        packed: also ours on rows filled with several sequences of realistic lengths.
-        ours: False times peers alone, where only they need this size.
+        named_ours: of OURS; the first is checked against transformers if there are peers. Memory of
+            a captured step stays taken while its variant lives.
         changes: fields of the configuration other than the preset's.
     """
     config = workloads.model_config(preset, attention_dropout, **changes)
     place = torch.device(device)
-    batch = workloads.masked_rows(rows, device, length)
     variants = []
-    if ours:
-        step = PretrainStep(config, rows, length, place, precision)
-        if named_peers:
+    for name in named_ours:
+        lengths = packed_lengths(rows, length) if "packed" in name else ()
+        step = PretrainStep(config, rows, length, place, precision, lengths, OURS[name])
+        if named_peers and not variants:
             check_same_loss(step.model, config, device, length, precision)
-        note = f"attention {step.attention()}"
-        variants.append(Variant("ours", step, note=note))
-        if packed:
-            lengths = packed_lengths(rows, length)
-            step = PretrainStep(config, rows, length, place, precision, lengths)
-            note = f"attention {step.attention()}, {len(lengths)} sequences"
-            variants.append(Variant("ours_packed", step, note=note))
+        step.warm_up()
+        note = step.describe() + (f", {len(lengths)} sequences" if lengths else "")
+        variants.append(Variant(name, step, note=note))
+    if named_peers:
+        batch = workloads.masked_rows(rows, device, length)
     for name in named_peers:
         build, mode = BUILDERS[name]
         peer = build(config, batch, device, precision, mode)

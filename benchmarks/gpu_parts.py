@@ -1,4 +1,4 @@
-"""The measurements of `benchmarks.gpu`, one a process: `python -m benchmarks.gpu_parts NAME`.
+"""The measurements of `benchmarks.gpu`: `python -m benchmarks.gpu_parts NAME [NAME ...]`.
 
 `--device cpu --quick` runs the same code at tiny sizes on any machine.
 """
@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -13,16 +14,17 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks import floors, records, workloads
+from benchmarks.attention_cases import attention_case
 from benchmarks.bench_cross_entropy import loss_case
 from benchmarks.bench_masking import masking_case
 from benchmarks.bench_sbo import gelu_layer_norm_case, sbo_case
-from benchmarks.bench_step import part_rows, step_case
+from benchmarks.bench_step import OURS, part_rows, step_case
 from benchmarks.harness import Case, Race, Variant
 from spanbert_ext.step_timer import PretrainStep
 
+_COMPILED_PEERS = ("transformers_compiled", "assembly")
 _TARGETS_PER_ROW = 153  # 77 of the masked language model, 76 of the SBO
 _SMOKE = {
     "length": 32, "num_hidden_layers": 1, "hidden_size": 64, "num_attention_heads": 1,
@@ -65,13 +67,19 @@ def measure_sync(session: Session) -> None:
     fields = {name: size for name, size in changes.items() if name != "length"}
     config = workloads.model_config("base", 0.0, **fields)
     precision = "bf16" if session.device == "cuda" else "fp32"
-    step = PretrainStep(config, 8, length, torch.device(session.device), precision)
-    step()
-    if session.device == "cuda":
-        torch.cuda.synchronize()
-        torch.cuda.set_sync_debug_mode("error")
-    step()
-    print("the step read nothing back")
+    for name in ("ours_eager", "ours_graph"):
+        step = PretrainStep(
+            config, 8, length, torch.device(session.device), precision, options=OURS[name]
+        )
+        step.warm_up()
+        if session.device == "cuda":
+            torch.cuda.synchronize()
+            torch.cuda.set_sync_debug_mode("error")
+        for _ in range(3):
+            step()
+        if session.device == "cuda":
+            torch.cuda.set_sync_debug_mode("default")
+        print(f"{step.describe()}: nothing was read back; losses {step.losses()}")
 
 
 def measure_ceilings(session: Session) -> None:
@@ -123,87 +131,98 @@ def measure_loss(session: Session) -> None:
             session.measure("cross_entropy", case, 2.0)
 
 
+def measure_warm(session: Session) -> None:
+    """Compiles what the step parts compile, so that they find it in torch's cache; writes no row.
+
+    Runs beside the tests, where compiling takes no time from what is measured.
+    """
+    changes = _SMOKE if session.quick else {}
+    for preset, rows in (("base", 256), ("large", 128)):
+        case = step_case(
+            preset, session.size(rows, 2), "bf16", session.device,
+            named_peers=() if session.quick else _COMPILED_PEERS,
+            named_ours=("ours_compiled",), **changes,
+        )  # fmt: skip
+        for variant in case.variants:
+            variant.run()
+        del case, variant
+        _free(session)
+
+
 def _measure_step(session: Session, preset: str, rows: int, **options) -> None:
     changes = _SMOKE if session.quick else {}
-    rows = session.size(rows, 2)
-    precision = "bf16"
-    case = step_case(preset, rows, precision, session.device, **options, **changes)
-    session.measure("step", case, 8.0)
-    if case.variants[0].name == "ours":
+    case = step_case(preset, session.size(rows, 2), "bf16", session.device, **options, **changes)
+    session.measure("step", case, 5.0)
+    if case.variants[0].name == "ours_eager":
         records.append(session.out / "step.csv", part_rows(case, 2 if session.quick else 5))
+    del case
+    _free(session)  # what a captured step holds is gone with it
+
+
+def _free(session: Session) -> None:
+    gc.collect()
+    if session.device == "cuda":
+        torch.cuda.empty_cache()
+
+
+def _named(session: Session, *names: str) -> tuple[str, ...]:
+    """All peers in a full run, the first in a quick one."""
+    return names[: session.size(len(names), 1)]
 
 
 def measure_step_base(session: Session) -> None:
-    """BERT-base, 256 rows: the fast mode with all peers, then the published dropout."""
-    named = ("transformers", "transformers_compiled", "assembly")
-    named = named[: session.size(3, 1)]
-    _measure_step(session, "base", 256, named_peers=named, packed=True)
-    _measure_step(session, "base", 256, attention_dropout=0.1, named_peers=named[:1])
+    """BERT-base, 256 rows, without attention dropout: what a run takes, alone, because a captured
+    step keeps its memory; then the same without graphs in turns with the peers.
+    """
+    _measure_step(session, "base", 256)
+    named = _named(session, "transformers", *_COMPILED_PEERS)
+    _measure_step(session, "base", 256, named_peers=named, named_ours=("ours_compiled",))
 
 
 def measure_step_large(session: Session) -> None:
-    """BERT-large, 128 rows."""
-    named = ("transformers", "transformers_compiled", "assembly")
-    _measure_step(session, "large", 128, named_peers=named[: session.size(3, 1)])
+    """BERT-large, 128 rows, as for base."""
+    _measure_step(session, "large", 128)
+    named = _named(session, "transformers", *_COMPILED_PEERS)
+    _measure_step(session, "large", 128, named_peers=named, named_ours=("ours_compiled",))
 
 
 def measure_step_small(session: Session) -> None:
-    """BERT-base, 8 rows, where the host's part counts."""
-    named = ("transformers", "transformers_graphs")
-    _measure_step(session, "base", 8, named_peers=named[: session.size(2, 1)])
+    """BERT-base, 8 rows, where the host's part counts; all fit side by side."""
+    kinds = ("ours", "ours_graph", "ours_compiled", "ours_eager")
+    named = _named(session, "transformers", "transformers_graphs")
+    _measure_step(session, "base", 8, named_peers=named, named_ours=kinds)
+
+
+def measure_step_kinds(session: Session) -> None:
+    """What each part of our step is worth: nothing, graphs alone; then packed rows."""
+    for name in ("ours_eager", "ours_graph", "ours_packed"):
+        _measure_step(session, "base", 256, named_ours=(name,))
+
+
+def measure_step_dropout(session: Session) -> None:
+    """The published attention dropout, 0.1, base and large."""
+    for preset, rows in (("base", 256), ("large", 128)):
+        _measure_step(session, preset, rows, attention_dropout=0.1)
+        options = {"named_ours": ("ours_eager",), "named_peers": ("transformers",)}
+        _measure_step(session, preset, rows, attention_dropout=0.1, **options)
 
 
 def measure_step_original(session: Session) -> None:
     """The original's arithmetic at the largest batch that fits."""
-    _measure_step(session, "base", 64, named_peers=("original",), ours=False)
+    _measure_step(session, "base", 64, named_peers=("original",), named_ours=())
 
 
 def measure_attention(session: Session) -> None:
-    """Fused attention, forward and backward, with and without dropout."""
-    batch, length = session.size(256, 2), session.size(512, 16)
-    q, k, v = (_random(session, batch, 12, length, 64).requires_grad_() for _ in range(3))
-    grad = _random(session, batch, 12, length, 64)
-    cu_seqlens = torch.arange(0, (batch + 1) * length, length, device=session.device).int()
-    for dropout in (0.0, 0.1):
-        variants = []
-        for backend in ("CUDNN_ATTENTION", "FLASH_ATTENTION", "EFFICIENT_ATTENTION"):
-            run = partial(_attend, q, k, v, grad, getattr(SDPBackend, backend), dropout)
-            variants.append(Variant(backend.lower(), run))
-        if dropout == 0:
-            variants.append(Variant("varlen", partial(_attend_varlen, q, k, v, grad, cu_seqlens)))
-        variants = [variant for variant in variants if _usable(variant)]
-        # Two products forward and five backward, each 2 B h T^2 D.
-        flops = 7 * 2.0 * batch * 12 * length**2 * 64
-        shapes = {"rows": batch, "heads": 12, "length": length, "width": 64, "dropout": dropout}
-        case = Case("attention", shapes, batch, "rows", "bf16", variants, device=session.device)
-        case.floor_us = floors.floor_us(session.device, "bf16", flops=flops)
-        if variants:
-            session.measure("attention", case, 1.0)
-
-
-def _attend(q, k, v, grad, backend, dropout):
-    with sdpa_kernel(backend):
-        out = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
-        return torch.autograd.grad(out, (q, k, v), grad)
-
-
-def _attend_varlen(q, k, v, grad, cu_seqlens):
-    from torch.nn.attention.varlen import varlen_attn
-
-    length = q.shape[2]
-    streams = [x.transpose(1, 2).flatten(0, 1) for x in (q, k, v)]
-    out = varlen_attn(*streams, cu_seqlens, cu_seqlens, length, length)
-    return torch.autograd.grad(out, (q, k, v), grad.transpose(1, 2).flatten(0, 1))
-
-
-def _usable(variant: Variant) -> bool:
-    """Whether this machine has it; the reason is printed if not."""
-    try:
-        variant.run()
-    except (RuntimeError, ImportError) as error:
-        print(f"{variant.name}: {error}")
-        return False
-    return True
+    """Every attention there is, at the shapes of base and large and at a small batch."""
+    shapes = [(256, 512, 12, 64), (128, 512, 16, 64), (8, 512, 12, 64)]
+    for shape in shapes if not session.quick else [(2, 16, 2, 16)]:
+        for dropout in (0.0, 0.1):
+            for packed in (False, True):
+                case = attention_case(*shape, dropout, packed, session.device)
+                if case.variants:
+                    session.measure("attention", case, 0.5)
+                del case
+                _free(session)
 
 
 def measure_epilogue(session: Session) -> None:
@@ -244,15 +263,16 @@ PARTS: dict[str, Callable[[Session], None]] = {
 
 
 def main(words: list[str] | None = None) -> int:
-    """Run one part."""
+    """Run parts one after another."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_parts", description=__doc__)
-    parser.add_argument("part", choices=sorted(PARTS))
+    parser.add_argument("parts", choices=sorted(PARTS), nargs="+")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--quick", action="store_true")
     given = parser.parse_args(words)
     given.out.mkdir(parents=True, exist_ok=True)
-    PARTS[given.part](Session(given.out, given.device, given.quick))
+    for name in given.parts:
+        PARTS[name](Session(given.out, given.device, given.quick))
     return 0
 
 

@@ -121,7 +121,7 @@ def _gpu_steps() -> list[Target]:
     for preset, rows, floor, ratios in (
         ("base", 256, 1550, {"transformers": 1.75, "transformers_compiled": 1.3, "assembly": 1.1}),
         ("large", 128, 475, {"transformers": 1.35, "transformers_compiled": 1.1, "assembly": 1.03}),
-        ("base", 8, None, {"transformers": 4, "transformers_compiled": 1.2}),
+        ("base", 8, None, {"transformers": 4, "transformers_graphs": 1.2}),
     ):
         shapes = {"preset": preset, "rows": rows, **fast}
         name = f"step, {preset}, {rows} rows"

@@ -17,12 +17,14 @@ if str(ROOT) not in sys.path:
     sys.path.append(str(ROOT))
 
 from benchmarks import (  # noqa: E402
+    attention_cases,
     bench_cross_entropy,
     bench_masking,
     bench_sbo,
     bench_step,
     floors,
     gpu,
+    gpu_parts,
     peers,
     plot,
     records,
@@ -202,7 +204,8 @@ def test_all_steps_train():
         losses = [float(step()) for _ in range(4)]
         assert losses[-1] < losses[0], name
     ours = case.variants[0].run
-    assert ours().isfinite().all()
+    ours()
+    assert all(map(math.isfinite, ours.losses()))
     assert list(ours.parts()) == list(bench_step.PARTS)
 
 
@@ -337,13 +340,75 @@ def test_gpu_says_what_it_left_out(tmp_path, capsys):
     assert "not run: torch sees no CUDA device" in (tmp_path / "report.txt").read_text()
 
 
-@pytest.mark.parametrize("part", ["sync", "ceilings", "attention", "epilogue"])
+@pytest.mark.parametrize("part", sorted(gpu_parts.PARTS))
 def test_gpu_parts_run_on_a_cpu(part, tmp_path):
-    """The others are what the smoke run below goes through."""
-    from benchmarks import gpu_parts
-
+    """A mistake in a part must not wait for a GPU to be found."""
     words = [part, "--out", str(tmp_path), "--device", "cpu", "--quick"]
     assert gpu_parts.main(words) == 0
+    written = {row["op"] for path in tmp_path.glob("*.csv") for row in records.read(path)}
+    assert bool(written) != (part in ("sync", "warm"))
+
+
+def test_every_part_is_run_once():
+    """What the command starts is what the module has."""
+    named = [name for _, _, names in gpu.MEASURED for name in names]
+    assert sorted([*named, "warm"]) == sorted(gpu_parts.PARTS)
+
+
+def test_every_gpu_target_is_measured(monkeypatch, tmp_path):
+    """The parts of a full run ask for every size and variant that a target of the step names."""
+    asked = []
+
+    def step_case(preset, rows, precision, device, attention_dropout=0.0, **options):
+        names = [*options.get("named_ours", ("ours",)), *options.get("named_peers", ())]
+        shapes = {"preset": preset, "rows": rows, "length": 512}
+        shapes["attention_dropout"] = attention_dropout
+        asked.extend((name, precision, shapes) for name in names)
+        return Case("step", shapes, 1, "rows", precision, [Variant(name, None) for name in names])
+
+    monkeypatch.setattr(gpu_parts, "step_case", step_case)
+    monkeypatch.setattr(gpu_parts, "part_rows", lambda case, samples: [])
+    monkeypatch.setattr(gpu_parts.Session, "measure", lambda *_: None)
+    session = gpu_parts.Session(tmp_path, "cpu", quick=False)
+    for name, measure in gpu_parts.PARTS.items():
+        if name.startswith("step_"):
+            measure(session)
+    for preset, rows in (("base", 256), ("large", 128)):
+        for dropout in (0.0, 0.1):
+            shapes = {"preset": preset, "rows": rows, "attention_dropout": dropout}
+            assert any(n == "ours" and shapes.items() <= s.items() for n, _, s in asked)
+    wanted = [t for t in targets.TARGETS if t.op == "step" and t.device == "cuda"]
+    assert len(wanted) > 10
+    for target in wanted:
+        pairs = [(target.variant, target.shapes)]
+        if target.peer:
+            pairs.append((target.peer, target.peer_shapes or target.shapes))
+        for variant, shapes in pairs:
+            fits = [n == variant and shapes.items() <= s.items() for n, _, s in asked]
+            assert any(fits), (target.what, variant)
+
+
+def test_every_selection_of_the_sanitizers_finds_a_test():
+    files = sorted(path.name for path in gpu.TESTS.glob("test_cuda*.py"))
+    words = ("-m", "pytest", "-o", "addopts=", "--collect-only", "-q", "-m", "cuda", *files)
+    names = [line for line in child(*words, cwd=gpu.TESTS).stdout.splitlines() if "::" in line]
+    for selection in gpu.SANITIZED:
+        parts = selection.split(" and ")
+        assert any(all(part in name for part in parts) for name in names), selection
+
+
+def test_fastest_attention_by_hand():
+    def measured(variant, median_us, packed):
+        shapes = f"rows=8 length=512 heads=12 width=64 dropout=0.0 packed={packed}"
+        note = "a step takes varlen"
+        return row(variant, median_us, op="attention", shapes=shapes, note=note)
+
+    rows = [measured("varlen", 90, 0), measured("dense_cudnn", 70, 0), measured("varlen", 80, 1)]
+    table = attention_cases.fastest_table([*rows, measured("blocks_efficient", 200, 1)])
+    assert [line[1:] for line in table[1:]] == [
+        ("varlen", "90", "dense_cudnn", "70"),
+        ("varlen", "80", "varlen", "80"),
+    ]
 
 
 def test_smoke_run_and_pictures(tmp_path):

@@ -30,6 +30,7 @@ class BenchConfig:
         attention_dropout: dropout on attention probabilities; published runs use 0.1, without it
             faster attention can be used.
         vocab_size: pieces of the vocabulary.
+        graph, compile: as `runtime` in training.
     """
 
     preset: Literal["tiny", "mini", "small", "base", "large"] = "base"
@@ -41,6 +42,8 @@ class BenchConfig:
     dropout: float = 0.1
     attention_dropout: float = 0.0
     vocab_size: int = 28996
+    graph: Literal["auto", "on", "off"] = "auto"
+    compile: Literal["auto", "on", "off"] = "auto"
 
     def validate(self) -> None:
         """Raises ConfigError with one line for every impossible value."""
@@ -60,6 +63,8 @@ class BenchConfig:
                 faults.append(f"{name}: must lie in [0, 1); got {value}")
         if self.device not in ("auto", "cpu", "cuda") and not self.device.startswith("cuda:"):
             faults.append(f"device: must be auto, cpu, cuda or cuda:N; got {self.device!r}")
+        if self.graph == "on" and self.device == "cpu":
+            faults.append("graph: there are no CUDA graphs on a CPU; device is cpu")
         if faults:
             raise ConfigError("\n".join(faults))
 
@@ -94,6 +99,7 @@ def run(config: BenchConfig) -> BenchResult:
 
     from spanbert_ext.modeling import SpanBertConfig
     from spanbert_ext.step_timer import PARTS, PretrainStep
+    from spanbert_ext.training.config import RuntimeOptions
     from spanbert_ext.training.models import choose_device, choose_precision
 
     device = choose_device(config.device)
@@ -105,9 +111,12 @@ def run(config: BenchConfig) -> BenchResult:
         hidden_dropout_prob=config.dropout,
         attention_probs_dropout_prob=config.attention_dropout,
     )
-    step = PretrainStep(model, rows, config.max_length, device, precision)
+    if config.graph == "on" and device.type != "cuda":
+        raise ConfigError("graph: there are no CUDA graphs on a CPU; choose auto or off")
+    options = RuntimeOptions(config.graph, config.compile)
+    step = PretrainStep(model, rows, config.max_length, device, precision, options=options)
     for _ in range(2):
-        step()
+        step.warm_up()
     whole, parts = [], []
     for _ in range(config.steps):
         whole.append(_seconds(step, device))
@@ -120,7 +129,7 @@ def run(config: BenchConfig) -> BenchResult:
         ("precision", precision),
         ("dropout", f"{config.dropout:g}, attention {config.attention_dropout:g}"),
         ("back end", _backend_name(device)),
-        ("attention", step.attention()),
+        ("step", step.describe()),
         ("torch", torch.__version__),
     )
     typical = {name: median(found.get(name, 0.0) for found in parts) for name in PARTS}
@@ -136,6 +145,7 @@ def report(result: BenchResult) -> str:
         f"{rate:.3g} rows/s, {rate * result.length:,.0f} tokens/s, "
         f"{1e3 * result.seconds:.4g} ms a step, {result.peak_bytes / 2**30:.2f} GiB at most",
         "",
+        "parts, each operation by itself:",
     ]
     total = sum(result.parts.values())
     for name, seconds in result.parts.items():

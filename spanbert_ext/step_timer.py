@@ -1,7 +1,8 @@
 """One pre-training step on made-up rows, timed as a whole and in its parts.
 
-The step is the training loop's own: mask, forward, backward, clip, AdamW. Rows are full and random,
-so nothing but the corpus reader is missing from what `spanbert pretrain` does.
+The step is the training loop's own: gather, mask, forward, backward, clip, AdamW, from rows on the
+device. Rows are random, so nothing but the corpus itself is missing from what `spanbert pretrain`
+does.
 """
 
 from __future__ import annotations
@@ -10,15 +11,18 @@ import time
 from collections.abc import Sequence
 
 import torch
-from torch import nn
 
 from spanbert_ext.attention import attention_path
-from spanbert_ext.masked_batch import MaskedBatch
 from spanbert_ext.masking import SpanMasker
 from spanbert_ext.modeling import SpanBertConfig, SpanBertForPreTraining
-from spanbert_ext.training.config import OptimizerOptions
-from spanbert_ext.training.loop import accumulate, update
+from spanbert_ext.training.config import OptimizerOptions, RuntimeOptions
+from spanbert_ext.training.device_step import DeviceStep
+from spanbert_ext.training.graphed_step import WARM_UP_STEPS, GraphedStep
+from spanbert_ext.training.loop import LoopSettings, Step, accumulate, update
 from spanbert_ext.training.optimizer import build_optimizer
+from spanbert_ext.training.pretrain_task import MicroBatch, PretrainTask
+from spanbert_ext.training.resident import ResidentRows
+from spanbert_ext.training.run_step import choose_compile, compiled_forward, describe_step
 
 PARTS = ("masking", "encoder forward", "heads and loss", "encoder backward", "clip and AdamW")
 # BERT's layout: [PAD], [UNK], [CLS], [SEP], [MASK] first, a fifth of the others continue a word.
@@ -53,7 +57,8 @@ class Marks:
 
 
 class MadeUpRows:
-    """`loop.Task` over the same random rows in every step, masked anew each time.
+    """`device_step.DeviceTask` over the same random rows in every step, in another order and masked
+    anew each time.
 
     Args:
         tokens: [T] int64 on the device.
@@ -63,40 +68,42 @@ class MadeUpRows:
     """
 
     loss_names = ("mlm_loss", "sbo_loss")
+    num_micro_batches = 1
 
     def __init__(
         self, tokens: torch.Tensor, cu_seqlens: torch.Tensor, masker: SpanMasker, row_length: int
     ):
-        self._tokens, self._cu_seqlens = tokens, cu_seqlens
+        self._count, self._capacity = tokens.numel(), cu_seqlens.numel() - 1
         self._masker, self._row_length = masker, row_length
-
-    def batches(self, step: int) -> list[MaskedBatch]:
-        """The rows with the masks of epoch `step`."""
-        return [self._masker.packed(self._tokens, self._cu_seqlens, epoch=step)]
-
-    def num_tokens(self, micro_batch: MaskedBatch) -> int:
-        """All tokens of the batch."""
-        return self._tokens.numel()
-
-    def counts(self, micro_batch: MaskedBatch) -> torch.Tensor:
-        """[2] int64, targets of both heads."""
-        targets = (micro_batch.target_ids, micro_batch.sbo_ids)
-        return torch.stack([(ids != -100).sum() for ids in targets])
-
-    def loss(
-        self, model: nn.Module, micro_batch: MaskedBatch, totals: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Total loss and [2] detached parts."""
-        output = model(
-            micro_batch.input_ids,
-            cu_seqlens=self._cu_seqlens,
-            batch=micro_batch,
-            max_seqlen=self._row_length,
-            row_length=self._row_length,
-            num_mlm_targets=totals[0],
-            num_sbo_targets=totals[1],
+        self._num_rows = tokens.numel() // row_length
+        rows = torch.arange(self._num_rows + 1, device=tokens.device)
+        self._rows = ResidentRows(
+            tokens.view(-1, row_length).to(torch.int32),
+            torch.searchsorted(cu_seqlens, rows * row_length),
+            cu_seqlens.diff(),
+            torch.arange(self._capacity, device=tokens.device),
         )
-        return output.loss, torch.stack([output.mlm_loss, output.sbo_loss]).detach().float()
+        self.step_counter = torch.zeros(1, dtype=torch.int64, device=tokens.device)
+
+    def seek(self, step: int) -> int:
+        """All tokens of the batch; the counter moves by `advance` alone."""
+        return self._count
+
+    def advance(self) -> None:
+        """The counter goes to the next step."""
+        self.step_counter.add_(1)
+
+    def batch_on_device(self, micro: torch.Tensor | int) -> MicroBatch:
+        """The rows, rotated by the step, with the masks of epoch `step`."""
+        device = self.step_counter.device
+        row_ids = (torch.arange(self._num_rows, device=device) + self.step_counter) % self._num_rows
+        tokens, cu_seqlens, sample_ids = self._rows.batch(row_ids, self._capacity)
+        masked = self._masker.packed(tokens, cu_seqlens, sample_ids, epoch=self.step_counter)
+        length = self._row_length
+        return MicroBatch(masked, cu_seqlens, self._count, length, length)
+
+    counts = PretrainTask.counts
+    loss = PretrainTask.loss
 
 
 def made_up_stream(
@@ -123,6 +130,7 @@ class PretrainStep:
         rows, length: tokens of a batch.
         device, precision: as in training.
         lengths: sequence lengths that fill the rows; default one sequence a row.
+        options: graphs and torch.compile, as in training; `auto` as a run chooses.
     """
 
     def __init__(
@@ -133,6 +141,7 @@ class PretrainStep:
         device: torch.device,
         precision: str,
         lengths: Sequence[int] = (),
+        options: RuntimeOptions | None = None,
     ):
         torch.manual_seed(0)
         self.device, self.precision = device, precision
@@ -144,16 +153,40 @@ class PretrainStep:
         )
         stream = made_up_stream(rows, length, config.vocab_size, device, lengths)
         self.task = MadeUpRows(*stream, masker, length)
+        options = options or RuntimeOptions()
+        self.compiled = choose_compile(options.compile, device)
+        forward = compiled_forward(self.model, self.compiled)
+        settings = LoopSettings(1_000_000, 1e-4, 10_000, 1.0, precision, 100)
+        self._eager = DeviceStep(self.model, self.optimizer, self.task, settings, forward)
+        self._step: Step = self._eager
+        if device.type == "cuda" and options.graph != "off":
+            self._step = GraphedStep(self._eager, required=options.graph == "on")
         self.steps = 0
 
-    def __call__(self) -> torch.Tensor:
-        """One update; the loss parts [2], on the device."""
-        return self._step(None)
+    def __call__(self) -> None:
+        """One update."""
+        self._step(self.steps)
+        self.steps += 1
+
+    def warm_up(self) -> None:
+        """The updates before the first that is a replay, and that one."""
+        for _ in range(WARM_UP_STEPS + 1 if isinstance(self._step, GraphedStep) else 1):
+            self()
+
+    def losses(self) -> list[float]:
+        """Means of both losses since the last call; waits."""
+        return self._step.totals.read()[0]
+
+    def describe(self) -> str:
+        """What runs: kind of step and attention."""
+        kind = describe_step(self._step, self.compiled)
+        if isinstance(self._step, GraphedStep) and not self._step.captured:
+            kind += " (not captured)"
+        return f"{kind}, attention {self.attention()}"
 
     def parts(self) -> dict[str, float]:
-        """Seconds of each of PARTS in one update."""
+        """Seconds of each of PARTS in one update, done operation by operation."""
         marks = Marks(self.device)
-        encoder = self.model.encoder
 
         def encoded(_module, _inputs, output):
             hidden = output[0] if isinstance(output, tuple) else output
@@ -161,11 +194,19 @@ class PretrainStep:
             if hidden.requires_grad:
                 hidden.register_hook(lambda _grad: marks.mark("heads and loss"))
 
-        handle = encoder.register_forward_hook(encoded)
+        handle = self.model.encoder.register_forward_hook(encoded)
         try:
-            self._step(marks)
+            marks.mark("start")
+            micro = self.task.batch_on_device(0)
+            marks.mark("masking")
+            accumulate(self.model, self.task, [micro], self.device, self.precision)
+            marks.mark("encoder backward")
+            update(self.model, self.optimizer, clip_norm=1.0)
+            self.task.advance()
+            marks.mark("clip and AdamW")
         finally:
             handle.remove()
+        self.steps += 1
         return marks.seconds()
 
     def attention(self) -> str:
@@ -175,15 +216,3 @@ class PretrainStep:
         kind = torch.bfloat16 if self.precision == "bf16" else torch.float32
         query = torch.empty(1, config.num_attention_heads, width, dtype=kind, device=self.device)
         return attention_path(query, config.attention_probs_dropout_prob)
-
-    def _step(self, marks: Marks | None) -> torch.Tensor:
-        mark = marks.mark if marks is not None else lambda _name: None
-        mark("start")
-        micro_batches = self.task.batches(self.steps)
-        mark("masking")
-        parts = accumulate(self.model, self.task, micro_batches, self.device, self.precision)
-        mark("encoder backward")
-        update(self.model, self.optimizer, clip_norm=1.0)
-        mark("clip and AdamW")
-        self.steps += 1
-        return parts

@@ -41,7 +41,7 @@ def assert_same_batch(found, expected):
 
 
 def test_gathered_rows_are_the_hosts(rows):
-    resident = ResidentRows(rows, CPU)
+    resident = ResidentRows.of(rows, CPU)
     assert rows.fill_rate < 1  # else there is no padding to get wrong
     draws = torch.Generator().manual_seed(0)
     for count in (1, 2, 7, len(rows)):
@@ -55,9 +55,9 @@ def test_gathered_rows_are_the_hosts(rows):
 
 
 def test_rows_are_laid_out_in_chunks(rows, monkeypatch):
-    whole = ResidentRows(rows, CPU)
+    whole = ResidentRows.of(rows, CPU)
     monkeypatch.setattr("spanbert_ext.training.resident._CHUNK_TOKENS", 3 * rows.max_length)
-    parts = ResidentRows(rows, CPU)
+    parts = ResidentRows.of(rows, CPU)
     assert torch.equal(whole._tokens, parts._tokens)
     assert resident_bytes(rows) >= whole._tokens.numel() * whole._tokens.element_size()
 
@@ -72,7 +72,7 @@ def test_large_ids_survive(rows, monkeypatch, vocab_size):
     read = Corpus.read
     monkeypatch.setattr(Corpus, "read", lambda self, a, b: read(self, a, b).astype("u4") + shift)
     ids = torch.arange(3)
-    found = ResidentRows(rows, CPU).batch(ids, rows.max_sequences(3))
+    found = ResidentRows.of(rows, CPU).batch(ids, rows.max_sequences(3))
     assert int(found[0].max()) > shift
     assert_same_batch(found, rows.batch(ids.numpy(), pad=True))
 

@@ -219,6 +219,7 @@ DEMONSTRATION = PretrainConfig(
     log_every=50,
     optimizer=OptimizerOptions(peak_lr=2e-3, warmup_steps=100, weight_decay=0.01),
     batch=BatchOptions(rows=32, max_length=64),
+    runtime=RuntimeOptions(compile="off"),  # compiling would take longer than training
     validation=ValidationOptions(every=200, rows=256),
     checkpoint=CheckpointOptions(every=400, keep=2),
 )

@@ -83,7 +83,7 @@ class PretrainTask:
         # On an accelerator shapes must not depend on data (CUDA graphs, no allocator growth).
         self._padded = self.resident or device.type != "cpu"
         if self.resident:
-            self._rows_on_device = ResidentRows(self._train, device)
+            self._rows_on_device = ResidentRows.of(self._train, device)
             self._order = ResidentOrder(self._train, config.batch.rows, config.seed, device)
             self._capacity = self._train.max_sequences(config.micro_rows())
 

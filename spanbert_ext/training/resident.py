@@ -26,30 +26,39 @@ def resident_bytes(rows: PackedRows) -> int:
 
 
 class ResidentRows:
-    """All rows of a split on a device.
+    """All rows of a split on a device; `of` copies them there.
 
     Args:
-        rows: at least one row.
-        device: where they go.
+        tokens: [R, L] padded rows; int32, or int16 that holds the bits of an unsigned number.
+        offsets: [R + 1] int64; row r holds slots offsets[r] to offsets[r + 1].
+        lengths, sample_ids: [M] int64 of each slot, as in `RowSlots`.
     """
 
-    def __init__(self, rows: PackedRows, device: torch.device):
+    def __init__(
+        self,
+        tokens: torch.Tensor,
+        offsets: torch.Tensor,
+        lengths: torch.Tensor,
+        sample_ids: torch.Tensor,
+    ):
+        self._tokens, self._offsets = tokens, offsets
+        self._lengths, self._sample_ids = lengths, sample_ids
+        self._counts = offsets.diff()
+
+    @classmethod
+    def of(cls, rows: PackedRows, device: torch.device) -> ResidentRows:
+        """The rows of a corpus, at least one."""
         # torch computes little with unsigned 16-bit integers: the same bits are kept as signed.
-        signed = {2: np.int16, 4: np.int32}[rows.corpus.gather(np.zeros(1, np.int64)).itemsize]
-        dtype = torch.int16 if signed is np.int16 else torch.int32
-        self.max_length = rows.max_length
-        self._tokens = torch.empty((len(rows), rows.max_length), dtype=dtype, device=device)
+        small = rows.corpus.vocab_size <= 1 << 16
+        dtype, signed = (torch.int16, np.int16) if small else (torch.int32, np.int32)
+        tokens = torch.empty((len(rows), rows.max_length), dtype=dtype, device=device)
         chunk = max(1, _CHUNK_TOKENS // rows.max_length)
         for first in range(0, len(rows), chunk):
             stop = min(first + chunk, len(rows))
-            part = torch.from_numpy(rows.padded_tokens(first, stop).view(signed))
-            self._tokens[first:stop] = part.to(device)
+            tokens[first:stop] = torch.from_numpy(rows.padded_tokens(first, stop).view(signed))
         slots = rows.slots()
-        self._offsets, self._lengths, self._sample_ids = (
-            torch.from_numpy(values).to(device)
-            for values in (slots.offsets, slots.lengths, slots.sample_ids)
-        )
-        self._counts = self._offsets.diff()
+        tables = (slots.offsets, slots.lengths, slots.sample_ids)
+        return cls(tokens, *(torch.from_numpy(table).to(device) for table in tables))
 
     def batch(
         self, row_ids: torch.Tensor, capacity: int
