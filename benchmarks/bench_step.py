@@ -57,11 +57,15 @@ def step_case(
     variants = []
     for name in named_ours:
         lengths = packed_lengths(rows, length) if "packed" in name else ()
+        if device == "cuda":
+            torch.cuda.reset_peak_memory_stats()
         step = PretrainStep(config, rows, length, place, precision, lengths, OURS[name])
         if named_peers and not variants:
             check_same_loss(step.model, config, device, length, precision)
         step.warm_up()
         note = step.describe() + (f", {len(lengths)} sequences" if lengths else "")
+        if device == "cuda":  # of a captured step the column of one call's memory shows nothing
+            note += f", {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB at most"
         variants.append(Variant(name, step, note=note))
     if named_peers:
         batch = workloads.masked_rows(rows, device, length)

@@ -80,28 +80,39 @@ class Outcome:
     summary: str = ""
 
 
-def list_parts(site: Path, out: Path) -> list[Part]:
-    """All parts in order; `site` is where the build is installed."""
+def list_parts(site: Path, out: Path, smoke: bool = False) -> list[Part]:
+    """All parts in order; `site` is where the build is installed, `smoke` means tiny sizes on the
+    CPU.
+    """
     python = sys.executable
     pip = (python, "-m", "pip", "install", "--quiet", "--no-build-isolation", "--no-deps")
     pytest = (python, "-m", "pytest", "-q", "-p", "no:cacheprovider")
     uncached = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     found = [
         Part("build", 0, 150, (*pip, "--upgrade", "--target", str(site), str(ROOT)), needs=""),
-        Part("tests", 1, 100, (*pytest, "-m", "cuda", "."), TESTS, needs=""),
+        Part("tests", 1, 100, (*pytest, "-m", "cuda", *cuda_tests()), TESTS, needs=""),
     ]
-    files = sorted(path.name for path in TESTS.glob("test_cuda*.py"))
     chosen = " or ".join(f"({words})" for words in SANITIZED)
-    selected = (*pytest, *files, "-m", "cuda", "-k", chosen)
+    selected = (*pytest, *cuda_tests(), "-m", "cuda", "-k", chosen)
     sanitizer = find_sanitizer()
     for tool in ("memcheck", "racecheck", "initcheck"):
         checker = (sanitizer, "--tool", tool, *_only_our_kernels(sanitizer), "--error-exitcode=9")
         found.append(Part(tool, 1, 100, (*checker, *selected), TESTS, sanitizer, uncached))
     words = (python, "-m", "benchmarks.gpu_parts")
-    found.append(Part("warm", 1, 100, (*words, "warm", "--out", str(out))))
+    options = ("--out", str(out), *(("--device", "cpu", "--quick") if smoke else ()))
+    needs = "" if smoke else "gpu"
+    found.append(Part("warm", 1, 100, (*words, "warm", *options), needs=needs))
     for stage, (name, limit, names) in enumerate(MEASURED, start=2):
-        found.append(Part(name, stage, limit, (*words, *names, "--out", str(out))))
+        found.append(Part(name, stage, limit, (*words, *names, *options), needs=needs))
     return found
+
+
+def cuda_tests() -> list[str]:
+    """Files with CUDA tests: collecting the others takes time, and packages a GPU machine may not
+    have.
+    """
+    files = sorted(TESTS.rglob("test_*.py"))
+    return [str(f.relative_to(TESTS)) for f in files if "mark.cuda" in f.read_text("utf-8")]
 
 
 def find_sanitizer() -> str:
@@ -192,6 +203,9 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
         "--build", choices=("always", "never"), default="always",
         help="never measures the package that is installed already",
     )  # fmt: skip
+    parser.add_argument(
+        "--smoke", action="store_true", help="tiny sizes on the CPU: whether the parts run at all"
+    )
     parser.add_argument("--dry-run", action="store_true", help="list the parts and stop")
     given = parser.parse_args(words)
     if given.out is None and not given.dry_run:
@@ -205,12 +219,12 @@ def main(words: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="spanbert_ext_") as directory:
         site, transcripts = Path(directory, "site"), Path(directory, "transcripts")
         transcripts.mkdir()
-        parts = _wanted(list_parts(site, given.out or Path("DIR")), given)
+        parts = _wanted(list_parts(site, given.out or Path("DIR"), given.smoke), given)
         if given.dry_run:
             for part in parts:
-                print(
-                    f"{part.stage:2} {part.name:14}{part.limit_s:4} s  {shlex.join(part.command)}"
-                )
+                words = shlex.join(part.command)
+                print(f"{part.stage:2} {part.name:14}{part.limit_s:4} s  {words}")
+            print(f"limits of the parts; all together end after {given.budget:g} s")
             return 0
         given.out.mkdir(parents=True, exist_ok=True)
         outcomes = _run_all(parts, given, site, transcripts)

@@ -340,6 +340,24 @@ def test_gpu_says_what_it_left_out(tmp_path, capsys):
     assert "not run: torch sees no CUDA device" in (tmp_path / "report.txt").read_text()
 
 
+def test_gpu_command_from_end_to_end(tmp_path, capsys):
+    """Child processes, their rows, and the table, at tiny sizes on the CPU."""
+    words = [
+        "--out",
+        str(tmp_path),
+        "--build",
+        "never",
+        "--smoke",
+        "--only",
+        "step_small,attention",
+    ]
+    assert gpu.main(words) == 0
+    text = (tmp_path / "report.txt").read_text()
+    for name in ("ours_eager", "ours_graph", "transformers", "a step takes", "step_small"):
+        assert name in text, name
+    assert len({row["date"] for row in records.read(tmp_path / "step.csv")}) == 1
+
+
 @pytest.mark.parametrize("part", sorted(gpu_parts.PARTS))
 def test_gpu_parts_run_on_a_cpu(part, tmp_path):
     """A mistake in a part must not wait for a GPU to be found."""
@@ -388,10 +406,12 @@ def test_every_gpu_target_is_measured(monkeypatch, tmp_path):
             assert any(fits), (target.what, variant)
 
 
-def test_every_selection_of_the_sanitizers_finds_a_test():
-    files = sorted(path.name for path in gpu.TESTS.glob("test_cuda*.py"))
-    words = ("-m", "pytest", "-o", "addopts=", "--collect-only", "-q", "-m", "cuda", *files)
-    names = [line for line in child(*words, cwd=gpu.TESTS).stdout.splitlines() if "::" in line]
+def test_cuda_tests_are_collected_and_every_selection_finds_one():
+    words = ("-m", "pytest", "-o", "addopts=", "--collect-only", "-q", "-m", "cuda")
+    done = child(*words, *gpu.cuda_tests(), cwd=gpu.TESTS)
+    assert done.returncode == 0, done.stdout  # no file of them fails to be collected
+    names = [line for line in done.stdout.splitlines() if "::" in line]
+    assert len(names) > 100
     for selection in gpu.SANITIZED:
         parts = selection.split(" and ")
         assert any(all(part in name for part in parts) for name in names), selection

@@ -213,7 +213,22 @@ def _lengths_of(attention_mask: torch.Tensor, input_ids: torch.Tensor) -> torch.
 
 
 def attention_path(q: torch.Tensor, dropout: float) -> str:
-    """How `packed_attention` serves queries [T, heads, D]: "runs", "varlen" or "blocks"."""
+    """How `packed_attention` serves queries [T, heads, D]: "runs", "varlen" or "blocks".
+
+    ========  ================================================  ===================================
+    path      taken for                                         because
+    ========  ================================================  ===================================
+    runs      CPU                                               lengths are free to read there
+    varlen    GPU of 8.0 and newer, bf16 or fp16, no dropout,   nothing is computed between
+              heads of a multiple of 8 up to 256 numbers        sequences; unmeasured
+    blocks    everything else on a GPU                          only it has dropout; unmeasured
+    ========  ================================================  ===================================
+
+    "Unmeasured": no row of benchmarks/results/attention.csv speaks of a GPU yet. `python -m
+    benchmarks.gpu --only attention --build never --out DIR` writes one for every candidate, shape
+    and dropout, and prints where another than the one above was fastest; change the table by those
+    rows.
+    """
     if readable(q):
         return "runs"
     fits = q.dtype in _VARLEN_DTYPES and q.shape[-1] % 8 == 0 and q.shape[-1] <= _VARLEN_MAX_HEAD
