@@ -248,4 +248,5 @@ def _capture(variant: Variant) -> None:
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
-        variant.note = f"not capturable: {str(error).splitlines()[0]}"
+        reason = f"not capturable: {str(error).splitlines()[0]}"
+        variant.note = f"{variant.note}; {reason}" if variant.note else reason
