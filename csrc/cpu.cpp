@@ -9,6 +9,8 @@ namespace SPANBERT_VARIANT {
 
 void dropout_norm(const DropoutNormArgs& args, const Place&);
 void dropout_norm_backward(const DropoutNormArgs& args, const Place&);
+void bias_gelu(const BiasGeluArgs& args, const Place&);
+void bias_gelu_backward(const BiasGeluArgs& args, const Place&);
 
 namespace {
 
@@ -254,6 +256,7 @@ SPANBERT_BY_DTYPE(cross_entropy_rows, CrossEntropyArgs)
 const Operations kOperations = {
     span_mask,       gather_boundaries,        gather_boundaries_backward, gelu_layer_norm, gelu_layer_norm_backward,
     sbo_first_layer, sbo_first_layer_backward, cross_entropy_rows,         dropout_norm,    dropout_norm_backward,
+    bias_gelu,       bias_gelu_backward,
 };
 
 }  // namespace SPANBERT_VARIANT

@@ -137,6 +137,8 @@ const Operations kOperations = {
     launch_cross_entropy_rows,
     launch_dropout_norm,
     launch_dropout_norm_backward,
+    launch_bias_gelu,
+    launch_bias_gelu_backward,
 };
 
 }  // namespace SPANBERT_VARIANT

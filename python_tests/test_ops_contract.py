@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import inside_larger_buffer, make_masker, naming, randn, text_batch, word_text
 
-from spanbert_ext import _norm_op, _ops, reference
+from spanbert_ext import _gelu_op, _norm_op, _ops, reference
 from spanbert_ext._boundary import working_dtype
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
@@ -82,6 +82,10 @@ def op_samples() -> dict[str, list[tuple]]:
         samples.setdefault("sbo_head_backward", []).append(
             (values(targets, 6, grad=False), *used, *saved, 48, dtype)
         )
+        samples.setdefault("bias_gelu", []).append((x, bias))
+        samples.setdefault("bias_gelu_backward", []).append(
+            (x.detach() + 1, x.detach(), bias.detach())
+        )
         logits, classes = values(4, 12, grad=False), torch.tensor([0, 3, -100, 9])
         heads, scale = values(2, 10, dtype=wide, grad=False), torch.full((4,), 0.25, dtype=wide)
         for optional in (
@@ -94,7 +98,7 @@ def op_samples() -> dict[str, list[tuple]]:
 
 
 def registered_operations() -> list[str]:
-    assert _norm_op and _ops, "importing a boundary registers its operations"
+    assert _gelu_op and _norm_op and _ops, "importing a boundary registers its operations"
     prefix = "spanbert_ext::"
     return sorted(
         n.removeprefix(prefix)

@@ -102,3 +102,9 @@ def dropout_norm(
     if factors is not None and drop_output:
         out = out * factors
     return out.to(residual.dtype)
+
+
+def bias_gelu(x: Tensor, bias: Tensor) -> Tensor:
+    """GELU(x + bias), exact (erf), of x [R, I] and bias [I] fp32 (double for double); in x's
+    dtype."""
+    return F.gelu(x.to(bias.dtype) + bias).to(x.dtype)
