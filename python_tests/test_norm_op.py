@@ -25,12 +25,15 @@ DTYPES = [
 SIZES = [(0, 8), (1, 3), (3, 31), (67, 64), (130, 17), (5, 768), (64, 5), (2, 8193)]
 
 
-def torch_formula(form, p, site):
-    """The same mask, then torch's operations in the dtype of what they are given."""
+def torch_formula(form, p, site, factors=None):
+    """The same mask (its factors if they are at hand), then torch's operations in the dtype of what
+    they are given."""
 
     def formula(x, residual, weight, bias):
         threshold = reference.mask_threshold(p)
-        k = reference.dropout_factors(*x.shape, threshold, SEED, site, torch.float64)
+        k = factors
+        if k is None:
+            k = reference.dropout_factors(*x.shape, threshold, SEED, site, torch.float64)
         first, last = (k, 1) if form is dropout_add_layer_norm else (1, k)
         stream = residual.dtype
         sums = (x * first).to(x.dtype) + residual

@@ -1,0 +1,113 @@
+"""Residual connections and GELU(x + bias) on a GPU: masks of the CPU bit for bit, values and
+gradients at most twice as far from float64 as torch's, no waiting, graphs with new masks."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from cuda_helpers import DTYPES, no_waiting
+from strategies import assert_as_good_as_torch, randn
+from test_norm_op import DTYPES as STREAMS
+from test_norm_op import EPS, FORMS, SEED, gradients, inputs, torch_formula
+
+from spanbert_ext import dropout_reference as reference
+from spanbert_ext._boundary import working_dtype
+from spanbert_ext._gelu_op import bias_gelu
+from spanbert_ext._norm_op import add_layer_norm_dropout
+
+pytestmark = [pytest.mark.cuda, pytest.mark.usefixtures("native_back_end")]
+
+# One warp a row, one block a row, and sizes or alignments that go column by column; the rows make
+# chunks of 16 and of 64.
+SHAPES = [
+    (70, 8), (70, 768), (70, 776), (33, 1024), (5, 1032), (40, 8192), (70, 33), (3, 8200),
+    (16450, 64),
+]  # fmt: skip
+
+
+def check_masks(device):
+    zeros = torch.zeros(37, 1000, device=device)
+    for size in (7, 8, 768, 1000):
+        rows, parameters = zeros[:, :size].contiguous(), torch.zeros(2, size, device=device)
+        parameters[1] = 1
+        for site, p in ((0, 0.1), (2**32 - 1, 0.9)):
+            threshold = reference.mask_threshold(p)
+            found = add_layer_norm_dropout(rows, rows, *parameters, 1.0, p, SEED.to(device), site)
+            expected = reference.dropout_factors(37, size, threshold, SEED, site, torch.float32)
+            assert torch.equal(found.cpu(), expected)
+
+
+def test_masks_are_the_cpus():
+    check_masks("cuda")
+
+
+def check_rows(device, form, branch, stream, rows, size, p=0.1):
+    tensors = [t.to(device) for t in inputs(rows, size, branch, stream)]
+    grad, wide = randn(rows, size, seed=5).to(device, stream), working_dtype(stream)
+    factors = reference.dropout_factors(
+        rows, size, reference.mask_threshold(p), SEED, 7, torch.float64
+    )
+    formula = torch_formula(form, p, 7, factors.to(device))
+    key = SEED.to(device)
+    ours = gradients(
+        lambda x, r, w, b: form(x, r, w, b, EPS, p, key, 7),
+        [*tensors[:2], *(t.to(wide) for t in tensors[2:])],
+        grad,
+    )
+    own = gradients(formula, tensors, grad)
+    exact = gradients(formula, [t.double() for t in tensors], grad)
+    assert_as_good_as_torch(ours[0], own[0], exact[0])
+    for name, *values in zip(
+        ["x", "residual", "weight", "bias"], ours[1], own[1], exact[1], strict=True
+    ):
+        assert_as_good_as_torch(*values, f"gradient of {name}")
+
+
+@pytest.mark.parametrize("rows, size", SHAPES)
+@pytest.mark.parametrize("branch, stream", STREAMS)
+@pytest.mark.parametrize("form", FORMS)
+def test_values_and_gradients(form, branch, stream, rows, size):
+    check_rows("cuda", form, branch, stream, rows, size)
+
+
+def check_bias_gelu(device, dtype, rows, size):
+    x, bias, grad = (
+        randn(*shape, seed=s, scale=2.0).to(device, dtype)
+        for s, shape in enumerate([(rows, size), (size,), (rows, size)])
+    )
+
+    def run(function, *leaves):
+        value, grads = gradients(function, leaves, grad)
+        return value, *grads
+
+    ours = run(lambda x, b: bias_gelu(x, b.to(working_dtype(dtype))), x, bias)
+    own = run(lambda x, b: F.gelu(x + b), x, bias)
+    exact = run(lambda x, b: F.gelu(x + b), x.double(), bias.double())
+    for name, *values in zip(("value", "x", "bias"), ours, own, exact, strict=True):
+        assert_as_good_as_torch(*values, name)
+
+
+@pytest.mark.parametrize("rows, size", [(70, 3072), (70, 264), (70, 33), (16450, 64), (1, 8)])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_bias_gelu(dtype, rows, size):
+    check_bias_gelu("cuda", dtype, rows, size)
+
+
+def test_a_captured_step_draws_new_masks_without_waiting():
+    """The seed is drawn inside the graph, from the generator that torch registers with it."""
+    rows, parameters = torch.zeros(8, 768, device="cuda"), torch.zeros(2, 768, device="cuda")
+    parameters[1] = 1
+
+    def step():
+        seed = torch.randint(-(1 << 63), (1 << 63) - 1, (1,), device="cuda")
+        return add_layer_norm_dropout(rows, rows, *parameters, 1.0, 0.5, seed)
+
+    with no_waiting("cuda"):
+        step()
+    graph, masks = torch.cuda.CUDAGraph(), []
+    with torch.cuda.graph(graph):
+        out = step()
+    for _ in range(3):
+        graph.replay()
+        masks.append(out.clone())
+    assert not any(torch.equal(masks[i], masks[j]) for i, j in ((0, 1), (0, 2), (1, 2)))
+    assert all(set(mask.unique().tolist()) == {0.0, 2.0} for mask in masks)
