@@ -10,7 +10,6 @@
 
 #include "bias_gelu_rows.h"
 #include "norm_rows.h"
-#include "sbo_rows.h"
 #include "softmax_rows.h"
 #include "span_sampler.h"
 
@@ -32,6 +31,7 @@ constexpr int kLanes = 32;
 struct Meeting {
   std::barrier<> barrier{kLanes};
   double values[kLanes];
+  double pairs[2][2 * kLanes];
   int64_t integers[kLanes];
 };
 
@@ -66,6 +66,8 @@ struct Lanes {
   N max(N x) const {
     return reduce(x, [](N a, N b) { return b > a ? b : a; });
   }
+  template <class N>
+  void sum_pair(N& a, N& b, int turn) const;  // sbo_group_test.h
   uint32_t broadcast(uint32_t x, int from) const {
     meeting->integers[lane] = x;
     sync();
@@ -217,91 +219,13 @@ void compare(const char* what, int64_t detail, const Make& make) {
   expect(close(one, many), what, detail);
 }
 
-void test_norm(std::mt19937_64& random, int64_t size) {
-  const int64_t rows = 3, with_ids[] = {5, kIgnore, 7};
-  const int64_t* ids = random() % 2 ? with_ids : nullptr;
-  const auto x = gaussians(random, rows * size), grad = gaussians(random, rows * size);
-  const auto weight = gaussians(random, size), bias = gaussians(random, size);
-  compare("gelu_layer_norm", size, [&](const auto& run) {
-    std::vector<float> out(size_t(rows * size)), mean(3), rstd(3), grad_x(out), partials(size_t(3 * size));
-    run([&](const auto& g) {
-      using Group = std::decay_t<decltype(g)>;
-      static std::vector<float> scratch;
-      if (g.rank() == 0) scratch.assign(size_t(kNormBackwardRows * size), 99.0f);
-      g.sync();
-      const GeluLayerNormArgs forward{Dtype::kFloat32, x.data(),    ids,         weight.data(), bias.data(), 1e-12,
-                                      out.data(),      mean.data(), rstd.data(), rows,          size};
-      for (int64_t r = 0; r < rows; ++r) gelu_layer_norm_at<Group, float>(g, forward, r, scratch.data());
-      g.sync();
-      const GeluLayerNormBackwardArgs backward{Dtype::kFloat32, grad.data(),     x.data(),      ids,     weight.data(),
-                                               mean.data(),     rstd.data(),     grad_x.data(), nullptr, nullptr,
-                                               nullptr,         partials.data(), rows,          size};
-      gelu_layer_norm_backward_chunk<Group, float>(g, backward, 0, scratch.data());
-    });
-    out.insert(out.end(), grad_x.begin(), grad_x.end());
-    out.insert(out.end(), partials.begin(), partials.end());
-    return out;
-  });
-}
+int packed_cases = 0;
 
-void test_sbo(std::mt19937_64& random, int64_t size) {
-  const int64_t spans = 3, positions = 4, targets = 8;
-  const int64_t target_spans[] = {0, 0, 0, 1, 2, 2, 2, 0}, offsets[] = {0, 1, 2, 0, 0, 1, 2, 0};
-  const int64_t sbo_ids[] = {5, 6, 7, kIgnore, 8, 9, kIgnore, kIgnore};
-  const int64_t firsts[] = {0, -1, 4};
-  const auto span_rows = gaussians(random, spans * size), position_rows = gaussians(random, positions * size);
-  const auto weight = gaussians(random, size), bias = gaussians(random, size);
-  const auto grad = gaussians(random, targets * size);
-  compare("sbo_first_layer", size, [&](const auto& run) {
-    std::vector<float> out(size_t(targets * size)), mean(8), rstd(8), grad_spans(size_t(spans * size));
-    std::vector<float> partials(size_t((2 + positions) * size));
-    run([&](const auto& g) {
-      using Group = std::decay_t<decltype(g)>;
-      static std::vector<float> scratch;
-      if (g.rank() == 0) scratch.assign(size_t(kSboBackwardRows * size), 99.0f);
-      g.sync();
-      const SboFirstLayerArgs forward{Dtype::kFloat32,
-                                      span_rows.data(),
-                                      position_rows.data(),
-                                      target_spans,
-                                      offsets,
-                                      sbo_ids,
-                                      weight.data(),
-                                      bias.data(),
-                                      1e-12,
-                                      out.data(),
-                                      mean.data(),
-                                      rstd.data(),
-                                      targets,
-                                      spans,
-                                      positions,
-                                      size};
-      for (int64_t k = 0; k < targets; ++k) sbo_first_layer_at<Group, float>(g, forward, k, scratch.data());
-      g.sync();
-      SboFirstLayerBackwardArgs backward{};
-      backward.grad_out = grad.data();
-      backward.span_rows = span_rows.data();
-      backward.position_rows = position_rows.data();
-      backward.target_spans = target_spans;
-      backward.target_offsets = offsets;
-      backward.sbo_ids = sbo_ids;
-      backward.weight = weight.data();
-      backward.mean = mean.data();
-      backward.rstd = rstd.data();
-      backward.grad_span_rows = grad_spans.data();
-      backward.partials = partials.data();
-      backward.first_targets = const_cast<int64_t*>(firsts);
-      backward.targets = targets;
-      backward.spans = spans;
-      backward.positions = positions;
-      backward.hidden_size = size;
-      sbo_first_layer_backward_chunk<Group, float>(g, backward, 0, scratch.data());
-    });
-    out.insert(out.end(), grad_spans.begin(), grad_spans.end());
-    out.insert(out.end(), partials.begin(), partials.end());
-    return out;
-  });
-}
+}  // namespace
+
+#include "sbo_group_test.h"
+
+namespace {
 
 void test_cross_entropy(std::mt19937_64& random, int64_t vocab) {
   const int64_t rows = 3, stride = vocab + 5;
@@ -467,8 +391,6 @@ int main(int argc, char** argv) {
   }
   const int64_t sizes[] = {1, 31, 32, 33, 96, 769};
   for (int64_t size : sizes) {
-    test_norm(random, size);
-    test_sbo(random, size);
     test_cross_entropy(random, size);
   }
   const int64_t widths[] = {1, 33, 8, 104, 769, 768, 1024};
@@ -478,6 +400,14 @@ int main(int argc, char** argv) {
     test_dropout_norm(random, size, 20000, true);
     if (size % 8 == 0) test_bias_gelu(random, size);
   }
-  std::printf("%d sequences and 43 row cases with groups of %d, %d failures\n", sequences, kLanes, failures);
+  const int64_t sbo_widths[] = {1, 31, 33, 96, 256, 769};
+  for (int64_t size : sbo_widths) {
+    test_norm<float>(random, size);
+    test_norm<bf16>(random, size);
+    test_sbo<float>(random, size);
+    test_sbo<bf16>(random, size);
+  }
+  std::printf("%d packed cases, ", packed_cases);
+  std::printf("%d sequences and 54 row cases with groups of %d, %d failures\n", sequences, kLanes, failures);
   return failures ? 1 : 0;
 }
