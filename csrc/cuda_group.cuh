@@ -95,6 +95,37 @@ struct Block {
   }
 };
 
+// All threads of a block whose size is chosen at launch. `memory` is 64 values of 8 bytes: maxima and sums have halves
+// of their own, so a reduction needs one barrier as long as both kinds take turns (the barrier of the one stands
+// between the readers and the next writers of the other).
+struct AnyBlock {
+  static constexpr int kSize = 1024;  // at most
+  double* memory;
+
+  __device__ int rank() const { return int(threadIdx.x); }
+  __device__ int size() const { return int(blockDim.x); }
+  __device__ void sync() const { __syncthreads(); }
+
+  // Warps leave their results in order; then each warp reduces all of them in the same order.
+  template <class N>
+  __device__ N gather(N x, N neutral, double* half) const {
+    N* values = reinterpret_cast<N*>(half);
+    const int lane = int(threadIdx.x & 31), warp = int(threadIdx.x >> 5), warps = int(blockDim.x >> 5);
+    if (lane == 0) values[warp] = x;
+    __syncthreads();
+    return lane < warps ? values[lane] : neutral;
+  }
+  template <class N>
+  __device__ N sum(N x) const {
+    return Warp().sum(gather(Warp().sum(x), N(0), memory + 32));
+  }
+  template <class N>
+  __device__ N max(N x) const {
+    const N all = Warp().max(x);
+    return Warp().max(gather(all, all, memory));
+  }
+};
+
 inline void check(cudaError_t status, const char* what) {
   if (status != cudaSuccess) {
     throw std::runtime_error(std::string("spanbert_ext: CUDA ") + what +

@@ -67,7 +67,7 @@ SPANBERT_HD W cross_entropy_row(const Group& g, const CrossEntropyArgs& args, in
     return softmax.maximum + log(softmax.total) - at_target;
   };
   if (!args.bias) return finish([&](int64_t v) -> W { return load(logits[v]); });
-  const W* bias = static_cast<const W*>(args.bias) + (args.head ? args.head[row] : 0) * args.vocab_size;
+  const W* bias = static_cast<const W*>(args.bias) + (args.head ? args.head[row] : 0) * args.bias_stride;
   return finish([&](int64_t v) -> W { return load(logits[v]) + bias[v]; });
 }
 

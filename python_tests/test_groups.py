@@ -10,7 +10,11 @@ from pathlib import Path
 
 import pytest
 
-SOURCE = Path(__file__).resolve().parent.parent / "csrc" / "group_test.cpp"
+SOURCES = Path(__file__).resolve().parent.parent / "csrc"
+SUMMARIES = {
+    "group_test": "39 sequences and 18 row cases with groups of 32, 0 failures",
+    "group_loss_test": "44 row and 120 column cases with groups of 32, 0 failures",
+}
 
 
 @pytest.fixture(scope="module")
@@ -20,10 +24,11 @@ def compiler() -> str:
     return found
 
 
+@pytest.mark.parametrize("name", SUMMARIES)
 @pytest.mark.parametrize("sanitizer", ["", "thread", "address,undefined"])
-def test_thirty_two_threads_give_what_one_gives(compiler, sanitizer, tmp_path):
-    program = tmp_path / "group_test"
-    build = [compiler, "-std=c++20", "-O1", "-g", "-pthread", str(SOURCE), "-o", str(program)]
+def test_thirty_two_threads_give_what_one_gives(compiler, sanitizer, name, tmp_path):
+    program, source = tmp_path / name, SOURCES / f"{name}.cpp"
+    build = [compiler, "-std=c++20", "-O1", "-g", "-pthread", str(source), "-o", str(program)]
     if sanitizer:
         build += [f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all"]
     subprocess.run(build, check=True, capture_output=True, timeout=300)
@@ -33,4 +38,4 @@ def test_thirty_two_threads_give_what_one_gives(compiler, sanitizer, tmp_path):
             ["setarch", "-R", str(program), seed], capture_output=True, text=True, timeout=120
         )
         assert run.returncode == 0, run.stdout + run.stderr
-        assert "39 sequences and 18 row cases with groups of 32, 0 failures" in run.stdout
+        assert SUMMARIES[name] in run.stdout
