@@ -14,7 +14,7 @@ template <class T, bool kWide>
 struct Columns {
   static constexpr int kCount = 16 / int(sizeof(T));
   Piece piece;
-  SPANBERT_HD void read(const T* from) { piece = read_piece(from); }
+  SPANBERT_HD void read(const T* from) { piece = read_piece<true>(from); }
   SPANBERT_HD void add_to(working_t<T> (&sums)[kCount]) const {
     working_t<T> values[kCount];
     unpack(piece, values, T());

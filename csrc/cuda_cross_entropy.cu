@@ -5,7 +5,6 @@
 #include "column_sums.h"
 #include "cuda_group.cuh"
 #include "softmax_pieces.h"
-#include "softmax_rows.h"
 
 namespace spanbert {
 namespace SPANBERT_VARIANT {
@@ -17,8 +16,7 @@ namespace {
 constexpr int kMostHeld = 7680;  // pieces of a block: 61440 16-bit values
 template <class T>
 constexpr int kHeldPieces = sizeof(T) == 2 ? 10 : 12;
-constexpr int kStreamedPieces = 4, kStreamThreads = 512;  // rows too long to hold are read twice
-constexpr int kScalarThreads = 512;
+constexpr int kStreamedPieces = 4, kStreamThreads = 384;  // rows too long to hold, or unaligned, are read twice
 constexpr int kColumnLanes = 32, kRowLanes = 8, kColumnThreads = kColumnLanes * kRowLanes;
 static_assert(kColumnRowsPerChunk == kRowLanes * kRowsPerSum, "the partial sums have a row for every chunk");
 
@@ -28,24 +26,14 @@ __device__ void check_row(const CrossEntropyArgs& args, int64_t row) {
   assert((!args.head || (args.head[row] >= 0 && args.head[row] < args.heads)) && "head without a bias");
 }
 
-template <class T, int kBatch, bool kHeld>
-__global__ void __launch_bounds__(kHeld ? kMostHeld / kBatch : kStreamThreads, kHeld ? 1 : 2)
-    cross_entropy_pieces_kernel(const CrossEntropyArgs args) {
+template <class T, int kBatch, bool kHeld, bool kAligned>
+__global__ void __launch_bounds__(kHeld || !kAligned ? kMostHeld / kHeldPieces<T> : kStreamThreads,
+                                  kHeld || !kAligned ? 1 : 2) cross_entropy_rows_kernel(const CrossEntropyArgs args) {
   __shared__ double memory[2 * 32];
   const int64_t row = blockIdx.x;
   check_row(args, row);
-  const auto loss = cross_entropy_piece_row<T, kBatch, kHeld>(AnyBlock{memory}, args, row);
+  const auto loss = cross_entropy_piece_row<T, kBatch, kHeld, kAligned>(AnyBlock{memory}, args, row);
   if (threadIdx.x == 0) static_cast<working_t<T>*>(args.losses)[row] = loss;
-}
-
-template <class T>
-__global__ void __launch_bounds__(kScalarThreads, 2) cross_entropy_scalar_kernel(const CrossEntropyArgs args) {
-  using W = working_t<T>;
-  __shared__ double memory[32];
-  const int64_t row = blockIdx.x;
-  check_row(args, row);
-  const W loss = cross_entropy_row<Block<kScalarThreads>, W, T>(Block<kScalarThreads>{memory}, args, row);
-  if (threadIdx.x == 0) static_cast<W*>(args.losses)[row] = loss;
 }
 
 // Neighbouring blocks take neighbouring columns of one chunk of rows.
@@ -65,14 +53,17 @@ template <class T>
 void launch_rows(const CrossEntropyArgs& args, bool wide, cudaStream_t stream) {
   const unsigned rows = blocks_for(args.rows, 1);
   const bool wide_bias = !args.bias || at_16_bytes(args.bias, args.bias_stride * int64_t(sizeof(working_t<T>)));
+  if (args.stride > (1 << 30)) throw std::runtime_error("spanbert_ext: logit rows are too long for CUDA");
+  // The number of threads decides the order of a row's sum, so it follows from the shape alone, not from alignment.
   const int64_t pieces = args.vocab_size * int64_t(sizeof(T)) / 16;
-  if (!wide || !wide_bias || args.stride > (1 << 30)) {
-    cross_entropy_scalar_kernel<T><<<rows, kScalarThreads, 0, stream>>>(args);
-  } else if (pieces <= kMostHeld) {
-    const unsigned warps = std::max(1u, blocks_for(pieces, 32 * kHeldPieces<T>));
-    cross_entropy_pieces_kernel<T, kHeldPieces<T>, true><<<rows, 32 * warps, 0, stream>>>(args);
+  const bool fits = pieces <= kMostHeld;
+  const unsigned threads = fits ? 32 * std::max(1u, blocks_for(pieces, 32 * kHeldPieces<T>)) : kStreamThreads;
+  if (!wide || !wide_bias) {
+    cross_entropy_rows_kernel<T, kStreamedPieces, false, false><<<rows, threads, 0, stream>>>(args);
+  } else if (fits) {
+    cross_entropy_rows_kernel<T, kHeldPieces<T>, true, true><<<rows, threads, 0, stream>>>(args);
   } else {
-    cross_entropy_pieces_kernel<T, kStreamedPieces, false><<<rows, kStreamThreads, 0, stream>>>(args);
+    cross_entropy_rows_kernel<T, kStreamedPieces, false, true><<<rows, threads, 0, stream>>>(args);
   }
   check(cudaGetLastError(), "cross_entropy_rows launch");
 }

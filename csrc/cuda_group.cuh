@@ -128,33 +128,35 @@ struct AnyBlock {
 
 inline void check(cudaError_t status, const char* what) {
   if (status != cudaSuccess) {
+    cudaGetLastError();  // forgotten, or the next launch would report it once more
     throw std::runtime_error(std::string("spanbert_ext: CUDA ") + what +
                              " failed (or an earlier kernel did): " + cudaGetErrorString(status));
   }
 }
 
-// Makes the tensors' device current for the launches of one call.
+// Makes the tensors' device current for the launches of one call and gives the thread back the context it had, which
+// may be none: going back to a device number instead would create a context on GPU 0 for a process that uses another.
+// Defined in cuda.cu.
 class DeviceGuard {
  public:
-  explicit DeviceGuard(int device) {
-    check(cudaGetDevice(&before_), "device query");
-    if (device != before_) check(cudaSetDevice(device), "device selection");
-    changed_ = device != before_;
-  }
-  ~DeviceGuard() {
-    if (changed_) cudaSetDevice(before_);
-  }
+  explicit DeviceGuard(int device);
+  ~DeviceGuard();
   DeviceGuard(const DeviceGuard&) = delete;
   DeviceGuard& operator=(const DeviceGuard&) = delete;
 
  private:
-  int before_ = 0;
+  void* before_ = nullptr;  // a CUcontext
   bool changed_ = false;
 };
 
 inline cudaStream_t stream_of(const Place& place) { return static_cast<cudaStream_t>(place.stream); }
 
-inline unsigned blocks_for(int64_t work, int64_t per_block) { return unsigned((work + per_block - 1) / per_block); }
+// Blocks of a grid's first dimension, which holds up to 2^31 - 1.
+inline unsigned blocks_for(int64_t work, int64_t per_block) {
+  const int64_t blocks = (work + per_block - 1) / per_block;
+  if (blocks > INT32_MAX) throw std::runtime_error("spanbert_ext: a tensor is too large for one CUDA launch");
+  return unsigned(blocks);
+}
 
 // out[h] = sum over chunks of partials[chunk * stride + h]. A block owns 32 columns; its rows of threads take every
 // kChunkLanes-th chunk and are added in order, so the result depends on the shape alone.

@@ -1,6 +1,6 @@
-// The row of softmax_rows.h for a GPU whose rows and biases begin at multiples of 16 bytes: read in pieces of 16 bytes,
-// once, with a running maximum and a sum that is rescaled whenever the maximum rises. Everything is in powers of two:
-// with c the largest z * log2(e) and t = z * log2(e) - c in one rounding,
+// The row of softmax_rows.h for a GPU: read in pieces of 16 bytes, once, with a running maximum and a sum that is
+// rescaled whenever the maximum rises. Everything is in powers of two: with c the largest z * log2(e) and t = z *
+// log2(e) - c in one rounding,
 //   loss = ln 2 * (log2(sum of 2^t) - t[target]),   gradient = scale * (2^t / sum - onehot(target)),
 // so the rounding of c drops out of both, and a value costs one multiply-add and one ex2 in each of the two passes.
 // |z| may not exceed 2.3e38, where z * log2(e) leaves fp32: such a row gives NaN.
@@ -22,34 +22,55 @@ struct alignas(16) Piece {
   uint32_t words[4];
 };
 
+// Values that do not begin at a multiple of 16 bytes come one by one and give the same bits.
+template <class T>
+SPANBERT_HD Piece gather_piece(const T* from) {
+  struct {
+    T values[16 / sizeof(T)];
+  } piece;
+  SPANBERT_UNROLL
+  for (int i = 0; i < 16 / int(sizeof(T)); ++i) piece.values[i] = from[i];
+  return bit_cast<Piece>(piece);
+}
+
 // A row passes through once, so it is kept out of L1, where the biases of all rows stay.
-SPANBERT_HD Piece read_piece(const void* from) {
-  Piece piece;
+template <bool kAligned, class T>
+SPANBERT_HD Piece read_piece(const T* from) {
 #ifdef __CUDA_ARCH__
-  const uint4 words = __ldcg(static_cast<const uint4*>(from));
-  piece = {{words.x, words.y, words.z, words.w}};
-#else
-  memcpy(&piece, from, sizeof(piece));
+  if constexpr (kAligned) {
+    const uint4 words = __ldcg(reinterpret_cast<const uint4*>(from));
+    return {{words.x, words.y, words.z, words.w}};
+  }
 #endif
-  return piece;
+  return gather_piece(from);
 }
 
 // Where every row reads the same values.
-SPANBERT_HD Piece read_kept_piece(const void* from) {
+template <bool kAligned, class T>
+SPANBERT_HD Piece read_kept_piece(const T* from) {
 #ifdef __CUDA_ARCH__
-  const uint4 words = __ldg(static_cast<const uint4*>(from));
-  return {{words.x, words.y, words.z, words.w}};
-#else
-  return read_piece(from);
+  if constexpr (kAligned) {
+    const uint4 words = __ldg(reinterpret_cast<const uint4*>(from));
+    return {{words.x, words.y, words.z, words.w}};
+  }
 #endif
+  return gather_piece(from);
 }
 
-SPANBERT_HD void write_piece(void* to, const Piece& piece) {
+template <bool kAligned, class T>
+SPANBERT_HD void write_piece(T* to, const Piece& piece) {
 #ifdef __CUDA_ARCH__
-  *static_cast<uint4*>(to) = make_uint4(piece.words[0], piece.words[1], piece.words[2], piece.words[3]);
-#else
-  memcpy(to, &piece, sizeof(piece));
+  if constexpr (kAligned) {
+    *reinterpret_cast<uint4*>(to) = make_uint4(piece.words[0], piece.words[1], piece.words[2], piece.words[3]);
+    return;
+  }
 #endif
+  struct Values {
+    T values[16 / sizeof(T)];
+  };
+  const Values all = bit_cast<Values>(piece);
+  SPANBERT_UNROLL
+  for (int i = 0; i < 16 / int(sizeof(T)); ++i) to[i] = all.values[i];
 }
 
 SPANBERT_HD void unpack(const Piece& piece, float (&values)[4], float) {
@@ -129,6 +150,22 @@ SPANBERT_HD double larger(double a, double b) { return fmax(a, b); }
 SPANBERT_HD float multiply_add(float a, float b, float c) { return fmaf(a, b, c); }
 SPANBERT_HD double multiply_add(double a, double b, double c) { return fma(a, b, c); }
 
+// A product that no addition is fused with: threads exchange it and must all have added the same number.
+SPANBERT_HD float product(float a, float b) {
+#ifdef __CUDA_ARCH__
+  return __fmul_rn(a, b);
+#else
+  return a * b;
+#endif
+}
+SPANBERT_HD double product(double a, double b) {
+#ifdef __CUDA_ARCH__
+  return __dmul_rn(a, b);
+#else
+  return a * b;
+#endif
+}
+
 template <class W>
 constexpr W kLog2E = W(1.44269504088896340736);
 
@@ -169,13 +206,13 @@ struct RunningSum {
 template <class Group, class W>
 SPANBERT_HD RunningSum<W> merged(const Group& g, const RunningSum<W>& own) {
   const W shift = g.max(own.shift);
-  return {shift, g.sum(own.total * power_of_two(own.shift - shift))};
+  return {shift, g.sum(product(own.total, power_of_two(own.shift - shift)))};
 }
 
 // A row that is not ignored. Thread r has the pieces r, r + size, ...; with kHeld the group's threads hold all whole
 // pieces of the row, kBatch each, from the first pass to the second, otherwise the row is read twice. Values behind the
 // last whole piece are read one by one.
-template <class T, int kBatch, bool kHeld, bool kBias, class Group>
+template <class T, int kBatch, bool kHeld, bool kAligned, bool kBias, class Group>
 SPANBERT_HD working_t<T> cross_entropy_of_pieces(const Group& g, const CrossEntropyArgs& args, int64_t row) {
   using W = working_t<T>;
   constexpr int kWidth = 16 / int(sizeof(T)), kBiasWidth = 16 / int(sizeof(W));
@@ -193,7 +230,7 @@ SPANBERT_HD working_t<T> cross_entropy_of_pieces(const Group& g, const CrossEntr
       SPANBERT_UNROLL
       for (int i = 0; i < kWidth; i += kBiasWidth) {
         W values[kBiasWidth];
-        unpack(read_kept_piece(bias + p * kWidth + i), values, W());
+        unpack(read_kept_piece<kAligned>(bias + p * kWidth + i), values, W());
         SPANBERT_UNROLL
         for (int j = 0; j < kBiasWidth; ++j) z[i + j] += values[j];
       }
@@ -204,7 +241,7 @@ SPANBERT_HD working_t<T> cross_entropy_of_pieces(const Group& g, const CrossEntr
     SPANBERT_UNROLL
     for (int k = 0; k < kBatch; ++k) {
       const int p = first + k * size;
-      if (p < whole) pieces[k] = read_piece(logits + p * kWidth);
+      if (p < whole) pieces[k] = read_piece<kAligned>(logits + p * kWidth);
     }
   };
 
@@ -239,7 +276,7 @@ SPANBERT_HD working_t<T> cross_entropy_of_pieces(const Group& g, const CrossEntr
   if (!args.scale) return loss;
 
   const W scale = static_cast<const W*>(args.scale)[row], factor = scale / sum.total;
-  const auto gradient_of = [&](W z) { return power_of_two(multiply_add(z, kLog2E<W>, -sum.shift)) * factor; };
+  const auto share_of = [&](W z) { return power_of_two(multiply_add(z, kLog2E<W>, -sum.shift)); };
   const auto write = [&](int first) {
     SPANBERT_UNROLL
     for (int k = 0; k < kBatch; ++k) {
@@ -248,12 +285,12 @@ SPANBERT_HD working_t<T> cross_entropy_of_pieces(const Group& g, const CrossEntr
       W z[kWidth];
       unpack_at(pieces[k], p, z);
       SPANBERT_UNROLL
-      for (int i = 0; i < kWidth; ++i) z[i] = gradient_of(z[i]);
+      for (int i = 0; i < kWidth; ++i) z[i] = product(share_of(z[i]), factor);
       if (p == target / kWidth) {
         SPANBERT_UNROLL
         for (int i = 0; i < kWidth; ++i) z[i] -= i == target % kWidth ? scale : W(0);
       }
-      write_piece(logits + p * kWidth, pack(z, T()));
+      write_piece<kAligned>(logits + p * kWidth, pack(z, T()));
     }
   };
   if constexpr (kHeld) {
@@ -265,25 +302,27 @@ SPANBERT_HD working_t<T> cross_entropy_of_pieces(const Group& g, const CrossEntr
     }
   }
   for (int v = whole * kWidth + rank; v < stride; v += size) {
-    const W gradient = v < vocab_size ? gradient_of(z_at(v)) - (v == target ? scale : W(0)) : W(0);
+    const W gradient = v < vocab_size ? product(share_of(z_at(v)), factor) - (v == target ? scale : W(0)) : W(0);
     logits[v] = store<T>(gradient);
   }
   return loss;
 }
 
 // cross_entropy_row of softmax_rows.h by pieces.
-template <class T, int kBatch, bool kHeld, class Group>
+template <class T, int kBatch, bool kHeld, bool kAligned, class Group>
 SPANBERT_HD working_t<T> cross_entropy_piece_row(const Group& g, const CrossEntropyArgs& args, int64_t row) {
   constexpr int kWidth = 16 / int(sizeof(T));
   if (args.targets[row] == kIgnore) {
     if (args.scale) {
       T* logits = static_cast<T*>(args.logits) + row * args.stride;
-      for (int p = g.rank(); p < int(args.stride) / kWidth; p += g.size()) write_piece(logits + p * kWidth, Piece{});
+      const int stride = int(args.stride), whole = stride / kWidth;
+      for (int p = g.rank(); p < whole; p += g.size()) write_piece<kAligned>(logits + p * kWidth, Piece{});
+      for (int v = whole * kWidth + g.rank(); v < stride; v += g.size()) logits[v] = store<T>(working_t<T>(0));
     }
     return 0;
   }
-  if (args.bias) return cross_entropy_of_pieces<T, kBatch, kHeld, true>(g, args, row);
-  return cross_entropy_of_pieces<T, kBatch, kHeld, false>(g, args, row);
+  if (args.bias) return cross_entropy_of_pieces<T, kBatch, kHeld, kAligned, true>(g, args, row);
+  return cross_entropy_of_pieces<T, kBatch, kHeld, kAligned, false>(g, args, row);
 }
 
 }  // namespace SPANBERT_VARIANT
