@@ -10,6 +10,24 @@
 namespace spanbert {
 namespace SPANBERT_VARIANT {
 
+// Values of one running sum: small terms behind a large one would lose their digits in a sum over the whole row.
+constexpr int64_t kValuesPerSum = 1024;
+
+// Sum of term(v) over the row.
+template <class W, class Group, class Term>
+SPANBERT_HD W summed(const Group& g, int64_t count, const Term& term) {
+  const int64_t step = g.size();
+  W total = 0;
+  for (int64_t base = 0; base < count; base += kValuesPerSum * step) {
+    const int64_t limit = base + kValuesPerSum * step, end = limit < count ? limit : count;
+    W part = 0;
+    SPANBERT_SIMD_SUM(part)
+    for (int64_t v = base + g.rank(); v < end; v += step) part += term(v);
+    total += part;
+  }
+  return g.sum(total);
+}
+
 template <class T>
 constexpr bool kKeepsInPlace = sizeof(T) == sizeof(working_t<T>);
 
@@ -36,16 +54,10 @@ SPANBERT_HD working_t<T> cross_entropy_of(const Group& g, const CrossEntropyArgs
     maximum = value > maximum ? value : maximum;
   }
   maximum = g.max(maximum);
-  W total = 0;
+  W total;
   if (args.scale) {
     W* kept = exponentials_of(logits, scratch);
-    SPANBERT_SIMD_SUM(total)
-    for (int64_t v = g.rank(); v < vocab_size; v += step) {
-      const W power = exponential(z(v) - maximum);
-      kept[v] = power;
-      total += power;
-    }
-    total = g.sum(total);
+    total = summed<W>(g, vocab_size, [&](int64_t v) { return kept[v] = exponential(z(v) - maximum); });
     const W scale = static_cast<const W*>(args.scale)[row], factor = scale / total;
     const bool own_target = target % step == g.rank();
     const W at_target = own_target ? kept[target] * factor - scale : W(0);
@@ -54,9 +66,7 @@ SPANBERT_HD working_t<T> cross_entropy_of(const Group& g, const CrossEntropyArgs
     if (own_target) logits[target] = store<T>(at_target);
     for (int64_t v = vocab_size + g.rank(); v < args.stride; v += step) logits[v] = store<T>(W(0));
   } else {
-    SPANBERT_SIMD_SUM(total)
-    for (int64_t v = g.rank(); v < vocab_size; v += step) total += exponential(z(v) - maximum);
-    total = g.sum(total);
+    total = summed<W>(g, vocab_size, [&](int64_t v) { return exponential(z(v) - maximum); });
   }
   return (maximum - z_target) + log(total);  // the difference is exact where the loss is small
 }
