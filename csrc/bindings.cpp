@@ -291,10 +291,10 @@ PYBIND11_MODULE(_C, m) {
       "cross_entropy_rows",
       [](const Place& place, int dtype, uintptr_t logits, uintptr_t targets, uintptr_t bias, uintptr_t head,
          uintptr_t scale, uintptr_t losses, uintptr_t grad_bias, uintptr_t partials, int64_t rows, int64_t vocab_size,
-         int64_t stride, int64_t heads) {
+         int64_t stride, int64_t heads, int64_t bias_stride) {
         operations_at(place).cross_entropy_rows(
             {Dtype(dtype), at<void>(logits), at<int64_t>(targets), at<void>(bias), at<int64_t>(head), at<void>(scale),
-             at<void>(losses), at<void>(grad_bias), at<void>(partials), rows, vocab_size, stride, heads},
+             at<void>(losses), at<void>(grad_bias), at<void>(partials), rows, vocab_size, stride, heads, bias_stride},
             place);
       },
       unlocked);

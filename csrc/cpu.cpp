@@ -236,9 +236,13 @@ void bias_gradient(const CrossEntropyArgs& args) {
 template <class T>
 void cross_entropy_rows_as(const CrossEntropyArgs& args) {
   using W = working_t<T>;
-#pragma omp parallel for schedule(static) num_threads(threads_for(args.rows* args.vocab_size, kSerialElements))
-  for (int64_t row = 0; row < args.rows; ++row) {
-    static_cast<W*>(args.losses)[row] = cross_entropy_row<OneThread, W, T>(kAlone, args, row);
+#pragma omp parallel num_threads(threads_for(args.rows* args.vocab_size, kSerialElements))
+  {
+    const Scratch<W> scratch(kKeepsInPlace<T> ? 0 : args.vocab_size);
+#pragma omp for schedule(static)
+    for (int64_t row = 0; row < args.rows; ++row) {
+      static_cast<W*>(args.losses)[row] = cross_entropy_row<T>(kAlone, args, row, scratch.data());
+    }
   }
   if (args.grad_bias) bias_gradient<T>(args);
 }

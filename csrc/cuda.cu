@@ -1,5 +1,7 @@
 // Span masking on the GPU, and the table of all CUDA operations. A warp samples a sequence (span_sampler.h); targets of
 // the batch are numbered by a scan over the sequences' budgets; then a warp writes a sequence's targets, one lane each.
+#include <cudaTypedefs.h>
+
 #include <algorithm>
 
 #include "cuda_group.cuh"
@@ -115,6 +117,51 @@ void launch_as(const SpanMaskArgs& args, cudaStream_t stream) {
 }
 
 }  // namespace
+
+namespace {
+
+// Functions of the driver, asked for by name: linking libcuda would keep the module from loading without a GPU.
+template <class Function>
+Function driver_function(const char* name) {
+  void* address = nullptr;
+  cudaDriverEntryPointQueryResult found{};
+#if CUDART_VERSION >= 12050
+  check(cudaGetDriverEntryPointByVersion(name, &address, 12000, cudaEnableDefault, &found), name);
+#else
+  check(cudaGetDriverEntryPoint(name, &address, cudaEnableDefault, &found), name);
+#endif
+  if (found != cudaDriverEntryPointSuccess) {
+    throw std::runtime_error(std::string("spanbert_ext: this CUDA driver has no ") + name);
+  }
+  return reinterpret_cast<Function>(address);
+}
+
+struct Driver {
+  PFN_cuCtxGetCurrent_v4000 get_context = driver_function<PFN_cuCtxGetCurrent_v4000>("cuCtxGetCurrent");
+  PFN_cuCtxSetCurrent_v4000 set_context = driver_function<PFN_cuCtxSetCurrent_v4000>("cuCtxSetCurrent");
+  PFN_cuCtxGetDevice_v2000 get_device = driver_function<PFN_cuCtxGetDevice_v2000>("cuCtxGetDevice");
+};
+
+const Driver& driver() {
+  static const Driver functions;
+  return functions;
+}
+
+}  // namespace
+
+DeviceGuard::DeviceGuard(int device) {
+  CUcontext before = nullptr;
+  CUdevice current = -1;
+  if (driver().get_context(&before) == CUDA_SUCCESS && before) driver().get_device(&current);
+  if (current == device) return;
+  check(cudaSetDevice(device), "device selection");
+  before_ = before;
+  changed_ = true;
+}
+
+DeviceGuard::~DeviceGuard() {
+  if (changed_) driver().set_context(static_cast<CUcontext>(before_));
+}
 
 int64_t launch_span_mask(const SpanMaskArgs& args, const Place& place) {
   const DeviceGuard guard(place.device);

@@ -121,35 +121,68 @@ struct Block {
   }
 };
 
+// All threads of a block whose size is chosen at launch. `memory` is 64 values of 8 bytes: maxima and sums have halves
+// of their own, so a reduction needs one barrier as long as both kinds take turns (the barrier of the one stands
+// between the readers and the next writers of the other).
+struct AnyBlock {
+  static constexpr int kSize = 1024;  // at most
+  double* memory;
+
+  __device__ int rank() const { return int(threadIdx.x); }
+  __device__ int size() const { return int(blockDim.x); }
+  __device__ void sync() const { __syncthreads(); }
+
+  // Warps leave their results in order; then each warp reduces all of them in the same order.
+  template <class N>
+  __device__ N gather(N x, N neutral, double* half) const {
+    N* values = reinterpret_cast<N*>(half);
+    const int lane = int(threadIdx.x & 31), warp = int(threadIdx.x >> 5), warps = int(blockDim.x >> 5);
+    if (lane == 0) values[warp] = x;
+    __syncthreads();
+    return lane < warps ? values[lane] : neutral;
+  }
+  template <class N>
+  __device__ N sum(N x) const {
+    return Warp().sum(gather(Warp().sum(x), N(0), memory + 32));
+  }
+  template <class N>
+  __device__ N max(N x) const {
+    const N all = Warp().max(x);
+    return Warp().max(gather(all, all, memory));
+  }
+};
+
 inline void check(cudaError_t status, const char* what) {
   if (status != cudaSuccess) {
+    cudaGetLastError();  // forgotten, or the next launch would report it once more
     throw std::runtime_error(std::string("spanbert_ext: CUDA ") + what +
                              " failed (or an earlier kernel did): " + cudaGetErrorString(status));
   }
 }
 
-// Makes the tensors' device current for the launches of one call.
+// Makes the tensors' device current for the launches of one call and gives the thread back the context it had, which
+// may be none: going back to a device number instead would create a context on GPU 0 for a process that uses another.
+// Defined in cuda.cu.
 class DeviceGuard {
  public:
-  explicit DeviceGuard(int device) {
-    check(cudaGetDevice(&before_), "device query");
-    if (device != before_) check(cudaSetDevice(device), "device selection");
-    changed_ = device != before_;
-  }
-  ~DeviceGuard() {
-    if (changed_) cudaSetDevice(before_);
-  }
+  explicit DeviceGuard(int device);
+  ~DeviceGuard();
   DeviceGuard(const DeviceGuard&) = delete;
   DeviceGuard& operator=(const DeviceGuard&) = delete;
 
  private:
-  int before_ = 0;
+  void* before_ = nullptr;  // a CUcontext
   bool changed_ = false;
 };
 
 inline cudaStream_t stream_of(const Place& place) { return static_cast<cudaStream_t>(place.stream); }
 
-inline unsigned blocks_for(int64_t work, int64_t per_block) { return unsigned((work + per_block - 1) / per_block); }
+// Blocks of a grid's first dimension, which holds up to 2^31 - 1.
+inline unsigned blocks_for(int64_t work, int64_t per_block) {
+  const int64_t blocks = (work + per_block - 1) / per_block;
+  if (blocks > INT32_MAX) throw std::runtime_error("spanbert_ext: a tensor is too large for one CUDA launch");
+  return unsigned(blocks);
+}
 
 // out[h] = sum over chunks of partials[chunk * stride + h]. A block owns 32 columns; its rows of threads take every
 // kChunkLanes-th chunk and are added in order, so the result depends on the shape alone.

@@ -1,107 +1,16 @@
 // Runs the group algorithms of a GPU on the CPU: a group of 32 threads that meet at barriers, as a warp or block would,
 // must give what the group of one thread gives. So the lane-parallel branches are tested where there is no GPU.
 // Not part of the module; python_tests/test_groups.py compiles and runs it:  group_test SEED  ->  exit 0 and a summary.
-#include <barrier>
-#include <cstdio>
 #include <cstdlib>
 #include <random>
-#include <thread>
-#include <vector>
 
 #include "bias_gelu_rows.h"
+#include "group_lanes.h"
 #include "norm_rows.h"
 #include "softmax_rows.h"
 #include "span_sampler.h"
 
-using namespace spanbert;
-using namespace spanbert::SPANBERT_VARIANT;
-
 namespace {
-
-int failures = 0;
-
-void expect(bool good, const char* what, int64_t detail) {
-  if (good) return;
-  std::printf("FAILED: %s (%lld)\n", what, static_cast<long long>(detail));
-  ++failures;
-}
-
-constexpr int kLanes = 32;
-
-struct Meeting {
-  std::barrier<> barrier{kLanes};
-  double values[kLanes];
-  double pairs[2][2 * kLanes];
-  int64_t integers[kLanes];
-};
-
-struct Lanes {
-  static constexpr int kSize = kLanes;
-  Meeting* meeting;
-  int lane;
-
-  int rank() const { return lane; }
-  static constexpr int size() { return kLanes; }
-  void sync() const { meeting->barrier.arrive_and_wait(); }
-
-  int64_t* slots(int64_t) const { return meeting->integers; }
-  int64_t* slots(int) const { return meeting->integers; }
-  double* slots(double) const { return meeting->values; }
-  double* slots(float) const { return meeting->values; }
-
-  template <class N, class Combine>
-  N reduce(N x, const Combine& combine) const {
-    slots(x)[lane] = x;
-    sync();
-    N all = N(slots(x)[0]);
-    for (int i = 1; i < kLanes; ++i) all = combine(all, N(slots(x)[i]));
-    sync();
-    return all;
-  }
-  template <class N>
-  N sum(N x) const {
-    return reduce(x, [](N a, N b) { return a + b; });
-  }
-  template <class N>
-  N max(N x) const {
-    return reduce(x, [](N a, N b) { return b > a ? b : a; });
-  }
-  template <class N>
-  void sum_pair(N& a, N& b, int turn) const;  // sbo_group_test.h
-  uint32_t broadcast(uint32_t x, int from) const {
-    meeting->integers[lane] = x;
-    sync();
-    const uint32_t value = uint32_t(meeting->integers[from]);
-    sync();
-    return value;
-  }
-  int exclusive_sum(int x, int& total) const {
-    meeting->integers[lane] = x;
-    sync();
-    int before = 0;
-    total = 0;
-    for (int i = 0; i < kLanes; ++i) {
-      if (i < lane) before += int(meeting->integers[i]);
-      total += int(meeting->integers[i]);
-    }
-    sync();
-    return before;
-  }
-  template <class Flags>
-  void pack_flags(int64_t n, const Flags& flags, uint64_t* low, uint64_t* high) const {
-    if (lane == 0) OneThread().pack_flags(n, flags, low, high);
-    sync();
-  }
-};
-
-// Runs work(group) as one thread, then as 32.
-template <class Work>
-void run_lanes(const Work& work) {
-  Meeting meeting;
-  std::vector<std::thread> threads;
-  for (int lane = 0; lane < kLanes; ++lane) threads.emplace_back([&, lane] { work(Lanes{&meeting, lane}); });
-  for (std::thread& thread : threads) thread.join();
-}
 
 struct Masked {
   std::vector<int64_t> ids, labels, columns[5], left, right;
@@ -235,7 +144,6 @@ void test_cross_entropy(std::mt19937_64& random, int64_t vocab) {
   compare("cross_entropy", vocab, [&](const auto& run) {
     std::vector<float> values = logits, losses(3);
     run([&](const auto& g) {
-      using Group = std::decay_t<decltype(g)>;
       CrossEntropyArgs args{};
       args.logits = values.data();
       args.targets = targets;
@@ -246,8 +154,9 @@ void test_cross_entropy(std::mt19937_64& random, int64_t vocab) {
       args.vocab_size = vocab;
       args.stride = stride;
       args.heads = 2;
+      args.bias_stride = vocab;
       for (int64_t r = 0; r < rows; ++r) {
-        const float loss = cross_entropy_row<Group, float, float>(g, args, r);
+        const float loss = cross_entropy_row<float>(g, args, r, nullptr);
         if (g.rank() == 0) losses[size_t(r)] = loss;
       }
     });

@@ -15,7 +15,7 @@ constexpr uint8_t kWordStart = 1, kSpecial = 2;
 // on the shape alone, never on the number of threads or blocks.
 constexpr int64_t kRowsPerChunk = 16;
 constexpr int64_t kSpansPerChunk = 8;
-constexpr int64_t kColumnRowsPerChunk = 1024;
+constexpr int64_t kColumnRowsPerChunk = 512;
 constexpr int64_t kRowsPerSum = 64;
 // Faults that span_mask returns instead of a place.
 constexpr int64_t kCapacityExceeded = -2;  // the budgets add up to more than target_capacity
@@ -154,13 +154,13 @@ struct CrossEntropyArgs {
   Dtype dtype;
   void* logits;            // [R, stride]; replaced by its gradient when `scale` is given
   const int64_t* targets;  // [R]
-  const void* bias;        // [heads, V] working type, or null
+  const void* bias;        // [heads, bias_stride] working type, or null
   const int64_t* head;     // [R], or null: head 0
   const void* scale;       // [R] working type: weight of each row's loss in the scalar that is differentiated, or null
   void* losses;            // [R] working type
   void* grad_bias;         // [heads, V] working type, or null
   void* partials;          // [chunks, heads, V] working type, or null
-  int64_t rows, vocab_size, stride, heads;
+  int64_t rows, vocab_size, stride, heads, bias_stride;
 };
 
 // Where an operation runs: a CUDA device and stream, or the CPU (device < 0).

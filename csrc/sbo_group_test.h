@@ -9,20 +9,6 @@
 
 namespace {
 
-// What a Block does: one barrier, and two places that take turns (a third call must not find a reader of the first).
-template <class N>
-void Lanes::sum_pair(N& a, N& b, int turn) const {
-  double* places = meeting->pairs[turn];
-  places[2 * lane] = a;
-  places[2 * lane + 1] = b;
-  sync();
-  a = b = 0;
-  for (int i = 0; i < kLanes; ++i) {
-    a += N(places[2 * i]);
-    b += N(places[2 * i + 1]);
-  }
-}
-
 // Gaussians as rows of T whose first element is aligned to an access, as torch's are.
 template <class T>
 struct Rows {

@@ -11,6 +11,7 @@ nothing is repaired silently.
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from spanbert_ext import _backend, _sbo_rows, reference
@@ -282,13 +283,15 @@ def _cross_entropy_rows(logits, targets, bias, head, scale, vocab_size):
     rows, stride = logits.shape
     heads = bias.shape[0] if bias is not None else 1
     losses, grad_bias = _cross_entropy_outputs(logits, targets, bias, head, scale, vocab_size)
+    if bias is not None and logits.is_cuda and vocab_size % 4:
+        bias = F.pad(bias, (0, -vocab_size % 4))  # rows of whole 16 bytes
     chunks = -(-rows // _C.column_rows_per_chunk)
     partials = losses.new_empty((chunks, *grad_bias.shape) if logits.is_cuda else (0,))
     optional = [t.data_ptr() if t is not None else 0 for t in (bias, head, scale)]
     _C.cross_entropy_rows(
         place(logits), DTYPES[logits.dtype], logits.data_ptr(), targets.data_ptr(), *optional,
         losses.data_ptr(), grad_bias.data_ptr() if grad_bias.numel() else 0, partials.data_ptr(),
-        rows, vocab_size, stride, heads,
+        rows, vocab_size, stride, heads, bias.shape[1] if bias is not None else 0,
     )  # fmt: skip
     return losses, grad_bias
 
