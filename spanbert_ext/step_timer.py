@@ -154,7 +154,7 @@ class PretrainStep:
         stream = made_up_stream(rows, length, config.vocab_size, device, lengths)
         self.task = MadeUpRows(*stream, masker, length)
         options = options or RuntimeOptions()
-        self.compiled = choose_compile(options.compile, device)
+        self.compiled = choose_compile(options.compile)
         forward = compiled_forward(self.model, self.compiled)
         settings = LoopSettings(1_000_000, 1e-4, 10_000, 1.0, precision, 100)
         self._eager = DeviceStep(self.model, self.optimizer, self.task, settings, forward)

@@ -9,7 +9,6 @@ batches made on the host, `device_step.DeviceStep` with batches that never leave
 from __future__ import annotations
 
 import contextlib
-import math
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -172,10 +171,11 @@ def update(
     Returns:
         (gradient norm before clipping, found_inf), both fp32 scalars on the device.
     """
-    limit = clip_norm if clip_norm > 0 else math.inf
-    norm = nn.utils.clip_grad_norm_(model.parameters(), limit)
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    norm = nn.utils.get_total_norm(gradients)
     found_inf = (~torch.isfinite(norm)).float()
-    optimizer.grad_scale = None
+    # The fused update divides by grad_scale on the way: clipping costs no pass of its own.
+    optimizer.grad_scale = (norm / clip_norm).clamp(min=1).float() if clip_norm > 0 else None
     optimizer.found_inf = found_inf
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)

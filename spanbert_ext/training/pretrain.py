@@ -180,7 +180,7 @@ class _Run:
         run_step = build_step(
             self.model, self.optimizer, self.task, self._loop_settings(), config.runtime
         )
-        compiled = choose_compile(config.runtime.compile, self.device)
+        compiled = choose_compile(config.runtime.compile)
         self.log.say(f"the step: {describe_step(run_step, compiled)}")
         try:
             with StopRequest() as stop:

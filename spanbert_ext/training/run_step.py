@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 
 import torch
@@ -16,15 +15,13 @@ from spanbert_ext.training.loop import HostStep, LoopSettings, Step
 from spanbert_ext.training.pretrain_task import PretrainTask
 
 
-def choose_compile(wanted: str, device: torch.device) -> bool:
-    """Whether the model goes through torch.compile; `auto` does so on a GPU with Triton.
+def choose_compile(wanted: str) -> bool:
+    """Whether the model goes through torch.compile; `auto` does not.
 
-    On a CPU the shapes of a step follow the data. That it pays on a GPU is unmeasured: predicted
-    are 1360 rows/s in place of 1100 (BERT-base, H200) from fused element-wise work.
-    `benchmarks.gpu` measures both.
+    On a CPU the shapes of a step follow the data. On a GPU it is unmeasured: predicted are 1360
+    rows/s in place of 1100 (BERT-base, H200) from fused element-wise work, most of which the
+    encoder's own operations fuse too. `benchmarks.gpu` measures both.
     """
-    if wanted == "auto":
-        return device.type == "cuda" and importlib.util.find_spec("triton") is not None
     return wanted == "on"
 
 
@@ -46,7 +43,7 @@ def build_step(
         ConfigError: graphs are required where there are no resident rows or no GPU.
     """
     device = next(model.parameters()).device
-    forward = compiled_forward(model, choose_compile(options.compile, device))
+    forward = compiled_forward(model, choose_compile(options.compile))
     if options.graph == "on" and not (task.resident and device.type == "cuda"):
         what = "a CUDA device" if device.type != "cuda" else "rows that fit on it (batch.resident)"
         raise ConfigError(f"runtime.graph: graphs need {what}; choose auto or off")
