@@ -16,6 +16,7 @@ from benchmarks.records import rows_of
 from spanbert_ext.step_timer import PARTS, PretrainStep
 from spanbert_ext.training.config import RuntimeOptions
 from spanbert_ext.training.loop import autocast
+from spanbert_ext.training.models import choose_precision
 
 BUILDERS = {
     "transformers": (peer_steps.transformers_step, None),
@@ -24,13 +25,14 @@ BUILDERS = {
     "assembly": (peer_steps.assembly_step, "default"),
     "original": (peer_steps.original_step, None),
 }
-# Kinds of our step. "ours" is what a run takes: on a GPU rows there, CUDA graphs, torch.compile.
+# Kinds of our step. "ours" is what a run takes: on a GPU rows there and CUDA graphs.
 OURS = {
     "ours": RuntimeOptions(),
     "ours_packed": RuntimeOptions(),
-    "ours_compiled": RuntimeOptions(graph="off"),
-    "ours_graph": RuntimeOptions(compile="off"),
-    "ours_eager": RuntimeOptions(graph="off", compile="off"),
+    "ours_auto": RuntimeOptions(),  # in the precision that `auto` picks, whatever the peers run in
+    "ours_compiled_graph": RuntimeOptions(compile="on"),
+    "ours_compiled": RuntimeOptions(graph="off", compile="on"),
+    "ours_eager": RuntimeOptions(graph="off"),
 }
 
 
@@ -59,11 +61,13 @@ def step_case(
         lengths = packed_lengths(rows, length) if "packed" in name else ()
         if device == "cuda":
             torch.cuda.reset_peak_memory_stats()
-        step = PretrainStep(config, rows, length, place, precision, lengths, OURS[name])
+        own = choose_precision("auto", place) if name == "ours_auto" else precision
+        step = PretrainStep(config, rows, length, place, own, lengths, OURS[name])
         if named_peers and not variants:
             check_same_loss(step.model, config, device, length, precision)
         step.warm_up()
         note = step.describe() + (f", {len(lengths)} sequences" if lengths else "")
+        note += f", {own}" if own != precision else ""
         if device == "cuda":  # of a captured step the column of one call's memory shows nothing
             note += f", {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB at most"
         variants.append(Variant(name, step, note=note))
@@ -160,7 +164,8 @@ def bench_step_base(measure, record_rows, device, quick, compiled, small, dtype)
     named = ("transformers",)
     if compiled and dtype == "bf16":
         named += ("transformers_compiled",)
-    case = step_case("base", 2, dtype, device, named_peers=named, **small)
+    kinds = ("ours", "ours_auto") if dtype == "bf16" else ("ours",)
+    case = step_case("base", 2, dtype, device, 0.0, named, kinds, **small)
     measure(case, "step")
     record_rows("step", part_rows(case, 2 if quick else 4))
 

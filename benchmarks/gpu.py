@@ -35,7 +35,7 @@ _LEAST_S = 10  # a part is not started with less time left
 MEASURED = (
     ("ceilings", 25, ("ceilings",)),
     ("masking", 25, ("masking",)),
-    ("sbo", 45, ("sbo",)),
+    ("sbo", 50, ("sbo", "residual")),
     ("loss", 60, ("loss",)),
     ("step_base", 100, ("step_base",)),
     ("step_large", 120, ("step_large",)),

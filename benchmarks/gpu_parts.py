@@ -19,11 +19,13 @@ from benchmarks import floors, records, workloads
 from benchmarks.attention_cases import attention_case
 from benchmarks.bench_cross_entropy import loss_case
 from benchmarks.bench_masking import masking_case
+from benchmarks.bench_residual import residual_case
 from benchmarks.bench_sbo import gelu_layer_norm_case, sbo_case
 from benchmarks.bench_step import OURS, part_rows, step_case
 from benchmarks.harness import Case, Race, Variant
 from spanbert_ext.step_timer import PretrainStep
 
+_WITHOUT_GRAPHS = ("ours_eager", "ours_compiled")
 _COMPILED_PEERS = ("transformers_compiled", "assembly")
 _TARGETS_PER_ROW = 153  # 77 of the masked language model, 76 of the SBO
 _SMOKE = {
@@ -67,7 +69,7 @@ def measure_sync(session: Session) -> None:
     fields = {name: size for name, size in changes.items() if name != "length"}
     config = workloads.model_config("base", 0.0, **fields)
     precision = "bf16" if session.device == "cuda" else "fp32"
-    for name in ("ours_eager", "ours_graph"):
+    for name in ("ours_eager", "ours"):
         step = PretrainStep(
             config, 8, length, torch.device(session.device), precision, options=OURS[name]
         )
@@ -116,6 +118,15 @@ def measure_sbo(session: Session) -> None:
         rows = session.size(_TARGETS_PER_ROW * 256, 64)
         case = gelu_layer_norm_case(rows, hidden, "bf16", session.device)
         session.measure("gelu_layer_norm", case, 0.5)
+
+
+def measure_residual(session: Session) -> None:
+    """Dropout, addition and LayerNorm of a layer of base and of large."""
+    tokens = session.size(256 * 512, 64)
+    for hidden in (768, 1024) if not session.quick else (64,):
+        for p in (0.0, 0.1):
+            case = residual_case(tokens, hidden, p, "bf16", session.device)
+            session.measure("residual", case, 0.3)
 
 
 def measure_loss(session: Session) -> None:
@@ -176,26 +187,26 @@ def measure_step_base(session: Session) -> None:
     """
     _measure_step(session, "base", 256)
     named = _named(session, "transformers", *_COMPILED_PEERS)
-    _measure_step(session, "base", 256, named_peers=named, named_ours=("ours_compiled",))
+    _measure_step(session, "base", 256, named_peers=named, named_ours=_WITHOUT_GRAPHS)
 
 
 def measure_step_large(session: Session) -> None:
     """BERT-large, 128 rows, as for base."""
     _measure_step(session, "large", 128)
     named = _named(session, "transformers", *_COMPILED_PEERS)
-    _measure_step(session, "large", 128, named_peers=named, named_ours=("ours_compiled",))
+    _measure_step(session, "large", 128, named_peers=named, named_ours=_WITHOUT_GRAPHS)
 
 
 def measure_step_small(session: Session) -> None:
     """BERT-base, 8 rows, where the host's part counts; all fit side by side."""
-    kinds = ("ours", "ours_graph", "ours_compiled", "ours_eager")
+    kinds = ("ours", "ours_compiled_graph", *_WITHOUT_GRAPHS)
     named = _named(session, "transformers", "transformers_graphs")
     _measure_step(session, "base", 8, named_peers=named, named_ours=kinds)
 
 
 def measure_step_kinds(session: Session) -> None:
-    """What each part of our step is worth: nothing, graphs alone; then packed rows."""
-    for name in ("ours_eager", "ours_graph", "ours_packed"):
+    """Rows packed with several sequences; then graphs and torch.compile together."""
+    for name in ("ours_packed", "ours_compiled_graph"):
         _measure_step(session, "base", 256, named_ours=(name,))
 
 

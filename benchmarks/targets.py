@@ -79,6 +79,13 @@ def _cpu() -> list[Target]:
         shapes = {"preset": "base", "rows": 2, "length": 512, "attention_dropout": 0.0}
         what = "step, base / transformers MLM alone"
         found.append(Target(what, "step", dtype, "cpu", shapes, "transformers", ratio, per="rows"))
+    what = "step, base, precision auto / transformers MLM alone in bf16"
+    shapes = {"preset": "base", "rows": 2, "length": 512, "attention_dropout": 0.0}
+    found.append(
+        Target(
+            what, "step", "bf16", "cpu", shapes, "transformers", 2, per="rows", variant="ours_auto"
+        )
+    )
     return found
 
 

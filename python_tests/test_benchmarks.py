@@ -288,7 +288,7 @@ def test_masker_targets_by_hand():
 
 def test_every_target_can_be_met_by_some_row():
     """No target asks for a variant, dtype or device that no benchmark writes."""
-    written = {"ours", "ours_packed", "ragged_eager", "ragged_compiled", "padded_original", "eager"}
+    written = {*bench_step.OURS, "ragged_eager", "ragged_compiled", "padded_original", "eager"}
     written |= {"compiled", "compiled_chunked", "liger", "torch_chunked", *bench_step.BUILDERS}
     written |= {"transformers_whole_word"}
     for target in targets.TARGETS:
@@ -355,7 +355,7 @@ def test_gpu_command_from_end_to_end(tmp_path, capsys):
     ]
     assert gpu.main(words) == 0
     text = (tmp_path / "report.txt").read_text()
-    for name in ("ours_eager", "ours_graph", "transformers", "a step takes", "step_small"):
+    for name in ("ours_eager", "ours_compiled_graph", "transformers", "a step takes", "step_small"):
         assert name in text, name
     assert len({row["date"] for row in records.read(tmp_path / "step.csv")}) == 1
 
