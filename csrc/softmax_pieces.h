@@ -125,13 +125,16 @@ SPANBERT_HD Piece pack(const float (&values)[8], Half half) {
            pack_pair(values[4], values[5], half), pack_pair(values[6], values[7], half)}};
 }
 
-// Keeps an address in registers; the compiler would compute it anew at every piece.
-template <class Pointer>
-SPANBERT_HD Pointer kept(Pointer pointer) {
+// Keeps an address of global memory in registers; the compiler would compute it anew at every piece.
+template <class T>
+SPANBERT_HD T* kept(T* pointer) {
 #ifdef __CUDA_ARCH__
-  asm("" : "+l"(pointer));
-#endif
+  size_t address = __cvta_generic_to_global(pointer);
+  asm("" : "+l"(address));
+  return static_cast<T*>(__cvta_global_to_generic(address));
+#else
   return pointer;
+#endif
 }
 
 SPANBERT_HD float power_of_two(float x) {
