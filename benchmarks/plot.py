@@ -81,6 +81,8 @@ def series_of(rows: Sequence[Row]) -> dict[str, list[Row]]:
         name = row["variant"].replace("_", " ")
         if several:
             name += f", {row['threads']} thread" + ("s" if row["threads"] != "1" else "")
+        if series[name] and series[name][-1]["size"] == row["size"]:
+            series[name].pop()  # measured twice in the session: the later one counts
         series[name].append(row)
     # Ours first, then the slowest: the order of the lines at their right ends.
     return dict(sorted(series.items(), key=lambda s: (not s[0].startswith("ours"), -_us(s[1][-1]))))
@@ -91,19 +93,28 @@ def _us(row: Row) -> float:
 
 
 def make_figure(pyplot, panels: int, title: str, rows: Sequence[Row]):
-    """A figure of panels side by side, with its title and the session it shows."""
-    width = max(7.5, 5.2 * panels)
+    """A figure of panels, at most three beside each other, with its title and the session it
+    shows."""
+    columns = panels if panels <= 3 else 2
+    lines_of_panels = -(-panels // columns)
+    width = max(7.5, 5.2 * columns)
     figure, axes = pyplot.subplots(
-        1, panels, figsize=(width, 5.4), squeeze=False, layout="constrained"
+        lines_of_panels,
+        columns,
+        figsize=(width, 1.6 + 4.4 * lines_of_panels),
+        squeeze=False,
+        layout="constrained",
     )
+    for unused in axes.flat[panels:]:
+        unused.set_visible(False)
     row = rows[0]
     parts = [row["hardware"], f"torch {row['torch']}", row["backend"], f"commit {row['commit']}"]
     under = [" · ".join([*parts, row["date"][:10]]), row["command"]]
-    letters = int(15 * width)  # of 8 points, in one line
+    letters = int(17 * width)  # of 8 points, in one line
     lines = [line for text in under for line in textwrap.wrap(text, letters)]
     figure.suptitle(title, fontsize=14, fontweight="bold")
     figure.supxlabel("\n".join(lines), fontsize=8, color="#444444")
-    return figure, axes[0]
+    return figure, axes.flat[:panels]
 
 
 def colours_of(names: Sequence[str]) -> dict[str, tuple[str, str]]:
@@ -131,15 +142,25 @@ def draw_times(pyplot, rows: Sequence[Row], title: str, size_label: str):
             continue
         for variant, points in series_of(panel).items():
             _draw_series(axis, variant, points, looks[variant])
-        floors = {float(r["size"]): float(r["floor_us"]) for r in panel if r["floor_us"]}
-        if floors:
-            xs, ys = zip(*sorted(floors.items()), strict=True)
-            axis.plot(xs, [y / 1e6 for y in ys], "--", color=FLOOR, linewidth=1.6, label="floor")
+        _draw_floors(axis, panel)
         _finish_axis(axis, name, size_label, sorted({float(r["size"]) for r in panel}))
         _label_durations(axis.yaxis, axis.get_ylim())
         axis.set_ylabel("median time of a call (band: 20th to 80th percentile)")
-        _add_legend(axis)
+    _add_legend(figure, axes)
     return figure
+
+
+def _draw_floors(axis, panel: Sequence[Row]) -> None:
+    """The shortest possible times, a line for every number of threads."""
+    floors: dict[str, dict[float, float]] = defaultdict(dict)
+    for row in panel:
+        if row["floor_us"]:
+            floors[row["threads"]][float(row["size"])] = float(row["floor_us"]) / 1e6
+    for (threads, points), style in zip(sorted(floors.items()), ("--", ":"), strict=False):
+        label = "floor" + (f", {threads} threads" if len(floors) > 1 and threads != "1" else "")
+        label += ", 1 thread" if len(floors) > 1 and threads == "1" else ""
+        xs, ys = zip(*sorted(points.items()), strict=True)
+        axis.plot(xs, ys, style, color=FLOOR, linewidth=1.6, label=label)
 
 
 def _draw_series(axis, variant: str, points: Sequence[Row], look: tuple[str, str]) -> None:
@@ -160,12 +181,21 @@ def _draw_series(axis, variant: str, points: Sequence[Row], look: tuple[str, str
     axis.fill_between(xs, low, high, color=colour, alpha=0.18, linewidth=0)
 
 
-def _add_legend(axis) -> None:
-    """In the corner that rising lines leave free, with room made above them."""
-    low, high = axis.get_ylim()
-    lines = len(axis.get_legend_handles_labels()[0])
-    axis.set_ylim(low, high * (high / low) ** (0.03 * lines))
-    axis.legend(fontsize=8, framealpha=0.9, edgecolor="none", loc="upper left")
+def _add_legend(figure, axes) -> None:
+    """One for all panels, under them, where it hides no line."""
+    entries = {}
+    for axis in axes:
+        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
+            entries.setdefault(label, handle)
+    if entries:
+        figure.legend(
+            entries.values(),
+            entries.keys(),
+            loc="outside lower center",
+            ncols=min(4, len(entries)),
+            fontsize=9,
+            frameon=False,
+        )
 
 
 def _draw_bars(axis, title: str, rows: Sequence[Row], looks: dict[str, tuple[str, str]]) -> None:
@@ -182,7 +212,6 @@ def _draw_bars(axis, title: str, rows: Sequence[Row], looks: dict[str, tuple[str
     if rows[0]["floor_us"]:
         floor = float(rows[0]["floor_us"]) / 1e6
         axis.axvline(floor, linestyle="--", color=FLOOR, linewidth=1.6, label="floor")
-        axis.legend(fontsize=8, frameon=False, loc="lower right")
     axis.set_yticks(range(len(series)), [name.replace(" ", "\n", 1) for name in series])
     axis.set_ylim(len(series) + 0.2, -0.8)
     axis.set_xlim(0, 1.45 * max(_us(row) for row in rows) / 1e6)
@@ -284,7 +313,7 @@ def draw_memory(pyplot, rows: Sequence[Row]):
         _finish_axis(axis, name, "rows with a target", sorted(logits))
         axis.yaxis.set_major_formatter(lambda value, _: f"{value:g} MiB")
         axis.set_ylabel("most memory beyond the inputs, gradients included")
-        _add_legend(axis)
+    _add_legend(figure, axes)
     return figure
 
 
@@ -301,7 +330,10 @@ def draw_all(results: Path, out: Path, device: str, suffix: str = "png") -> list
 
     rows = read_session(sorted(results.glob("*.csv")), device)
     if not rows:
-        raise FileNotFoundError(f"{results} holds no row measured on {device}")
+        raise FileNotFoundError(
+            f"{results} holds no row measured on {device}; run `pytest benchmarks/` first (with "
+            f"--quick it records only where --results DIR says)"
+        )
     out.mkdir(parents=True, exist_ok=True)
     figures = {}
     for op, (name, title, size_label) in OPERATIONS.items():

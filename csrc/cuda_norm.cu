@@ -212,7 +212,7 @@ void launch_dropout_norm_backward(const DropoutNormArgs& args, const Place& plac
   by_stream(args, [&](auto x, auto s) {
     using W = working_t<decltype(s)>;
     if (args.rows * size > 0) {
-      backward<decltype(x), decltype(s)>(args, unsigned(chunks), stream_of(place));
+      backward<decltype(x), decltype(s)>(args, blocks_for(chunks, 1), stream_of(place));
       check(cudaGetLastError(), "dropout_norm_backward launch");
     }
     launch_sum_chunks(static_cast<const W*>(args.partials), chunks, 2 * size, 2 * size,

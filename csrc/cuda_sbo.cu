@@ -210,9 +210,11 @@ void launch_gather_boundaries(const BoundaryArgs& args, const Place& place) {
     using T = decltype(scalar);
     const int64_t bytes = args.hidden_size * int64_t(sizeof(T));
     if (bytes % 16 == 0 && reinterpret_cast<uintptr_t>(args.hidden) % 16 == 0) {
-      gather_boundaries_kernel<int4><<<unsigned(args.spans), kCopyThreads, 0, stream_of(place)>>>(args, bytes / 16);
+      gather_boundaries_kernel<int4>
+          <<<blocks_for(args.spans, 1), kCopyThreads, 0, stream_of(place)>>>(args, bytes / 16);
     } else {
-      gather_boundaries_kernel<T><<<unsigned(args.spans), kCopyThreads, 0, stream_of(place)>>>(args, args.hidden_size);
+      gather_boundaries_kernel<T>
+          <<<blocks_for(args.spans, 1), kCopyThreads, 0, stream_of(place)>>>(args, args.hidden_size);
     }
   });
   check(cudaGetLastError(), "gather_boundaries launch");
@@ -228,7 +230,7 @@ void launch_gather_boundaries_backward(const BoundaryArgs& args, const Place& pl
     const auto kernel = packs_fit<T>(args.hidden_size, args.hidden, args.out)
                             ? gather_boundaries_backward_kernel<T, kAccessWidth<T>>
                             : gather_boundaries_backward_kernel<T, 1>;
-    kernel<<<unsigned(args.spans), kCopyThreads, 0, stream_of(place)>>>(args);
+    kernel<<<blocks_for(args.spans, 1), kCopyThreads, 0, stream_of(place)>>>(args);
   });
   check(cudaGetLastError(), "gather_boundaries_backward launch");
 }
@@ -255,11 +257,11 @@ void launch_gelu_layer_norm_backward(const GeluLayerNormBackwardArgs& args, cons
     if (chunks > 0) {
       if (packs_fit<T>(size, args.grad_out, args.x, args.weight, args.grad_x, args.partials)) {
         gelu_layer_norm_backward_kernel<T, PackedChunk<T>>
-            <<<unsigned(chunks), PackedChunk<T>::Group::kSize, kReductionBytes, stream>>>(args);
+            <<<blocks_for(chunks, 1), PackedChunk<T>::Group::kSize, kReductionBytes, stream>>>(args);
       } else {
         const auto kernel = gelu_layer_norm_backward_kernel<T, StridedChunk>;
         const size_t bytes = backward_bytes<W>(kernel, kBackwardArrays * size);
-        kernel<<<unsigned(chunks), StridedChunk::Group::kSize, bytes, stream>>>(args);
+        kernel<<<blocks_for(chunks, 1), StridedChunk::Group::kSize, bytes, stream>>>(args);
       }
       check(cudaGetLastError(), "gelu_layer_norm_backward launch");
     }
@@ -304,11 +306,11 @@ void launch_sbo_first_layer_backward(const SboFirstLayerBackwardArgs& args, cons
         const auto kernel = sbo_first_layer_backward_kernel<T, PackedChunk<T>>;
         const bool shared = size_t(positions) * sizeof(W) + kReductionBytes <= kPositionBytes;
         const size_t bytes = backward_bytes<W>(kernel, shared ? positions : 0);
-        kernel<<<unsigned(chunks), PackedChunk<T>::Group::kSize, bytes, stream>>>(args, shared);
+        kernel<<<blocks_for(chunks, 1), PackedChunk<T>::Group::kSize, bytes, stream>>>(args, shared);
       } else {
         const auto kernel = sbo_first_layer_backward_kernel<T, StridedChunk>;
         const size_t bytes = backward_bytes<W>(kernel, kBackwardArrays * size);
-        kernel<<<unsigned(chunks), StridedChunk::Group::kSize, bytes, stream>>>(args, false);
+        kernel<<<blocks_for(chunks, 1), StridedChunk::Group::kSize, bytes, stream>>>(args, false);
       }
       check(cudaGetLastError(), "sbo_first_layer_backward launch");
     }

@@ -55,6 +55,15 @@ def test_native_mode_raises_with_the_reason_where_it_cannot_run(force_backend, m
         make_masker()(torch.zeros(1, 4, dtype=torch.int64))
 
 
+def test_a_source_tree_that_hides_the_package_is_named(force_backend, monkeypatch, tmp_path):
+    """Installing again, the usual advice, would change nothing there."""
+    monkeypatch.setattr(_backend, "native_module", None)
+    monkeypatch.setattr(_backend, "__file__", str(tmp_path / "spanbert_ext" / "_backend.py"))
+    assert "--force-reinstall" in _backend.obstacle("cpu")
+    (tmp_path / "setup.py").touch()
+    assert f"{tmp_path} is a source tree" in _backend.obstacle("cpu")
+
+
 def test_auto_mode_says_once_what_it_chose_and_why(force_backend, monkeypatch, caplog):
     force_backend("auto")
     monkeypatch.setattr(_backend, "native_module", None)

@@ -11,6 +11,7 @@ import functools
 import importlib
 import logging
 import os
+from pathlib import Path
 from types import ModuleType
 
 import torch
@@ -28,6 +29,13 @@ def _load() -> tuple[ModuleType | None, str]:
         return None, str(error)
 
 
+def _remedy() -> str:
+    tree = Path(__file__).resolve().parent.parent
+    if (tree / "setup.py").exists():
+        return f"{tree} is a source tree and hides the package: `pip install .`, then run elsewhere"
+    return _INSTALL
+
+
 native_module, _load_error = _load()
 _decisions: dict[str, bool] = {}
 
@@ -43,7 +51,7 @@ def mode() -> str:
 def obstacle(device_type: str) -> str:
     """Why the native core cannot run on this device type; empty if it can."""
     if native_module is None:
-        return f"the native module did not load ({_load_error}): {_INSTALL}"
+        return f"the native module did not load ({_load_error}): {_remedy()}"
     if device_type == "cpu":
         return ""
     if device_type != "cuda":

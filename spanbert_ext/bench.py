@@ -5,6 +5,7 @@ it runs, not for its help.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import median
 from typing import Literal
@@ -30,7 +31,9 @@ class BenchConfig:
         attention_dropout: dropout on attention probabilities; published runs use 0.1, without it
             faster attention can be used.
         vocab_size: pieces of the vocabulary.
-        graph, compile: as `runtime` in training.
+        graph: replay the step as CUDA graphs; auto does so on a GPU.
+        compile: run the model through torch.compile, which takes a minute or two at the start; auto
+            does not.
     """
 
     preset: Literal["tiny", "mini", "small", "base", "large"] = "base"
@@ -89,8 +92,11 @@ class BenchResult:
     facts: tuple[tuple[str, str], ...]
 
 
-def run(config: BenchConfig) -> BenchResult:
+def run(config: BenchConfig, progress: Callable[[str], None] = lambda _: None) -> BenchResult:
     """Measure.
+
+    Args:
+        progress: told what is going on, a line at a time.
 
     Raises:
         ConfigError: the device is not there.
@@ -114,13 +120,15 @@ def run(config: BenchConfig) -> BenchResult:
     if config.graph == "on" and device.type != "cuda":
         raise ConfigError("graph: there are no CUDA graphs on a CPU; choose auto or off")
     options = RuntimeOptions(config.graph, config.compile)
+    progress(f"{config.preset} model, {rows} rows of {config.max_length} tokens, {precision}")
     step = PretrainStep(model, rows, config.max_length, device, precision, options=options)
     for _ in range(2):
         step.warm_up()
     whole, parts = [], []
-    for _ in range(config.steps):
+    for number in range(config.steps):
         whole.append(_seconds(step, device))
         parts.append(step.parts())
+        progress(f"update {number + 1} of {config.steps}: {1e3 * whole[-1]:.4g} ms")
     facts = (
         ("model", f"{config.preset}, {sum(p.numel() for p in step.model.parameters()):,} weights"),
         ("batch", f"{rows} rows of {config.max_length} tokens"),

@@ -29,12 +29,12 @@ class Arguments:
     """A command line taken apart, nothing interpreted yet.
 
     Args:
-        values: setting -> text, in the order given.
+        values: setting -> text, in the order given; None where the value is missing.
         files: YAML files named by --config.
         positionals: words that belong to no option.
     """
 
-    values: dict[str, str]
+    values: dict[str, str | None]
     files: tuple[str, ...]
     positionals: tuple[str, ...]
 
@@ -43,23 +43,25 @@ def split_arguments(words: Sequence[str]) -> Arguments:
     """Take a command line apart: every option but the flags has exactly one value.
 
     Raises:
-        ConfigError: an option without a value.
+        ConfigError: an option with one dash, or no file behind --config.
     """
-    values: dict[str, str] = {}
+    values: dict[str, str | None] = {}
     files, positionals = [], []
     rest = iter(words)
     for word in rest:
         if word in _FLAGS or word.startswith("--print_config="):
             continue
+        if word.startswith("-") and not word.startswith("--"):
+            raise ConfigError(f"{word}: no such option; settings are `--name value`")
         if not word.startswith("--"):
             positionals.append(word)
             continue
         name, equals, value = word[2:].partition("=")
         if not equals:
             value = next(rest, None)
-            if value is None:
-                raise ConfigError(f"--{name}: a value is required")
         if name == "config":
+            if value is None:
+                raise ConfigError("--config: a YAML file is required")
             files.append(value)
         else:
             values[name.replace("-", "_")] = value
@@ -120,6 +122,7 @@ def parse_settings(
     if any(word in ("--help", "-h") for word in words):
         make_parser(verb.name, verb.usage, verb.description, cls, None).parse_args(["--help"])
     arguments = split_arguments(words)
+    _check_values(arguments, {option.name: option for option in settings.options(cls, None)})
     given: dict[str, Any] = {}
     for path in arguments.files:
         given |= read_yaml(path)
@@ -144,6 +147,14 @@ def parse_settings(
     parsed = parser.parse_args(options).as_dict()
     own = {k: v for k, v in settings.flatten(parsed).items() if k != "config"}
     return settings.build(cls, own, defaults)
+
+
+def _check_values(arguments: Arguments, known: dict[str, Any]) -> None:
+    for name, value in arguments.values.items():
+        if value is None and name not in known:
+            raise ConfigError(settings.unknown_name(name, known))
+        if value is None:
+            raise ConfigError(f"--{name}: a value is required ({known[name].help})")
 
 
 def _pretrain_settings() -> type:
@@ -247,7 +258,7 @@ def run_bench(words: Sequence[str]) -> int:
     _quiet_console()
     from spanbert_ext import bench
 
-    print(bench.report(bench.run(config)))
+    print(bench.report(bench.run(config, lambda line: print(line, file=sys.stderr, flush=True))))
     return 0
 
 

@@ -145,8 +145,10 @@ class SpanMasker:
         Args:
             input_ids: [B, L] int32 or int64, contiguous.
             lengths: [B] integer, used tokens of each row; default all L.
-            sample_ids: [B] int64, what makes each row's mask its own; default 0..B-1.
-            epoch: int, or a [1] int64 tensor on the input's device (for captured steps).
+            sample_ids: [B] int64, what makes each row's mask its own, such as its index in the
+                data; default 0..B-1, which gives every batch of an epoch the same draws.
+            epoch: int, or a [1] int64 tensor on the input's device (for captured steps). The same
+                sample in the same epoch is masked the same way.
             attention_mask: [B, L], 0 at positions that must not be masked.
 
         Raises:

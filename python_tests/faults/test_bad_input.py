@@ -43,6 +43,8 @@ def test_all_unknown_names_of_both_sources(command):
         (["pretrain", "--steps", "10"], "optimizer.warmup_steps"),
         (["pretrain", "--batch.micro_rows", "7"], "batch.micro_rows: 7 does not divide"),
         (["pretrain", "--steps"], "--steps: a value is required"),
+        (["bench", "--step"], "did you mean steps?"),
+        (["prepare", "text.txt", "-o", "x"], "-o: no such option"),
         (["pretrain", "corpus"], "unexpected argument 'corpus'"),
         (["pretrain", "--config", "absent.yaml"], "--config absent.yaml: No such file"),
         (["pretrian"], "did you mean pretrain?"),

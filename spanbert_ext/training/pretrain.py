@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -218,6 +219,12 @@ class _Run:
             f"step, {self.device}, "
             f"{self.precision}, {_backend.name(self.device)}, {torch.get_num_threads()} threads"
         )
+        load, cores = os.getloadavg()[0], os.cpu_count() or 1
+        if self.device.type == "cpu" and torch.get_num_threads() > 1 and load > cores:
+            self.log.say(
+                f"other programs keep the {cores} cores busy (load {load:.0f}): threads that wait "
+                "for each other are slow then, OMP_NUM_THREADS=1 trains faster"
+            )
         if not self.task.num_held_out_rows:
             self.log.say("the corpus has no held-out part: no validation")
         if self.start is not None:
