@@ -63,13 +63,24 @@ def command() -> str:
     given = os.environ.get("SPANBERT_BENCHMARK_COMMAND")
     if given:
         return given
-    words = list(sys.argv)
+    words = _without_results(sys.argv)
     program = Path(words[0])
     if program.stem == "__main__" and program.parent.name in ("pytest", "_pytest"):
         return " ".join(["pytest", *words[1:]])
     if program.parent == ROOT / "benchmarks":
         return " ".join(["python -m benchmarks." + program.stem, *words[1:]])
     return " ".join([program.name, *words[1:]])
+
+
+def _without_results(words: list[str]) -> list[str]:
+    """Where the rows go does not change them."""
+    kept, rest = [], iter(words)
+    for word in rest:
+        if word == "--results":
+            next(rest, None)
+        elif not word.startswith("--results="):
+            kept.append(word)
+    return kept
 
 
 def _processor() -> str:

@@ -92,9 +92,8 @@ def _us(row: Row) -> float:
     return float(row["median_us"])
 
 
-def make_figure(pyplot, panels: int, title: str, rows: Sequence[Row]):
-    """A figure of panels, at most three beside each other, with its title and the session it
-    shows."""
+def make_figure(pyplot, panels: int, title: str):
+    """A figure of panels, at most three beside each other, with its title."""
     columns = panels if panels <= 3 else 2
     lines_of_panels = -(-panels // columns)
     width = max(7.5, 5.2 * columns)
@@ -107,13 +106,7 @@ def make_figure(pyplot, panels: int, title: str, rows: Sequence[Row]):
     )
     for unused in axes.flat[panels:]:
         unused.set_visible(False)
-    row = rows[0]
-    parts = [row["hardware"], f"torch {row['torch']}", row["backend"], f"commit {row['commit']}"]
-    under = [" · ".join([*parts, row["date"][:10]]), row["command"]]
-    letters = int(17 * width)  # of 8 points, in one line
-    lines = [line for text in under for line in textwrap.wrap(text, letters)]
     figure.suptitle(title, fontsize=14, fontweight="bold")
-    figure.supxlabel("\n".join(lines), fontsize=8, color="#444444")
     return figure, axes.flat[:panels]
 
 
@@ -132,7 +125,7 @@ def colours_of(names: Sequence[str]) -> dict[str, tuple[str, str]]:
 def draw_times(pyplot, rows: Sequence[Row], title: str, size_label: str):
     """Time against size, log-log."""
     panels = panels_of(rows)
-    figure, axes = make_figure(pyplot, len(panels), f"{title}: time against size", rows)
+    figure, axes = make_figure(pyplot, len(panels), f"{title}: time against size")
     names = list(dict.fromkeys(n for panel in panels.values() for n in series_of(panel)))
     looks = colours_of(names)
     for axis, (name, panel) in zip(axes, panels.items(), strict=True):
@@ -146,7 +139,7 @@ def draw_times(pyplot, rows: Sequence[Row], title: str, size_label: str):
         _finish_axis(axis, name, size_label, sorted({float(r["size"]) for r in panel}))
         _label_durations(axis.yaxis, axis.get_ylim())
         axis.set_ylabel("median time of a call (band: 20th to 80th percentile)")
-    _add_legend(figure, axes)
+    _add_foot(figure, axes, rows)
     return figure
 
 
@@ -181,21 +174,31 @@ def _draw_series(axis, variant: str, points: Sequence[Row], look: tuple[str, str
     axis.fill_between(xs, low, high, color=colour, alpha=0.18, linewidth=0)
 
 
-def _add_legend(figure, axes) -> None:
-    """One for all panels, under them, where it hides no line."""
+def _add_foot(figure, axes, rows: Sequence[Row]) -> None:
+    """Under the panels: one legend for all of `axes`, where it hides no line, and the session."""
+    width, height = figure.get_size_inches()
+    row = rows[0]
+    parts = [row["hardware"], f"torch {row['torch']}", row["backend"], f"commit {row['commit']}"]
+    under = [" · ".join([*parts, row["date"][:10]]), row["command"]]
+    letters = int(15 * width)  # of 8 points, in one line
+    lines = [line for text in under for line in textwrap.wrap(text, letters)]
+    text_height = 0.16 * len(lines) + 0.1  # in inches, as are the others
+    figure.text(
+        0.5, 0.05 / height, "\n".join(lines), ha="center", va="bottom", fontsize=8, color="#444444"
+    )
     entries = {}
     for axis in axes:
         for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
             entries.setdefault(label, handle)
+    columns = min(len(entries), int(width / 2.4))
+    legend_height = 0.22 * -(-len(entries) // columns) + 0.1 if entries else 0.0
     if entries:
         figure.legend(
-            entries.values(),
-            entries.keys(),
-            loc="outside lower center",
-            ncols=min(4, len(entries)),
-            fontsize=9,
-            frameon=False,
-        )
+            entries.values(), entries.keys(), loc="lower center", ncols=columns, fontsize=9,
+            bbox_to_anchor=(0.5, text_height / height), frameon=False, borderaxespad=0,
+        )  # fmt: skip
+    below = (text_height + legend_height) / height
+    figure.get_layout_engine().set(rect=(0, below, 1, 1 - below))
 
 
 def _draw_bars(axis, title: str, rows: Sequence[Row], looks: dict[str, tuple[str, str]]) -> None:
@@ -258,7 +261,7 @@ def draw_parts(pyplot, rows: Sequence[Row]):
     for row in rows:
         shapes = shapes_of(row)
         bars[f"{shapes['preset']}, {shapes['rows']} rows, {row['dtype']}"].append(row)
-    figure, (axis,) = make_figure(pyplot, 1, "Where the time of our step goes", rows)
+    figure, (axis,) = make_figure(pyplot, 1, "Where the time of our step goes")
     figure.set_size_inches(9.5, 2.4 + 0.75 * len(bars))
     for place, parts in enumerate(bars.values()):
         total, left = sum(map(_us, parts)), 0.0
@@ -285,6 +288,7 @@ def draw_parts(pyplot, rows: Sequence[Row]):
     for side in ("top", "right", "left"):
         axis.spines[side].set_visible(False)
     axis.legend(ncols=5, loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False, fontsize=9)
+    _add_foot(figure, (), rows)
     return figure
 
 
@@ -293,7 +297,7 @@ def draw_memory(pyplot, rows: Sequence[Row]):
     rows = [row for row in rows if row["extra_mb"] and float(row["extra_mb"]) > 0]
     panels = panels_of(rows)
     title = "Vocabulary loss: memory of one call, forward and backward"
-    figure, axes = make_figure(pyplot, len(panels), title, rows)
+    figure, axes = make_figure(pyplot, len(panels), title)
     names = list(dict.fromkeys(n for panel in panels.values() for n in series_of(panel)))
     looks = colours_of(names)
     for axis, (name, panel) in zip(axes, panels.items(), strict=True):
@@ -313,7 +317,7 @@ def draw_memory(pyplot, rows: Sequence[Row]):
         _finish_axis(axis, name, "rows with a target", sorted(logits))
         axis.yaxis.set_major_formatter(lambda value, _: f"{value:g} MiB")
         axis.set_ylabel("most memory beyond the inputs, gradients included")
-    _add_legend(figure, axes)
+    _add_foot(figure, axes, rows)
     return figure
 
 
@@ -349,7 +353,7 @@ def draw_all(results: Path, out: Path, device: str, suffix: str = "png") -> list
     paths = []
     for name, figure in figures.items():
         paths.append(out / f"{name}_{device}.{suffix}")
-        figure.savefig(paths[-1], dpi=150)
+        figure.savefig(paths[-1], dpi=100)
         pyplot.close(figure)
     return paths
 

@@ -65,7 +65,7 @@ def append(path: Path, rows: Sequence[dict[str, str]]) -> None:
         if header != COLUMNS:
             raise ValueError(f"{path} has other columns than this version writes; move it away")
     with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         if is_new:
             writer.writeheader()
         writer.writerows(rows)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+from benchmarks import records
+from benchmarks.installed import ROOT
 
 Row = dict[str, str]
 
@@ -307,3 +311,14 @@ def _duration(value: float | str) -> str:
 
 def _megabytes(value: float) -> str:
     return f"{value:.0f} MiB"
+
+
+def main() -> int:
+    """`python -m benchmarks.targets`: the table of what `benchmarks/results` holds."""
+    files = sorted((ROOT / "benchmarks" / "results").glob("*.csv"))
+    print(target_table([row for path in files for row in records.read(path)]))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -128,9 +128,12 @@ def _run(rows, weight, bias, targets, head, scale, need):
         losses.append(chunk_losses)
         if grad_rows is not None:
             _rows_gradient(logits, padded, grad_rows[part])
-        if any_need and need[1]:
-            share = _weight_gradient(logits, chunk, sum_dtype)
-            grad_weight = share if grad_weight is None else grad_weight.add_(share)
+        if any_need and need[1] and grad_weight is None:
+            grad_weight = _weight_gradient(logits, chunk, sum_dtype)
+        elif any_need and need[1] and sum_dtype == chunk.dtype:
+            grad_weight.addmm_(logits.t(), chunk)  # no second [V, H]
+        elif any_need and need[1]:
+            grad_weight.add_(_weight_gradient(logits, chunk, sum_dtype))
         if any_need and need[2] and bias is not None:
             grad_bias = chunk_bias if grad_bias is None else grad_bias.add_(chunk_bias)
         del logits
