@@ -18,16 +18,14 @@ CPUS = {
 @pytest.mark.parametrize(("features", "fast"), CPUS.values(), ids=CPUS)
 def test_16_bit_products_run_in_fp32_where_the_cpu_is_slow_in_bf16(monkeypatch, features, fast):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: features)
-    _backend.cpu_multiplies.cache_clear()
-    try:
-        cpu = torch.device("cpu")
-        expected = torch.bfloat16 if fast else torch.float32
-        assert _backend.product_dtype(cpu, torch.bfloat16) == expected
-        assert _backend.product_dtype(cpu, torch.float32) == torch.float32
-        assert _backend.product_dtype(cpu, torch.float64) == torch.float64
-        assert _backend.product_dtype(torch.device("cuda"), torch.bfloat16) == torch.bfloat16
-    finally:
-        _backend.cpu_multiplies.cache_clear()
+    assert _backend.cpu_multiplies(torch.bfloat16) is fast
+    monkeypatch.setitem(_backend._CPU_MULTIPLIES, torch.bfloat16, fast)
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    expected = torch.bfloat16 if fast else torch.float32
+    assert _backend.product_dtype(cpu, torch.bfloat16) == expected
+    assert _backend.product_dtype(cuda, torch.bfloat16) == torch.bfloat16
+    for dtype in (torch.float32, torch.float64):
+        assert _backend.product_dtype(cpu, dtype) == dtype
 
 
 @pytest.mark.parametrize("chunk_bytes", [1 << 27, 4 * 11 * 3], ids=["one chunk", "chunks of 3"])

@@ -7,7 +7,6 @@ per call.
 
 from __future__ import annotations
 
-import functools
 import importlib
 import logging
 import os
@@ -99,7 +98,6 @@ def use_native(device: torch.device) -> bool:
     return _decisions[device.type]
 
 
-@functools.cache
 def cpu_multiplies(dtype: torch.dtype) -> bool:
     """Whether this CPU multiplies matrices of a 16-bit dtype faster than fp32 ones.
 
@@ -116,11 +114,14 @@ def cpu_multiplies(dtype: torch.dtype) -> bool:
     return bool(features.get("amx_bf16") or (is_amd and features.get("avx512_bf16")))
 
 
+# Looked up once: torch.compile can read a table, but not the CPU's features.
+_CPU_MULTIPLIES = {dtype: cpu_multiplies(dtype) for dtype in (torch.bfloat16, torch.float16)}
+
+
 def product_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
     """In which dtype our operations multiply matrices of `dtype`: fp32 for 16-bit ones where a CPU
     is faster that way (and loses no digits), else the dtype itself."""
-    is_16_bit = dtype in (torch.bfloat16, torch.float16)
-    if device.type == "cpu" and is_16_bit and not cpu_multiplies(dtype):
+    if device.type == "cpu" and not _CPU_MULTIPLIES.get(dtype, True):
         return torch.float32
     return dtype
 
