@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from spanbert_ext.reference import philox4x32
+
 # A column is dropped when its 16-bit draw lies below a threshold of this many.
 DRAWS = 1 << 16
 _COLUMNS = 8  # that one call of the generator serves
@@ -26,23 +28,6 @@ def keep_scale(threshold: int) -> float:
     return DRAWS / (DRAWS - threshold) if threshold < DRAWS else 0.0
 
 
-def philox4x32(counter: list[Tensor], key: list[Tensor]) -> list[Tensor]:
-    """Philox4x32-10 of Salmon et al. (SC 2011) on int64 tensors that hold 32-bit words."""
-    c0, c1, c2, c3 = counter
-    k0, k1 = key
-    for _ in range(10):
-        # The products wrap around as unsigned ones would; the masks undo the sign.
-        p0, p1 = c0 * 0xD2511F53, c2 * 0xCD9E8D57
-        c0, c1, c2, c3 = (
-            ((p1 >> 32) & _LOW) ^ c1 ^ k0,
-            p1 & _LOW,
-            ((p0 >> 32) & _LOW) ^ c3 ^ k1,
-            p0 & _LOW,
-        )
-        k0, k1 = (k0 + 0x9E3779B9) & _LOW, (k1 + 0xBB67AE85) & _LOW
-    return [c0, c1, c2, c3]
-
-
 def dropout_draws(rows: int, size: int, seed: Tensor, site: int) -> Tensor:
     """16-bit draws [rows, size] int64, a pure function of (seed, site, row, column).
 
@@ -53,7 +38,7 @@ def dropout_draws(rows: int, size: int, seed: Tensor, site: int) -> Tensor:
     row = torch.arange(rows, device=seed.device).unsqueeze(1)
     key = [seed & _LOW, (seed >> 32) & _LOW]
     counter = torch.broadcast_tensors(blocks, row & _LOW, torch.full_like(row, site), row >> 32)
-    words = torch.stack(philox4x32(list(counter), key), dim=-1)
+    words = torch.stack(philox4x32(counter, key), dim=-1)
     halves = torch.stack([words & 0xFFFF, words >> 16], dim=-1)
     return halves.flatten(1)[:, :size]
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +23,8 @@ SPECIAL = 2
 # Draw numbers at and above this one belong to positions (replacement), those below to spans
 # (sampling).
 POSITION_DRAWS = 1 << 31
+_LOW = 0xFFFFFFFF
+Word = TypeVar("Word", int, torch.Tensor)
 
 
 @dataclass(frozen=True)
@@ -53,16 +56,17 @@ class SamplerSettings:
     seed: int
 
 
-def philox4x32(counter: Sequence[int], key: Sequence[int]) -> tuple[int, int, int, int]:
+def philox4x32(counter: Sequence[Word], key: Sequence[Word]) -> tuple[Word, Word, Word, Word]:
     """Philox4x32-10 of Salmon et al. (SC 2011): four 32-bit counter words and two key words to four
-    words."""
+    words, each an int or an int64 tensor."""
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(10):
-        high0, low0 = divmod(0xD2511F53 * c0, 1 << 32)
-        high1, low1 = divmod(0xCD9E8D57 * c2, 1 << 32)
-        c0, c1, c2, c3 = high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
-        k0, k1 = (k0 + 0x9E3779B9) & 0xFFFFFFFF, (k1 + 0xBB67AE85) & 0xFFFFFFFF
+        # In int64 tensors the products wrap around as unsigned ones would; the masks undo the sign.
+        p0, p1 = c0 * 0xD2511F53, c2 * 0xCD9E8D57
+        high0, high1 = (p0 >> 32) & _LOW, (p1 >> 32) & _LOW
+        c0, c1, c2, c3 = high1 ^ c1 ^ k0, p1 & _LOW, high0 ^ c3 ^ k1, p0 & _LOW
+        k0, k1 = (k0 + 0x9E3779B9) & _LOW, (k1 + 0xBB67AE85) & _LOW
     return c0, c1, c2, c3
 
 
