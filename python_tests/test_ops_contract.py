@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import inside_larger_buffer, make_masker, naming, randn, text_batch, word_text
 
-from spanbert_ext import _gelu_op, _norm_op, _ops, reference
+from spanbert_ext import _gelu_op, _mask_op, _norm_op, _ops, _sbo_op, reference
 from spanbert_ext._boundary import working_dtype
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
@@ -98,7 +98,8 @@ def op_samples() -> dict[str, list[tuple]]:
 
 
 def registered_operations() -> list[str]:
-    assert _gelu_op and _norm_op and _ops, "importing a boundary registers its operations"
+    for boundary in (_gelu_op, _mask_op, _norm_op, _ops, _sbo_op):
+        assert boundary, "importing a boundary registers its operations"
     prefix = "spanbert_ext::"
     return sorted(
         n.removeprefix(prefix)
