@@ -7,154 +7,15 @@ imported. Nothing heavy is imported at the top: each verb loads what it needs.
 
 from __future__ import annotations
 
-import json
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-from jsonargparse import ArgumentParser
-
 import spanbert_ext
+from spanbert_ext.arguments import Verb, parse_settings, split_arguments
 from spanbert_ext.errors import ConfigError, SpanBertError
 from spanbert_ext.training import settings
-
-_FLAGS = ("--help", "-h", "--debug", "--print_config")
-
-
-@dataclass(frozen=True)
-class Arguments:
-    """A command line taken apart, nothing interpreted yet.
-
-    Args:
-        values: setting -> text, in the order given; None where the value is missing.
-        files: YAML files named by --config.
-        positionals: words that belong to no option.
-    """
-
-    values: dict[str, str | None]
-    files: tuple[str, ...]
-    positionals: tuple[str, ...]
-
-
-def split_arguments(words: Sequence[str]) -> Arguments:
-    """Take a command line apart: every option but the flags has exactly one value.
-
-    Raises:
-        ConfigError: an option with one dash, or no file behind --config.
-    """
-    values: dict[str, str | None] = {}
-    files, positionals = [], []
-    rest = iter(words)
-    for word in rest:
-        if word in _FLAGS or word.startswith("--print_config="):
-            continue
-        if word.startswith("-") and not word.startswith("--"):
-            raise ConfigError(f"{word}: no such option; settings are `--name value`")
-        if not word.startswith("--"):
-            positionals.append(word)
-            continue
-        name, equals, value = word[2:].partition("=")
-        if not equals:
-            value = next(rest, None)
-        if name == "config":
-            if value is None:
-                raise ConfigError("--config: a YAML file is required")
-            files.append(value)
-        else:
-            values[name.replace("-", "_")] = value
-    return Arguments(values, tuple(files), tuple(positionals))
-
-
-def read_yaml(path: str) -> dict[str, Any]:
-    """A YAML file as dotted names.
-
-    Raises:
-        ConfigError: it cannot be read, is not YAML or not a mapping.
-    """
-    try:
-        loaded = yaml.safe_load(Path(path).read_text("utf-8"))
-    except OSError as error:
-        raise ConfigError(f"--config {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--config {path}: not a YAML file: {error}") from error
-    if loaded is None:
-        return {}
-    if not isinstance(loaded, dict):
-        raise ConfigError(
-            f"--config {path}: expected names and values, got {type(loaded).__name__}"
-        )
-    return settings.flatten(loaded)
-
-
-def make_parser(
-    verb: str, usage: str, description: str, cls: type, defaults: Any
-) -> ArgumentParser:
-    """A parser with one option for every setting of a dataclass."""
-    parser = ArgumentParser(
-        prog=f"spanbert {verb}", usage=usage, description=description, exit_on_error=False
-    )
-    parser.add_argument(
-        "--config", action="config", help="YAML file of these settings; options override it."
-    )
-    for option in settings.options(cls, defaults):
-        parser.add_argument(
-            f"--{option.name}", type=option.type, default=option.default, help=option.help
-        )
-    return parser
-
-
-def parse_settings(
-    verb: Verb, words: Sequence[str], defaults_for: Callable[[dict[str, Any]], Any] | None = None
-) -> Any:
-    """The settings dataclass of a verb, from the command line and YAML.
-
-    Args:
-        defaults_for: given the settings named so far, an instance whose values are the defaults, or
-            None.
-
-    Raises:
-        ConfigError: lists every fault.
-    """
-    cls = verb.settings()
-    if any(word in ("--help", "-h") for word in words):
-        make_parser(verb.name, verb.usage, verb.description, cls, None).parse_args(["--help"])
-    arguments = split_arguments(words)
-    _check_values(arguments, {option.name: option for option in settings.options(cls, None)})
-    given: dict[str, Any] = {}
-    for path in arguments.files:
-        given |= read_yaml(path)
-    given |= arguments.values
-    if arguments.positionals:
-        if verb.positional is None:
-            raise ConfigError(
-                f"unexpected argument {arguments.positionals[0]!r}; settings are `--name value`"
-            )
-        given[verb.positional] = list(arguments.positionals)
-    defaults = defaults_for(given) if defaults_for else None
-    settings.build(
-        cls, given, defaults
-    )  # reports every fault; jsonargparse would stop at the first
-
-    parser = make_parser(verb.name, verb.usage, verb.description, cls, defaults)
-    options = [f"--config={path}" for path in arguments.files]
-    options += [f"--{name}={value}" for name, value in arguments.values.items()]
-    if arguments.positionals:
-        options.append(f"--{verb.positional}={json.dumps(arguments.positionals)}")
-    options += [word for word in words if word.startswith("--print_config")]
-    parsed = parser.parse_args(options).as_dict()
-    own = {k: v for k, v in settings.flatten(parsed).items() if k != "config"}
-    return settings.build(cls, own, defaults)
-
-
-def _check_values(arguments: Arguments, known: dict[str, Any]) -> None:
-    for name, value in arguments.values.items():
-        if value is None and name not in known:
-            raise ConfigError(settings.unknown_name(name, known))
-        if value is None:
-            raise ConfigError(f"--{name}: a value is required ({known[name].help})")
 
 
 def _pretrain_settings() -> type:
@@ -284,18 +145,6 @@ def _quiet_console(loads_models: bool = True) -> None:
         from transformers.utils import logging
 
         logging.disable_progress_bar()
-
-
-@dataclass(frozen=True)
-class Verb:
-    """One word of the command."""
-
-    name: str
-    usage: str
-    description: str
-    run: Callable[[Sequence[str]], int]
-    settings: Callable[[], type] | None = None
-    positional: str | None = None
 
 
 VERBS = {

@@ -10,7 +10,8 @@ import yaml
 
 from spanbert_ext.data.config import PrepareConfig
 from spanbert_ext.errors import ConfigError
-from spanbert_ext.training.config import DEMONSTRATION, FREE_ON_RESUME, PretrainConfig, model_size
+from spanbert_ext.presets import model_size
+from spanbert_ext.training.config import DEMONSTRATION, FREE_ON_RESUME, PretrainConfig
 from spanbert_ext.training.settings import as_flat_dict, build, convert, flatten, nest, options
 
 
@@ -119,7 +120,7 @@ def test_round_trip_through_nested_mappings():
 
 def test_model_size_overrides_the_preset():
     config = build(PretrainConfig, {"preset": "mini", "model.layers": 3, "model.dropout": 0.2})
-    size = model_size(config)
+    size = model_size(config.preset, config.model)
     assert (size["num_hidden_layers"], size["hidden_size"], size["intermediate_size"]) == (
         3,
         256,

@@ -13,7 +13,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from spanbert_ext import _backend, conversion
 from spanbert_ext.errors import ConfigError, StorageError
 from spanbert_ext.modeling import SpanBertConfig, SpanBertForPreTraining
-from spanbert_ext.training.config import PretrainConfig, model_size
+from spanbert_ext.presets import model_size
+from spanbert_ext.training.config import PretrainConfig
 
 logger = logging.getLogger("spanbert_ext")
 
@@ -54,7 +55,7 @@ def build_model(
         "loss": config.loss.kind,
     }
     if config.init is None:
-        size = model_size(config)
+        size = model_size(config.preset, config.model)
         special = {"pad_token_id": tokenizer.pad_token_id}
         return SpanBertForPreTraining(
             SpanBertConfig(vocab_size=vocab_size, **size, **special, **heads)

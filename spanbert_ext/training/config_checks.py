@@ -1,0 +1,119 @@
+"""Impossible values of pre-training settings: one line for each, all at once. Torch-free."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from spanbert_ext.presets import model_size
+
+if TYPE_CHECKING:
+    from spanbert_ext.training.config import PretrainConfig
+
+
+def faults_of(config: PretrainConfig) -> list[str]:
+    """One line for every impossible value; empty if there is none."""
+    return [
+        *_range_faults(config),
+        *_model_faults(config),
+        *_batch_faults(config),
+        *_run_faults(config),
+    ]
+
+
+def _range_faults(c: PretrainConfig) -> list[str]:
+    positive = math.nextafter(0.0, 1.0)
+    below_one = math.nextafter(1.0, 0.0)
+    unlimited = math.inf
+    ranges = [
+        ("steps", c.steps, 1, unlimited),
+        ("seed", c.seed, 0, 2**63 - 1),
+        ("log_every", c.log_every, 1, unlimited),
+        ("model.dropout", c.model.dropout, 0, below_one),
+        ("masking.mask_ratio", c.masking.mask_ratio, positive, 1),
+        ("masking.geometric_p", c.masking.geometric_p, positive, below_one),
+        ("masking.min_words", c.masking.min_words, 1, unlimited),
+        ("masking.max_span_targets", c.masking.max_span_targets, 1, unlimited),
+        ("loss.sbo_weight", c.loss.sbo_weight, 0, unlimited),
+        ("optimizer.peak_lr", c.optimizer.peak_lr, positive, unlimited),
+        ("optimizer.warmup_steps", c.optimizer.warmup_steps, 0, unlimited),
+        ("optimizer.beta1", c.optimizer.beta1, 0, below_one),
+        ("optimizer.beta2", c.optimizer.beta2, 0, below_one),
+        ("optimizer.eps", c.optimizer.eps, positive, unlimited),
+        ("optimizer.weight_decay", c.optimizer.weight_decay, 0, unlimited),
+        ("optimizer.clip_norm", c.optimizer.clip_norm, 0, unlimited),
+        ("batch.rows", c.batch.rows, 1, unlimited),
+        ("batch.max_length", c.batch.max_length, 8, unlimited),
+        ("batch.micro_rows", c.batch.micro_rows, 1, unlimited),
+        ("validation.every", c.validation.every, 0, unlimited),
+        ("validation.rows", c.validation.rows, 1, unlimited),
+        ("checkpoint.every", c.checkpoint.every, 1, unlimited),
+        ("checkpoint.keep", c.checkpoint.keep, 1, unlimited),
+        *((f"model.{name}", getattr(c.model, name), 1, unlimited) for name in _SIZES),
+    ]
+    return [
+        _range_fault(name, value, low, high)
+        for name, value, low, high in ranges
+        if value is not None and not (low <= value <= high and value != math.inf)
+    ]
+
+
+_SIZES = ("layers", "hidden", "heads", "feed_forward")
+
+
+def _range_fault(name: str, value: float, low: float, high: float) -> str:
+    lower = f"[{low}" if low == 0 or low >= 1 else "(0"
+    upper = "1]" if high == 1 else "1)" if high < 1 else "" if high == math.inf else f"{high}]"
+    if upper:
+        return f"{name}: must lie in {lower}, {upper}; got {value}"
+    return (
+        f"{name}: must be {'greater than 0' if lower == '(0' else f'at least {low}'}; got {value}"
+    )
+
+
+def _model_faults(c: PretrainConfig) -> list[str]:
+    faults = []
+    if c.init is not None:
+        given = [f"model.{name}" for name in _SIZES if getattr(c.model, name) is not None]
+        faults += [f"{name}: the size comes from init {c.init}; leave it out" for name in given]
+        return faults
+    size = model_size(c.preset, c.model)
+    hidden, heads = size["hidden_size"], size["num_attention_heads"]
+    if heads >= 1 and hidden % heads:
+        faults.append(f"model.heads: {heads} heads do not divide a hidden size of {hidden}")
+    positions = size.get("max_position_embeddings", 512)
+    if c.batch.max_length > positions:
+        faults.append(
+            f"batch.max_length: at most {positions} (positions of the model); got "
+            f"{c.batch.max_length}"
+        )
+    return faults
+
+
+def _batch_faults(c: PretrainConfig) -> list[str]:
+    faults = []
+    micro = c.batch.micro_rows
+    if micro and micro >= 1 and c.batch.rows % micro:
+        faults.append(f"batch.micro_rows: {micro} does not divide batch.rows {c.batch.rows}")
+    if c.masking.max_words < c.masking.min_words:
+        faults.append(
+            f"masking.max_words: {c.masking.max_words} is below masking.min_words "
+            f"{c.masking.min_words}"
+        )
+    return faults
+
+
+def _run_faults(c: PretrainConfig) -> list[str]:
+    faults = []
+    if c.optimizer.warmup_steps > c.steps:
+        faults.append(
+            f"optimizer.warmup_steps: {c.optimizer.warmup_steps} steps of warm-up do not fit into "
+            f"{c.steps} steps"
+        )
+    if c.device not in ("auto", "cpu", "cuda") and not c.device.removeprefix("cuda:").isdigit():
+        faults.append(f"device: must be auto, cpu, cuda or cuda:N; got {c.device!r}")
+    if c.runtime.graph == "on" and c.batch.resident == "off":
+        faults.append("runtime.graph: a graph needs rows on the device; batch.resident is off")
+    if c.runtime.graph == "on" and c.device == "cpu":
+        faults.append("runtime.graph: there are no CUDA graphs on a CPU; device is cpu")
+    return faults
