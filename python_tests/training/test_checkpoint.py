@@ -11,6 +11,7 @@ import pytest
 
 from spanbert_ext.errors import ConfigError, StorageError
 from spanbert_ext.training import checkpoint
+from spanbert_ext.training.run_lock import RunLock
 
 
 def write_two_files(directory):
@@ -185,7 +186,7 @@ def test_space_check(tmp_path):
 
 def test_lock_names_its_holder_and_dies_with_it(tmp_path):
     holder = (
-        "import sys, pathlib; from spanbert_ext.training.checkpoint import RunLock\n"
+        "import sys, pathlib; from spanbert_ext.training.run_lock import RunLock\n"
         "lock = RunLock(pathlib.Path(sys.argv[1])); print('held', flush=True); sys.stdin.read()"
     )
     child = subprocess.Popen(
@@ -193,11 +194,11 @@ def test_lock_names_its_holder_and_dies_with_it(tmp_path):
     )
     assert child.stdout.readline() == b"held\n"
     with pytest.raises(ConfigError, match=f"in use by pid {child.pid} on .* since "):
-        checkpoint.RunLock(tmp_path)
+        RunLock(tmp_path)
     child.kill()
     child.wait()
     child.stdin.close()
     child.stdout.close()
-    with checkpoint.RunLock(tmp_path):
+    with RunLock(tmp_path):
         assert f"pid {os.getpid()} " in (tmp_path / ".lock").read_text()
-    checkpoint.RunLock(tmp_path).__exit__()
+    RunLock(tmp_path).__exit__()

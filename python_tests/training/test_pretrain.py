@@ -106,7 +106,7 @@ def test_without_its_generator_the_continuation_would_differ(tiny, change, tmp_p
         stop_at(patch, 7)
         with pytest.raises(Preempted):
             pretrain(tiny)
-    monkeypatch.setattr("spanbert_ext.training.pretrain.load_generators", lambda *_: None)
+    monkeypatch.setattr("spanbert_ext.training.resume.load_generators", lambda *_: None)
     other = digests(pretrain(tiny).checkpoint)
     assert other["model.safetensors"] != digests(whole.checkpoint)["model.safetensors"]
 

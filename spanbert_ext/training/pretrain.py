@@ -13,6 +13,7 @@ from transformers import AutoTokenizer
 
 from spanbert_ext import _backend
 from spanbert_ext.data import Corpus
+from spanbert_ext.data.corpus import vocabulary_hash
 from spanbert_ext.errors import ConfigError, Preempted, StorageError
 from spanbert_ext.training import checkpoint
 from spanbert_ext.training.config import PretrainConfig
@@ -26,6 +27,8 @@ from spanbert_ext.training.models import (
 )
 from spanbert_ext.training.optimizer import build_optimizer
 from spanbert_ext.training.pretrain_task import PretrainTask
+from spanbert_ext.training.resume import choose_start, restore_training_state
+from spanbert_ext.training.run_lock import RunLock
 from spanbert_ext.training.run_log import RunLog, rewind
 from spanbert_ext.training.run_step import build_step, choose_compile, describe_step
 from spanbert_ext.training.settings import as_flat_dict, nest
@@ -33,8 +36,6 @@ from spanbert_ext.training.state import (
     RunState,
     check_same_run,
     current_versions,
-    load_generators,
-    load_optimizer,
     read_state,
     write_training_state,
 )
@@ -73,7 +74,7 @@ def pretrain(config: PretrainConfig) -> PretrainResult:
         raise ConfigError("corpus: a directory written by `spanbert prepare` is required")
     corpus = Corpus.open(config.corpus)
     run = Path(config.output)
-    start = choose_start(run, config.resume)
+    seen, start = checkpoint.list_steps(run), choose_start(run, config)
     if start is not None and start.parent == run:
         state = read_state(start)
         if state.step >= config.steps and state.settings.get("steps") == config.steps:
@@ -82,42 +83,11 @@ def pretrain(config: PretrainConfig) -> PretrainResult:
         run.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StorageError(f"cannot make the output directory {run}: {error.strerror}") from error
-    with checkpoint.RunLock(run):
+    with RunLock(run):
+        if checkpoint.list_steps(run) != seen:  # another process trained here until a moment ago
+            start = choose_start(run, config)
         checkpoint.sweep(run)
         return _Run(config, corpus, run, start).finish()
-
-
-def choose_start(run: Path, resume: str) -> Path | None:
-    """The checkpoint to continue, None to start afresh.
-
-    Raises:
-        ConfigError: `never` with checkpoints present, or a path that is no checkpoint, or one of
-            another run.
-        StorageError: the chosen checkpoint, or every one there is, is damaged.
-    """
-    if resume == "auto":
-        return checkpoint.newest(run)
-    existing = checkpoint.list_steps(run)
-    if resume == "never":
-        if existing:
-            raise ConfigError(
-                f"{run} already holds {len(existing)} checkpoint(s) and resume is never; choose "
-                f"another output"
-            )
-        return None
-    path = Path(resume)
-    if not (path / checkpoint.MANIFEST).is_file():
-        raise ConfigError(
-            f"resume: {path} is not a checkpoint directory (no {checkpoint.MANIFEST})"
-        )
-    fault = checkpoint.find_fault(path)
-    if fault:
-        raise StorageError(f"checkpoint {path} is damaged: {fault}")
-    if existing and path.resolve().parent != run.resolve():
-        raise ConfigError(
-            f"resume: {path} belongs to another run, and {run} already holds checkpoints"
-        )
-    return path
 
 
 class _Run:
@@ -132,7 +102,7 @@ class _Run:
         self.state = RunState(
             settings=as_flat_dict(config) | {"precision": self.precision},
             corpus=corpus.fingerprint,
-            vocabulary=corpus.vocab_hash,
+            vocabulary=vocabulary_hash(corpus.vocabulary.pieces),
             versions=current_versions(),
         )
         if start is not None:
@@ -148,8 +118,9 @@ class _Run:
         self.optimizer = build_optimizer(self.model, config.optimizer)
         self.task = PretrainTask(corpus, tokenizer, config, self.device)
         if start is not None:
-            load_optimizer(start, self.model, self.optimizer)
-            load_generators(start, self.device)
+            restore_training_state(
+                start, self.model, self.optimizer, self.device, config.weights_only
+            )
         self.saved_step = self.state.step if start is not None and start.parent == run else -1
         self.start = start
 
@@ -264,13 +235,19 @@ class _Run:
         state.step, state.tokens, state.skipped = progress.step, progress.tokens, progress.skipped
         state.samples = progress.step * self.config.batch.rows
         state.seconds = self.seconds_before + time.monotonic() - self.began
+        options, began = self.config.checkpoint, time.monotonic()
         path = checkpoint.save(
             self.run,
             progress.step,
             lambda directory: write_training_state(
                 directory, self.model, self.optimizer, state, self.tokenizer_dir, self.device
             ),
-            self.config.checkpoint.keep,
+            options.keep,
+            options.retries,
+            options.retry_seconds,
+            checkpoint_bytes(self.model),
         )
         self.saved_step = progress.step
-        self.log.record("checkpoint", progress.step, {"path": path.name})
+        self.log.checkpoint(
+            progress.step, path.name, checkpoint.stored_bytes(path), time.monotonic() - began
+        )

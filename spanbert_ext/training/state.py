@@ -18,7 +18,7 @@ from torch import nn
 
 import spanbert_ext
 from spanbert_ext.errors import ConfigError, StorageError
-from spanbert_ext.training.checkpoint import fail_point
+from spanbert_ext.training.checkpoint import GENERATORS, OPTIMIZER, fail_point
 from spanbert_ext.training.config import FREE_ON_RESUME
 
 logger = logging.getLogger("spanbert_ext")
@@ -82,9 +82,9 @@ def write_training_state(
     if tokenizer_dir is not None:
         for path in sorted(p for p in Path(tokenizer_dir).iterdir() if p.is_file()):
             shutil.copyfile(path, directory / path.name)
-    save_file(optimizer_tensors(model, optimizer), directory / "optimizer.safetensors")
+    save_file(optimizer_tensors(model, optimizer), directory / OPTIMIZER)
     fail_point("after_optimizer")
-    save_file(generator_tensors(device), directory / "rng-0.safetensors")
+    save_file(generator_tensors(device), directory / f"{GENERATORS}0.safetensors")
     text = json.dumps(asdict(state), indent=1, sort_keys=True)
     (directory / "state.json").write_text(text + "\n", "utf-8")
 
@@ -118,7 +118,7 @@ def load_optimizer(directory: Path, model: nn.Module, optimizer: torch.optim.Opt
     Raises:
         StorageError: names parameters without state, or state without a parameter.
     """
-    path = directory / "optimizer.safetensors"
+    path = directory / OPTIMIZER
     if not path.is_file():
         raise StorageError(f"{path} is missing; without it the run cannot continue exactly")
     stored = load_file(path)
@@ -149,7 +149,7 @@ def load_generators(directory: Path, device: torch.device) -> None:
     Raises:
         StorageError: the file is missing.
     """
-    path = directory / "rng-0.safetensors"
+    path = directory / f"{GENERATORS}0.safetensors"
     if not path.is_file():
         raise StorageError(f"{path} is missing; without it the run cannot continue exactly")
     stored = load_file(path)
