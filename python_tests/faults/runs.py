@@ -51,12 +51,16 @@ def pretrain_words(corpus, **changes):
     return ["pretrain", f"--corpus={corpus}", *(f"--{name}={v}" for name, v in flat.items())]
 
 
+def write_text(path, seed=0):
+    """180 made-up sentences in paragraphs of six."""
+    draw = random.Random(seed)
+    sentences = (" ".join(draw.choices(WORDS, k=9)) + "." for _ in range(180))
+    path.write_text("\n".join(s + ("\n" if i % 6 == 5 else "") for i, s in enumerate(sentences)))
+
+
 def prepare_corpus(home):
     """A corpus of about 1600 pieces, prepared by the command; its directory."""
-    draw = random.Random(0)
-    sentences = (" ".join(draw.choices(WORDS, k=9)) + "." for _ in range(180))
-    lines = [s + ("\n" if i % 6 == 5 else "") for i, s in enumerate(sentences)]
-    (home / "text.txt").write_text("\n".join(lines))
+    write_text(home / "text.txt")
     words = ("prepare", "text.txt", "--output", "corpus", "--vocab_size", 120)
     code, output = Command(home).run(*words, "--validation_fraction", 0.1)
     assert code == 0, output

@@ -27,7 +27,7 @@ from spanbert_ext.training.models import (
 )
 from spanbert_ext.training.optimizer import build_optimizer
 from spanbert_ext.training.pretrain_task import PretrainTask
-from spanbert_ext.training.resume import choose_start, restore_training_state
+from spanbert_ext.training.resume import choose_start, content_sample, restore_training_state
 from spanbert_ext.training.run_lock import RunLock
 from spanbert_ext.training.run_log import RunLog, rewind
 from spanbert_ext.training.run_step import build_step, choose_compile, describe_step
@@ -102,6 +102,7 @@ class _Run:
         self.state = RunState(
             settings=as_flat_dict(config) | {"precision": self.precision},
             corpus=corpus.fingerprint,
+            corpus_sample=content_sample(corpus),
             vocabulary=vocabulary_hash(corpus.vocabulary.pieces),
             versions=current_versions(),
         )

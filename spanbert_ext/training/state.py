@@ -35,7 +35,8 @@ class RunState:
         seconds: time spent training.
         skipped: updates skipped because of non-finite gradients.
         settings: resolved settings with dotted names.
-        corpus: fingerprint of the token files.
+        corpus: fingerprint of the token files, as recorded beside them.
+        corpus_sample: digest of blocks of the files themselves (`resume.content_sample`).
         vocabulary: hash of the tokenizer.
         starting_losses: held-out losses before the first update.
         latest_losses: held-out losses of the last validation.
@@ -50,6 +51,7 @@ class RunState:
     skipped: int = 0
     settings: dict[str, Any] = field(default_factory=dict)
     corpus: str = ""
+    corpus_sample: str = ""
     vocabulary: str = ""
     starting_losses: dict[str, float] = field(default_factory=dict)
     latest_losses: dict[str, float] = field(default_factory=dict)
@@ -175,6 +177,11 @@ def check_same_run(stored: RunState, current: RunState, directory: Path) -> None
             faults.append(f"{name} was {before}, is {now}")
     if stored.corpus != current.corpus:
         faults.append(f"the corpus had fingerprint {stored.corpus}, has {current.corpus}")
+    elif stored.corpus_sample != current.corpus_sample:
+        faults.append(
+            f"the corpus's token files had the sample digest {stored.corpus_sample}, have "
+            f"{current.corpus_sample}: a file was exchanged or damaged"
+        )
     if stored.vocabulary != current.vocabulary:
         faults.append(f"the tokenizer had hash {stored.vocabulary}, has {current.vocabulary}")
     if faults:
