@@ -37,7 +37,7 @@ class MaskingOptions:
     """How tokens are selected and corrupted (paper section 3.1).
 
     Args:
-        mask_ratio: part of a sequence's tokens that is masked, in (0, 1].
+        mask_ratio: part of a sequence's tokens that is masked, in (0, 1]; 1 masks them all.
         geometric_p: success probability of the geometric distribution of span lengths.
         min_words: shortest span, in words.
         max_words: longest span, in words; the distribution is renormalised over
@@ -146,11 +146,15 @@ class CheckpointOptions:
         every: steps between checkpoints; the last step is always saved.
         keep: how many checkpoints stay on disk.
         space_check: refuse to start with room for fewer than two checkpoints.
+        retries: further attempts to write a checkpoint after one that failed; then the run stops.
+        retry_seconds: before the first further attempt; doubled before each one after it.
     """
 
     every: int = 1000
     keep: int = 3
     space_check: bool = True
+    retries: int = 3
+    retry_seconds: float = 5.0
 
 
 @dataclass(frozen=True)
@@ -209,7 +213,12 @@ class PretrainConfig:
         nproc: processes on this machine that share every batch, on GPUs one for each; torchrun
             starts them itself, also on several machines.
         resume: auto continues the newest whole checkpoint of the output directory, never refuses if
-            there is one, anything else is the checkpoint directory to continue.
+            there is one, anything else is the checkpoint to continue, or a run, whose newest whole
+            one is taken. Started again, the command continues what it has added since.
+        strict_resume: stop where the newest checkpoint is damaged instead of continuing an older
+            one.
+        weights_only: accept a checkpoint whose optimizer or generator file is missing or damaged,
+            and start these anew.
         log_every: steps between log lines.
     """
 
@@ -223,6 +232,8 @@ class PretrainConfig:
     device: str = "auto"
     nproc: int = 1
     resume: str = "auto"
+    strict_resume: bool = False
+    weights_only: bool = False
     log_every: int = 100
     model: ModelOptions = field(default_factory=ModelOptions)
     masking: MaskingOptions = field(default_factory=MaskingOptions)
@@ -283,6 +294,8 @@ FREE_ON_RESUME = frozenset(
         "output",
         "corpus",
         "resume",
+        "strict_resume",
+        "weights_only",
         "device",
         "log_every",
         "batch.micro_rows",
@@ -299,5 +312,7 @@ FREE_ON_RESUME = frozenset(
         "numerics.max_rollbacks",
         "parallel.strategy",
         "parallel.timeout",
+        "checkpoint.retries",
+        "checkpoint.retry_seconds",
     }
 )

@@ -55,6 +55,8 @@ def _range_faults(c: PretrainConfig) -> list[str]:
         ("parallel.timeout", c.parallel.timeout, 1, unlimited),
         ("checkpoint.every", c.checkpoint.every, 1, unlimited),
         ("checkpoint.keep", c.checkpoint.keep, 1, unlimited),
+        ("checkpoint.retries", c.checkpoint.retries, 0, unlimited),
+        ("checkpoint.retry_seconds", c.checkpoint.retry_seconds, 0, unlimited),
         *((f"model.{name}", getattr(c.model, name), 1, unlimited) for name in _SIZES),
     ]
     return [
@@ -116,6 +118,9 @@ def _run_faults(c: PretrainConfig) -> list[str]:
             f"optimizer.warmup_steps: {c.optimizer.warmup_steps} steps of warm-up do not fit into "
             f"{c.steps} steps"
         )
+    for name in ("strict_resume", "weights_only"):
+        if c.resume == "never" and getattr(c, name):
+            faults.append(f"{name}: nothing is continued, resume is never")
     if c.device not in ("auto", "cpu", "cuda") and not c.device.removeprefix("cuda:").isdigit():
         faults.append(f"device: must be auto, cpu, cuda or cuda:N; got {c.device!r}")
     if c.runtime.graph == "on" and c.batch.resident == "off":

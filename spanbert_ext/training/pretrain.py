@@ -17,6 +17,7 @@ from transformers import AutoTokenizer
 
 from spanbert_ext import _backend
 from spanbert_ext.data import Corpus
+from spanbert_ext.data.corpus import vocabulary_hash
 from spanbert_ext.errors import ConfigError, NumericsError, Preempted, StorageError
 from spanbert_ext.training import checkpoint
 from spanbert_ext.training.config import PretrainConfig
@@ -33,6 +34,8 @@ from spanbert_ext.training.optimizer import build_optimizer
 from spanbert_ext.training.pretrain_task import PretrainTask
 from spanbert_ext.training.ranks import Ranks, join, place_in_world
 from spanbert_ext.training.replica import copy_weights, shard
+from spanbert_ext.training.resume import choose_start, content_sample, restore_training_state
+from spanbert_ext.training.run_lock import RunLock
 from spanbert_ext.training.run_log import RunLog, rewind
 from spanbert_ext.training.run_step import build_step, choose_compile, describe_step
 from spanbert_ext.training.settings import as_flat_dict, nest
@@ -40,8 +43,6 @@ from spanbert_ext.training.state import (
     RunState,
     check_same_run,
     current_versions,
-    load_generators,
-    load_optimizer,
     read_state,
     seed_generators,
     take_snapshot,
@@ -124,9 +125,9 @@ def _pretrain_among(ranks: Ranks, config: PretrainConfig, device: torch.device) 
                 raise StorageError(
                     f"cannot make the output directory {run}: {error.strerror}"
                 ) from error
-            held.enter_context(checkpoint.RunLock(run))
+            held.enter_context(RunLock(run))
             checkpoint.sweep(run)
-            start = choose_start(run, config.resume)
+            start = choose_start(run, config)
             return None if start is None else str(start)
 
         chosen = ranks.decide(take_directory)
@@ -139,46 +140,13 @@ def _pretrain_among(ranks: Ranks, config: PretrainConfig, device: torch.device) 
 def _finished(config: PretrainConfig) -> PretrainResult | None:
     """The result of a run that has done its last step already."""
     run = Path(config.output)
-    start = choose_start(run, config.resume)
+    start = choose_start(run, config)
     if start is None or start.parent != run:
         return None
     state = read_state(start)
     if state.step < config.steps or state.settings.get("steps") != config.steps:
         return None
     return PretrainResult(run, start, state, was_finished=True)
-
-
-def choose_start(run: Path, resume: str) -> Path | None:
-    """The checkpoint to continue, None to start afresh.
-
-    Raises:
-        ConfigError: `never` with checkpoints present, or a path that is no checkpoint, or one of
-            another run.
-        StorageError: the chosen checkpoint, or every one there is, is damaged.
-    """
-    if resume == "auto":
-        return checkpoint.newest(run)
-    existing = checkpoint.list_steps(run)
-    if resume == "never":
-        if existing:
-            raise ConfigError(
-                f"{run} already holds {len(existing)} checkpoint(s) and resume is never; choose "
-                f"another output"
-            )
-        return None
-    path = Path(resume)
-    if not (path / checkpoint.MANIFEST).is_file():
-        raise ConfigError(
-            f"resume: {path} is not a checkpoint directory (no {checkpoint.MANIFEST})"
-        )
-    fault = checkpoint.find_fault(path)
-    if fault:
-        raise StorageError(f"checkpoint {path} is damaged: {fault}")
-    if existing and path.resolve().parent != run.resolve():
-        raise ConfigError(
-            f"resume: {path} belongs to another run, and {run} already holds checkpoints"
-        )
-    return path
 
 
 class _Run:
@@ -201,15 +169,14 @@ class _Run:
         self.state = RunState(
             settings=as_flat_dict(config) | {"precision": self.precision},
             corpus=corpus.fingerprint,
-            vocabulary=corpus.vocab_hash,
+            corpus_sample=content_sample(corpus),
+            vocabulary=vocabulary_hash(corpus.vocabulary.pieces),
             versions=current_versions(),
             world_size=ranks.world,
         )
-        written_by = ranks.world
         if start is not None:
             stored = read_state(start)
             ranks.main_first(lambda: check_same_run(stored, self.state, start))
-            written_by = stored.world_size
             self._adopt(stored)
         torch.manual_seed(config.seed)  # the weights of a new model are the same on every rank
         self.model = ranks.main_first(lambda: self._build_model(corpus, tokenizer)).to(device)
@@ -218,11 +185,12 @@ class _Run:
         self.optimizer = build_optimizer(self.model, config.optimizer)
         self.task = PretrainTask(corpus, tokenizer, config, device, ranks)
         self.task.shift = self.state.shift
-        if ranks.rank or written_by != ranks.world:
+        if ranks.rank or (start is not None and stored.world_size != ranks.world):
             seed_generators(config.seed, ranks.rank, self.state.step)
         if start is not None:
-            load_optimizer(start, self.model, self.optimizer)
-            load_generators(start, device, ranks, written_by)
+            restore_training_state(
+                start, self.model, self.optimizer, device, ranks, config.weights_only
+            )
         self.saved_step = self.state.step if start is not None and start.parent == run else -1
 
     def _build_model(self, corpus: Corpus, tokenizer) -> torch.nn.Module:
@@ -387,8 +355,7 @@ class _Run:
         self._adopt(stored)
         state.rollbacks, state.shift = rollbacks, shift + reached - stored.step
         copy_weights(load_checkpoint(path), self.model)
-        load_optimizer(path, self.model, self.optimizer)
-        load_generators(path, self.device, self.ranks, stored.world_size)
+        restore_training_state(path, self.model, self.optimizer, self.device, self.ranks)
         self.step.guard.restore(state.recent_norms)
         self.task.shift = state.shift
         progress = self.progress
@@ -407,19 +374,23 @@ class _Run:
         state.seconds = self.seconds_before + time.monotonic() - self.began
         state.recent_norms = self.step.guard.recent_norms()
         check_finite(self.model, self.ranks, progress.step)
+        began, options = time.monotonic(), self.config.checkpoint
         snapshot = take_snapshot(self.model, self.optimizer, self.device, self.ranks)
 
-        def commit() -> str:
+        def commit() -> list:
             path = checkpoint.save(
                 self.run,
                 progress.step,
                 lambda directory: write_training_state(
                     directory, self.model, snapshot, state, self.tokenizer_dir
                 ),
-                self.config.checkpoint.keep,
+                options.keep,
+                options.retries,
+                options.retry_seconds,
+                checkpoint_bytes(self.model),
             )
-            return path.name
+            return [path.name, checkpoint.stored_bytes(path)]
 
-        name = self.ranks.decide(commit)
+        name, size = self.ranks.decide(commit)
         self.saved_step = progress.step
-        self.log.record("checkpoint", progress.step, {"path": name})
+        self.log.checkpoint(progress.step, name, size, time.monotonic() - began)

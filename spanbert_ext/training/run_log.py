@@ -64,6 +64,7 @@ class RunLog:
         self._backend = backend
         self._began = time.monotonic()
         self._first_step = first_step
+        self._saves, self._save_seconds = 0, 0.0
         on_terminal = path is not None and sys.stderr.isatty()
         self._bar = (
             tqdm(total=steps, initial=first_step, unit="step", dynamic_ncols=True)
@@ -72,7 +73,13 @@ class RunLog:
         )
 
     def close(self) -> None:
-        """End the bar."""
+        """End the bar, and say how long training stood still to save."""
+        if self._saves:
+            elapsed = time.monotonic() - self._began
+            self.say(
+                f"{self._saves} checkpoint(s) took {self._save_seconds:.2f} s, "
+                f"{self._save_seconds / elapsed:.1%} of the time"
+            )
         if self._bar is not None:
             self._bar.close()
 
@@ -123,6 +130,13 @@ class RunLog:
         shown = "  ".join(f"{_short(name)} {value:.4f}" for name, value in losses.items())
         self.say(f"step {step}/{self._steps}  held-out  {shown}")
         self.record("validation", step, losses)
+
+    def checkpoint(self, step: int, name: str, size: int, seconds: float) -> None:
+        """A checkpoint of `size` bytes was committed; training stood still for `seconds`."""
+        self._saves += 1
+        self._save_seconds += seconds
+        row = {"path": name, "bytes": size, "seconds": round(seconds, 4)}
+        self.record("checkpoint", step, row)
 
     def record(self, event: str, step: int, values: dict[str, Any]) -> None:
         """Append one line to metrics.jsonl; a number that is not finite is written as null."""
