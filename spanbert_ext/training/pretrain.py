@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from transformers import AutoTokenizer
 from spanbert_ext import _backend
 from spanbert_ext.data import Corpus
 from spanbert_ext.errors import ConfigError, Preempted, StorageError
+from spanbert_ext.load_report import LoadReport
 from spanbert_ext.training import checkpoint
 from spanbert_ext.training.config import PretrainConfig
 from spanbert_ext.training.loop import LoopSettings, Progress, StopRequest, evaluate, train
@@ -29,6 +31,7 @@ from spanbert_ext.training.pretrain_task import PretrainTask
 from spanbert_ext.training.run_log import RunLog, rewind
 from spanbert_ext.training.run_step import build_step, choose_compile, describe_step
 from spanbert_ext.training.settings import as_flat_dict, nest
+from spanbert_ext.training.starting import continue_model
 from spanbert_ext.training.state import (
     RunState,
     check_same_run,
@@ -140,10 +143,13 @@ class _Run:
             check_same_run(stored, self.state, start)
             self._adopt(stored)
         torch.manual_seed(config.seed)
-        if start is None:
-            self.model = build_model(config, corpus.vocab_size, tokenizer)
-        else:
+        self.load_report: LoadReport | None = None
+        if start is not None:
             self.model = load_checkpoint(start)
+        elif config.init is not None:
+            self.model, self.load_report = continue_model(config, tokenizer)
+        else:
+            self.model = build_model(config, corpus.vocab_size, tokenizer)
         self.model.to(self.device)
         self.optimizer = build_optimizer(self.model, config.optimizer)
         self.task = PretrainTask(corpus, tokenizer, config, self.device)
@@ -172,6 +178,9 @@ class _Run:
         if config.checkpoint.space_check:
             checkpoint.check_space(self.run, checkpoint_bytes(self.model))
         metrics = self.run / "metrics.jsonl"
+        if self.load_report is not None:
+            text = json.dumps(self.load_report.as_dict(), indent=1)
+            checkpoint.write_text(self.run / "init.json", text + "\n")
         rewind(metrics, state.step if self.start is not None else -1)
         backend = _backend.name(self.device)
         self.log = RunLog(metrics, state.step, config.steps, self.device, backend)
@@ -212,6 +221,8 @@ class _Run:
         return PretrainResult(self.run, newest, state, was_finished=False)
 
     def _introduce(self) -> None:
+        if self.load_report is not None:
+            self.log.say(str(self.load_report))
         parameters = sum(p.numel() for p in self.model.parameters())
         batch = self.config.batch
         self.log.say(
