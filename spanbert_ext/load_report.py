@@ -82,13 +82,14 @@ class LoadReport:
 
 
 def _by_part(names: Iterable[str]) -> dict[str, int]:
-    """Tensor counts under the names of parts; a part without one is called by its first two
+    """Tensor counts under the names of parts; another part is called by its module's first two
     words.
     """
     counts: dict[str, int] = {}
     for name in sorted(names):
         words = name.split(".")
-        part = _PARTS.get(".".join(words[:2])) or _PARTS.get(words[0]) or ".".join(words[:2])
+        part = _PARTS.get(".".join(words[:2])) or _PARTS.get(words[0])
+        part = part or ".".join(words[:-1][:2]) or name
         counts[part] = counts.get(part, 0) + 1
     return counts
 

@@ -41,7 +41,7 @@ LICENCE = (
 _RELEASED = "spanbert/"
 _PICKLE = "pytorch_model.bin"
 _ARCHIVES = (".tar", ".tar.gz", ".tgz")
-_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 _HUB_FILES = ["config.json", "model*.safetensors", "*.index.json", *conversion.TOKENIZER_FILES]
 _BYTES_PER_LAYER = 100_000  # of Python objects, whatever its width
 

@@ -184,6 +184,22 @@ def test_unusable_vocabularies(tmp_path, pieces, settings, lowercase, error, mes
         load_tokenizer(tmp_path, lowercase)
 
 
+def test_transformers_keeps_the_case_that_tokenizer_json_keeps(tmp_path):
+    """Its BERT classes lower-case wherever do_lower_case is missing, whatever tokenizer.json says."""
+    first = small_corpus(tmp_path, vocab_size=300)
+    path = first.tokenizer_dir / "tokenizer_config.json"
+    settings = json.loads(path.read_text())
+    del settings["do_lower_case"]
+    path.write_text(json.dumps(settings))
+    assert AutoTokenizer.from_pretrained(first.tokenizer_dir).tokenize("The") == ["the"]
+    second = small_corpus(tmp_path / "again", tokenizer=str(first.tokenizer_dir))
+    assert AutoTokenizer.from_pretrained(second.tokenizer_dir).tokenize("The") == ["The"]
+    path.write_text(json.dumps(settings | {"do_lower_case": True}))
+    message = "do_lower_case is True, but tokenizer.json keeps upper case; make them agree"
+    with pytest.raises(DataError, match=message):
+        small_corpus(tmp_path / "no", tokenizer=str(first.tokenizer_dir))
+
+
 def test_unusable_tokenizer_files(tmp_path):
     _, files = train_wordpiece(lambda: ["The Cat Sat"] * 3, 64, False, 1)
     spec = json.loads(files["tokenizer.json"])

@@ -180,7 +180,26 @@ def _load_json(file: Path, folder: Path | None) -> tuple[Tokenizer, dict[str, by
         settings = {f"{role}_token": info.pieces[i] for role, i in roles.items()}
         settings |= {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": _MAX_LENGTH}
         files["tokenizer_config.json"] = _json(settings)
+    elif spec["model"].get("type") == "WordPiece":
+        files["tokenizer_config.json"] = _with_case(folder, lowercases(tokenizer))
     return tokenizer, files
+
+
+def _with_case(folder: Path, lowercase: bool) -> bytes:
+    """tokenizer_config.json with do_lower_case as tokenizer.json has it: transformers' BERT classes
+    follow the setting, not tokenizer.json, and lower-case where it is missing.
+    """
+    path = folder / "tokenizer_config.json"
+    settings = read_json(path)
+    stated = settings.get("do_lower_case")
+    if stated not in (None, lowercase):
+        raise DataError(
+            f"{path}: do_lower_case is {stated}, but tokenizer.json "
+            f"{'lower-cases' if lowercase else 'keeps upper case'}; make them agree"
+        )
+    return (
+        path.read_bytes() if stated is not None else _json({**settings, "do_lower_case": lowercase})
+    )
 
 
 class _LibraryFaults:

@@ -147,7 +147,7 @@ class _Run:
         if start is not None:
             self.model = load_checkpoint(start)
         elif config.init is not None:
-            self.model, self.load_report = continue_model(config, tokenizer)
+            self.model, self.load_report = continue_model(config, corpus)
         else:
             self.model = build_model(config, corpus.vocab_size, tokenizer)
         self.model.to(self.device)

@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from transformers import PreTrainedTokenizerBase
-
-from spanbert_ext.data.tokenizer import is_cased, lowercases, stated_lowercasing
+from spanbert_ext.data import Corpus
+from spanbert_ext.data.tokenizer import is_cased, stated_lowercasing
 from spanbert_ext.data.vocabulary import VocabularyInfo
 from spanbert_ext.errors import ConfigError
 from spanbert_ext.foreign import longest_sequence
@@ -23,12 +22,9 @@ _PUBLISHED_IDS = {"[PAD]": 0, "[UNK]": 100, "[CLS]": 101, "[SEP]": 102, "[MASK]"
 
 
 def continue_model(
-    config: PretrainConfig, tokenizer: PreTrainedTokenizerBase
+    config: PretrainConfig, corpus: Corpus
 ) -> tuple[SpanBertForPreTraining, LoadReport]:
     """The model of `config.init` with the run's options, and what it took over.
-
-    Args:
-        tokenizer: the corpus's.
 
     Raises:
         ConfigError: lists every way in which the weights do not fit the corpus or the settings.
@@ -43,7 +39,7 @@ def continue_model(
             options[field] = config.model.dropout
     with open_start(name) as start:
         model, report = read_start(start, **options)
-        faults, notes = _vocabulary_faults(model, start, tokenizer)
+        faults, notes = _vocabulary_faults(model, start, corpus)
     faults += _length_faults(model, config)
     if faults:
         lines = faults[0] if len(faults) == 1 else "".join(f"\n  - {fault}" for fault in faults)
@@ -52,11 +48,11 @@ def continue_model(
 
 
 def _vocabulary_faults(
-    model: SpanBertForPreTraining, start: StartingPoint, tokenizer: PreTrainedTokenizerBase
+    model: SpanBertForPreTraining, start: StartingPoint, corpus: Corpus
 ) -> tuple[list[str], list[str]]:
     """(reasons to refuse, remarks)"""
     rows = model.get_input_embeddings().weight.shape[0]
-    ours = VocabularyInfo.from_tokenizer(tokenizer)
+    ours = corpus.vocabulary
     advice = f"prepare the corpus with `--tokenizer {start.name}`"
     faults = []
     if ours.vocab_size > rows:
@@ -70,17 +66,17 @@ def _vocabulary_faults(
     theirs = VocabularyInfo.from_tokenizer(start.folder)
     if theirs.pieces != ours.pieces:
         faults.append(f"{_first_difference(theirs.pieces, ours.pieces)}; {advice}")
-    stated, actual = stated_lowercasing(start.folder), lowercases(tokenizer.backend_tokenizer)
+    stated, actual = stated_lowercasing(start.folder), stated_lowercasing(corpus.tokenizer_dir)
     notes = []
     if stated and is_cased(theirs.pieces):
         notes.append(
             "the tokenizer beside the weights lower-cases text, its vocabulary is cased: the "
             "corpus's rule is used"
         )
-    elif stated is not None and stated != actual:
+    elif None not in (stated, actual) and stated != actual:
+        rules = ("keeps upper case", "lower-cases text")
         faults.append(
-            f"the corpus's tokenizer {'lower-cases' if actual else 'keeps upper case in'} text, "
-            f"that of the weights does not do so; {advice}"
+            f"the corpus's tokenizer {rules[actual]}, that of the weights {rules[stated]}; {advice}"
         )
     if rows > theirs.vocab_size and not faults:
         notes.append(f"{rows - theirs.vocab_size} rows of the word embedding belong to no piece")
