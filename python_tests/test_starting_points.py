@@ -231,6 +231,22 @@ def test_other_encoders(tmp_path, kind):
         assert torch.equal(model.backbone.state_dict()[name], tensor.float()), name
 
 
+def test_the_licence_of_another_encoder_stays_too(tmp_path):
+    encoder = AutoModel.from_config(RobertaConfig(**SIZES))
+    model = SpanBertForPreTraining.from_encoder(encoder, weights_licence="theirs")
+    model.save_pretrained(tmp_path / "step")
+    export_start(str(tmp_path / "step"), tmp_path / "plain")
+    for name in ("step", "plain"):
+        model, report = read(tmp_path / name)
+        assert model.config.weights_licence == report.licence == "theirs"
+
+
+def test_a_local_directory_of_that_name_is_not_the_hubs(tmp_path, monkeypatch):
+    BertModel(BertConfig(**SIZES)).save_pretrained(tmp_path / "spanbert" / "mine")
+    monkeypatch.chdir(tmp_path)
+    assert read("spanbert/mine")[1].licence is None
+
+
 @pytest.mark.parametrize("config", [GPT2Config(n_layer=1, n_embd=32, n_head=4), T5Config()])
 def test_what_is_no_masked_language_model(tmp_path, config):
     config.save_pretrained(tmp_path)

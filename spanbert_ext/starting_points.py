@@ -54,13 +54,15 @@ class StartingPoint:
         name: as the user gave it.
         folder: where configuration, weights and tokenizer lie.
         layout: spanbert, bert, original (encoder of the released archives), fairseq, or encoder.
-        fields: the configuration, of whatever class; empty for fairseq.
+        fields: the configuration, of whatever class; for fairseq only its `file`.
+        licence: of the weights, where the name alone tells it.
     """
 
     name: str
     folder: Path
     layout: str
     fields: dict[str, Any]
+    licence: str | None = None
 
 
 @contextlib.contextmanager
@@ -72,7 +74,7 @@ def open_start(name: str) -> Iterator[StartingPoint]:
         DataError: it is no model, or an archive that cannot be trusted.
         StorageError: no room to unpack an archive.
     """
-    path = Path(name)
+    path, licence = Path(name), None
     with contextlib.ExitStack() as stack:
         if path.is_file() and path.name.endswith(_ARCHIVES):
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="spanbert-")))
@@ -80,7 +82,8 @@ def open_start(name: str) -> Iterator[StartingPoint]:
             path = _model_folder(name, folder)
         elif not path.exists():
             path = _from_hub(name)
-        yield _recognised(name, path)
+            licence = LICENCE if name.lower().startswith(_RELEASED) else None
+        yield replace(_recognised(name, path), licence=licence)
 
 
 def _model_folder(name: str, folder: Path) -> Path:
@@ -179,8 +182,8 @@ def read_start(start: StartingPoint, **options) -> tuple[SpanBertForPreTraining,
         return _read_fairseq(start, options)
     if "max_span_targets" in start.fields:
         options.pop("max_span_targets", None)
-    if start.name.lower().startswith(_RELEASED):
-        options["weights_licence"] = LICENCE
+    if start.licence is not None:
+        options["weights_licence"] = start.licence
     layout = f"{'BERT' if start.layout == 'bert' else 'SpanBERT'} directory"
     return conversion.load_model(start.name, layout, start.fields, options, folder=start.folder)
 
@@ -242,12 +245,13 @@ def _read_encoder(start: StartingPoint, options) -> tuple[SpanBertForPreTraining
             ignore_mismatched_sizes=True,
             trust_remote_code=False,
         )
-        model = SpanBertForPreTraining.from_encoder(encoder, **options)
+        licence = getattr(config, "weights_licence", None)  # of an encoder that we exported
+        model = SpanBertForPreTraining.from_encoder(encoder, weights_licence=licence, **options)
     lost = [name for name in info["missing_keys"] if not name.startswith("pooler.")]
     conversion.check_weights(start.name, model, lost, info["mismatched_keys"])
     heads = [name for name, _ in model.named_parameters() if name.startswith("cls.")]
     info = {"missing_keys": heads, "unexpected_keys": info["unexpected_keys"]}
-    return model, LoadReport.of(model, start.name, f"{kind} directory", info)
+    return model, LoadReport.of(model, start.name, f"{kind} directory", info, licence=licence)
 
 
 def export_start(name: str, out_dir: str | os.PathLike) -> LoadReport:
