@@ -107,7 +107,7 @@ def _from_hub(name: str) -> Path:
                     snapshot_download(name, allow_patterns=patterns, local_files_only=offline)
                 )
             except (OSError, ValueError, HTTPError) as error:
-                reason = str(error).splitlines()[0]
+                reason = (str(error) or type(error).__name__).splitlines()[0]
                 continue
             if (folder / "config.json").is_file() and _weight_files(folder):
                 return folder
