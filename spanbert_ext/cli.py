@@ -81,34 +81,25 @@ def run_prepare(words: Sequence[str]) -> int:
 
 
 def run_export(words: Sequence[str]) -> int:
-    """`spanbert export RUN_OR_CHECKPOINT OUTPUT`."""
+    """`spanbert export MODEL OUTPUT`."""
     verb = VERBS["export"]
     if any(word in ("--help", "-h") for word in words):
         print(f"usage: {verb.usage}\n\n{verb.description}")
         return 0
     arguments = split_arguments(words)
     if len(arguments.positionals) != 2 or arguments.values or arguments.files:
-        raise ConfigError(f"expected two directories and nothing else: {verb.usage}")
+        raise ConfigError(f"expected a model, a directory and nothing else: {verb.usage}")
     source, target = map(Path, arguments.positionals)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ConfigError(f"{target} exists and is not an empty directory; choose another output")
+    if not source.exists():
+        raise ConfigError(f"{source}: there is no such file or directory")
+    _quiet_console()
+    from spanbert_ext import starting_points
     from spanbert_ext.training import checkpoint
 
-    if source.is_dir() and not (source / "config.json").is_file():
-        found = checkpoint.newest(source)
-        if found is None:
-            raise ConfigError(f"{source} holds no checkpoint (step-...) and no model (config.json)")
-        source = found
-    elif not source.is_dir():
-        raise ConfigError(f"{source} is not a directory")
-    _quiet_console()
-    from spanbert_ext import conversion
-
-    conversion.export_bert(source, target, tokenizer_dir=source)
-    print(
-        f"wrote {target}: AutoModelForMaskedLM.from_pretrained({str(target)!r}) loads it without "
-        f"this package"
-    )
+    print(starting_points.export_start(str(checkpoint.model_directory(source)), target))
+    print(f"wrote {target}: transformers loads it without this package")
     return 0
 
 
@@ -175,10 +166,10 @@ VERBS = {
         ),
         Verb(
             "export",
-            "spanbert export RUN_OR_CHECKPOINT OUTPUT",
-            "Write a checkpoint (the newest of a run) as a plain BERT directory that transformers "
-            "loads "
-            "without this package.",
+            "spanbert export MODEL OUTPUT",
+            "Write a model as a plain Hugging Face directory that transformers loads without this "
+            "package: a run (its newest checkpoint), a checkpoint, or an archive of the original "
+            "SpanBERT.",
             run_export,
         ),
         Verb(

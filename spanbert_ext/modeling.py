@@ -47,6 +47,8 @@ class SpanBertConfig(BertConfig):
             then hidden_size and vocab_size are that encoder's, and BERT's other sizes mean nothing.
         last_layer_rows: compute the last layer of our encoder only where a head reads it; same loss
             and gradients.
+        weights_licence: of the weights this model started from, where they carry one; goes with it
+            into every checkpoint and export.
         kwargs: fields of `BertConfig`.
 
     Raises:
@@ -65,6 +67,7 @@ class SpanBertConfig(BertConfig):
         loss: str = "code",
         encoder_config: dict | None = None,
         last_layer_rows: bool = True,
+        weights_licence: str | None = None,
         **kwargs,
     ):
         for name, size in (
@@ -96,6 +99,7 @@ class SpanBertConfig(BertConfig):
         self.loss = loss
         self.encoder_config = encoder_config
         self.last_layer_rows = last_layer_rows
+        self.weights_licence = weights_licence
 
 
 @dataclass
@@ -174,12 +178,14 @@ class SpanBertForPreTraining(BertPreTrainedModel):
         for name in ABOUT_THE_FILE:
             fields.pop(name, None)
         if kind not in ("bert", SpanBertConfig.model_type):
-            vocab_size, size = encoder.get_input_embeddings().weight.shape[0], fields["hidden_size"]
+            vocab_size = encoder.get_input_embeddings().weight.shape[0]
+            size = encoder.config.hidden_size
             own = {**fields, "model_type": kind, "vocab_size": vocab_size}
             fields = {"hidden_size": size, "vocab_size": vocab_size, "encoder_config": own}
         model = cls(SpanBertConfig(**{**fields, **options}))
+        wanted = model.encoder.state_dict().keys()  # without a pooler where one can be left out
         weights = encoder.state_dict()
-        for name in [n for n in weights if n.startswith("pooler.")]:
+        for name in [n for n in weights if n.startswith("pooler.") and n not in wanted]:
             del weights[name]
         model.encoder.load_state_dict(weights)
         return model

@@ -79,8 +79,8 @@ def test_all_impossible_values_at_once(command, corpus):
         (["pretrain", "--config", "absent.yaml"], "--config absent.yaml: No such file"),
         (["pretrian"], "did you mean pretrain?"),
         (["prepare", "--output", "x"], "inputs: a value is required"),
-        (["export", "only-one"], "expected two directories"),
-        (["export", "absent", "out"], "absent is not a directory"),
+        (["export", "only-one"], "expected a model, a directory"),
+        (["export", "absent", "out"], "absent: there is no such file"),
         (["doctor", "please"], "takes no arguments"),
     ],
 )
@@ -157,7 +157,7 @@ def test_export_does_not_overwrite(command):
     (command.directory / "full").mkdir()
     (command.directory / "full" / "file").write_text("x")
     assert "not an empty directory" in refused(command, 2, "export", "run", "full")
-    assert "holds no checkpoint" in refused(command, 2, "export", "run", "new")
+    assert "no model here: expected a run" in refused(command, 2, "export", "run", "new")
 
 
 def test_debug_shows_the_traceback(command):

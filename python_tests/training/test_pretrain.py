@@ -244,12 +244,3 @@ def test_continuing_a_bert_directory(tiny, change, tmp_path):
         trained = json.loads((source / "state.json").read_text())["latest_losses"]
         assert state.starting_losses["mlm_loss"] == pytest.approx(trained["mlm_loss"], rel=1e-5)
     assert state.starting_losses["sbo_loss"] == pytest.approx(trained["sbo_loss"], rel=1e-5)
-
-
-def test_a_foreign_vocabulary_is_refused(tiny, change, tmp_path):
-    (tmp_path / "config.json").write_text('{"model_type": "bert", "vocab_size": 30522}')
-    sizes = {f"model.{n}": None for n in ("layers", "hidden", "heads", "feed_forward")}
-    with pytest.raises(ConfigError, match="vocabulary of 30522"):
-        pretrain(change(tiny, init=str(tmp_path), **sizes))
-    with pytest.raises(ConfigError, match="not a Hugging Face model directory"):
-        pretrain(change(tiny, init=str(tmp_path / "absent"), **sizes))

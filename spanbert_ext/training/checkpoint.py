@@ -131,6 +131,11 @@ def newest(run: Path, strict: bool = False, weights_only: bool = False) -> Path 
     return None
 
 
+def model_directory(path: Path) -> Path:
+    """Where a model lies that a user names: the newest whole checkpoint of a run, else the path."""
+    return newest(path) if list_steps(path) else path
+
+
 def wait_until_visible(path: Path, seconds: float) -> None:
     """Wait for a checkpoint that another process committed: network file systems show renames late.
 

@@ -202,8 +202,10 @@ class PretrainConfig:
         output: directory of the run: checkpoints, config.yaml, metrics.jsonl.
         corpus: directory written by `spanbert prepare`; null runs the demonstration on text every
             Python carries.
-        init: continue from this Hugging Face directory (BERT or SpanBERT) instead of random
-            weights.
+        init: start from these weights instead of random ones: a Hugging Face directory or hub name
+            of BERT, SpanBERT or another encoder (RoBERTa, ModernBERT ...), a run, or an archive of
+            the original SpanBERT (.tar.gz, its directory, or model.pt). init.json in the output
+            says what was taken over.
         preset: size of a new model.
         steps: number of updates.
         precision: bf16 or fp32 for the matrix products; auto takes bf16 where the hardware computes

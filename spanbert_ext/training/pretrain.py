@@ -5,6 +5,7 @@ processes. Every process runs this; only rank 0 touches the disk and talks.
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import time
@@ -19,6 +20,7 @@ from spanbert_ext import _backend
 from spanbert_ext.data import Corpus
 from spanbert_ext.data.corpus import vocabulary_hash
 from spanbert_ext.errors import ConfigError, NumericsError, Preempted, StorageError
+from spanbert_ext.load_report import LoadReport
 from spanbert_ext.training import checkpoint
 from spanbert_ext.training.config import PretrainConfig
 from spanbert_ext.training.guard import BAD_BATCHES, NumericsWatch, check_finite
@@ -39,6 +41,7 @@ from spanbert_ext.training.run_lock import RunLock
 from spanbert_ext.training.run_log import RunLog, rewind
 from spanbert_ext.training.run_step import build_step, choose_compile, describe_step
 from spanbert_ext.training.settings import as_flat_dict, nest
+from spanbert_ext.training.starting import continue_model
 from spanbert_ext.training.state import (
     RunState,
     check_same_run,
@@ -179,6 +182,7 @@ class _Run:
             ranks.main_first(lambda: check_same_run(stored, self.state, start))
             self._adopt(stored)
         torch.manual_seed(config.seed)  # the weights of a new model are the same on every rank
+        self.load_report: LoadReport | None = None
         self.model = ranks.main_first(lambda: self._build_model(corpus, tokenizer)).to(device)
         if ranks.world > 1 and config.parallel.strategy == "fsdp":
             shard(self.model, ranks)
@@ -196,6 +200,9 @@ class _Run:
     def _build_model(self, corpus: Corpus, tokenizer) -> torch.nn.Module:
         if self.start is not None:
             return load_checkpoint(self.start)
+        if self.config.init is not None:
+            model, self.load_report = continue_model(self.config, corpus)
+            return model
         return build_model(self.config, corpus.vocab_size, tokenizer)
 
     def _adopt(self, stored: RunState) -> None:
@@ -276,10 +283,15 @@ class _Run:
         checkpoint.write_text(self.run / "config.yaml", yaml.safe_dump(nest(as_flat_dict(config))))
         if config.checkpoint.space_check:
             checkpoint.check_space(self.run, checkpoint_bytes(self.model))
+        if self.load_report is not None:
+            text = json.dumps(self.load_report.as_dict(), indent=1)
+            checkpoint.write_text(self.run / "init.json", text + "\n")
         for name in ("metrics.jsonl", BAD_BATCHES):
             rewind(self.run / name, self.state.step if self.start is not None else -1)
 
     def _introduce(self) -> None:
+        if self.load_report is not None:
+            self.log.say(str(self.load_report))
         parameters = sum(p.numel() for p in self.model.parameters())
         batch, world = self.config.batch, self.ranks.world
         processes = f"{world} processes ({self.config.parallel.strategy}), " if world > 1 else ""
