@@ -23,7 +23,7 @@ from strategies import (
     word_text,
 )
 
-from spanbert_ext import SpanMasker, _mask_op, reference
+from spanbert_ext import SpanMasker, _mask_op, mask_reference, reference
 from spanbert_ext.masked_batch import MaskedBatch
 
 BLOCK = 510
@@ -281,7 +281,7 @@ def direct_arguments(capacity: int, ids: torch.Tensor, masker: SpanMasker):
     ends = torch.tensor([n // 2, n])
     starts, pool = torch.tensor([0, n // 2]), torch.tensor(list(POOL))
     targets = sum(
-        reference.budget_of(int(e - s), masker.settings.ratio)
+        mask_reference.budget_of(int(e - s), masker.settings.ratio)
         for s, e in zip(starts, ends, strict=True)
     )
     return (
