@@ -152,7 +152,9 @@ def test_runs():
 def scripted_batch(monkeypatch, spans, kind, ids, **options):
     """`mask_reference.span_mask` of one sequence whose draws are written down."""
     settings = make_masker(random_tokens=[150, 151], **options).settings
-    monkeypatch.setattr(mask_reference, "SequenceDraws", lambda *_: Draws(settings, *spans, kind=kind))
+    monkeypatch.setattr(
+        mask_reference, "SequenceDraws", lambda *_: Draws(settings, *spans, kind=kind)
+    )
     flags = torch.full((200,), reference.WORD_START, dtype=torch.uint8)
     flags[:4] = reference.SPECIAL
     n = len(ids)

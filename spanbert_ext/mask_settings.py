@@ -32,7 +32,9 @@ def span_lengths(
         )
     if scheme != "span":
         return 1, [1.0]
-    return min_words, [geometric_p * (1 - geometric_p) ** i for i in range(max_words - min_words + 1)]
+    return min_words, [
+        geometric_p * (1 - geometric_p) ** i for i in range(max_words - min_words + 1)
+    ]
 
 
 def sampler_settings(

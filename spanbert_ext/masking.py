@@ -226,7 +226,9 @@ class SpanMasker:
     def _check_candidates(self, candidates: torch.Tensor | None, ids: torch.Tensor) -> None:
         if not self.needs_candidates:
             if candidates is not None:
-                raise ValueError(f"the scheme {self.scheme} has no use for candidates; leave it out")
+                raise ValueError(
+                    f"the scheme {self.scheme} has no use for candidates; leave it out"
+                )
             return
         if candidates is None:
             raise ValueError(
