@@ -304,7 +304,7 @@ int main(int argc, char** argv) {
   const int64_t lengths[] = {0, 1, 2, 31, 32, 63, 64, 65, 127, 128, 200, 510, 2100};
   int sequences = 0;
   for (int64_t n : lengths) {
-    for (int repeat = 0; repeat < 6; ++repeat, ++sequences) test_masking(random, n, repeat % 2 == 1);
+    for (int repeat = 0; repeat < 3; ++repeat, ++sequences) test_masking(random, n, repeat == 2);
   }
   const int64_t sizes[] = {1, 31, 32, 33, 96, 769};
   for (int64_t size : sizes) {

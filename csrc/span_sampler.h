@@ -242,7 +242,7 @@ SPANBERT_HD RowCounts sample_row(const Group& g, const SpanMaskArgs& args, int64
     g.sync();
     left -= fresh;
     free -= fresh;
-    if (open > 0) open -= close_candidates(g, bits, span.first, span.end, n);
+    if (open > 0 && left > 0) open -= close_candidates(g, bits, span.first, span.end, n);
   }
   for (int64_t word = g.rank(); word < bits.words; word += g.size())
     bits.free[word] = bits.eligible[word] & ~bits.free[word];
