@@ -26,11 +26,22 @@ class RowBatch:
         tokens: [T] int64 ids.
         cu_seqlens: [N + 1] int64, sequence n is tokens[cu_seqlens[n] : cu_seqlens[n + 1]].
         sample_ids: [N] int64 number of the sequence in the corpus; -1 for padding and unused slots.
+        segment_cu_seqlens: [2N + 1] int64, what is masked on its own where sequences are pairs:
+            segments 2n and 2n + 1 are sequence n, the second one empty for padding; None where a
+            sequence is one segment.
+        segment_ids: [2N] int64 sample ids of the segments.
+        token_type_ids: [T] int64, 1 in the second segment of a pair.
+        nsp_labels: [N] int64, whether the second segment is a random one (1) or the first one's
+            continuation (0); -100 for padding and unused slots.
     """
 
     tokens: np.ndarray
     cu_seqlens: np.ndarray
     sample_ids: np.ndarray
+    segment_cu_seqlens: np.ndarray | None = None
+    segment_ids: np.ndarray | None = None
+    token_type_ids: np.ndarray | None = None
+    nsp_labels: np.ndarray | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -80,8 +91,7 @@ class PackedRows:
         self.split = split
         self.sequences = cut_corpus(corpus, max_length - 2)
         held_out = _held_out(self.sequences, corpus.num_documents, validation_fraction)
-        self._sample_ids = np.flatnonzero(held_out == (split == "validation"))
-        self._lengths = self.sequences.lengths[self._sample_ids]
+        self._sample_ids, self._lengths = self._samples(held_out == (split == "validation"))
         self._packing = pack(self._lengths + 2, max_length)
         offsets = self._packing.offsets
         self._row_tokens = np.diff(
@@ -90,6 +100,15 @@ class PackedRows:
         # A padded batch has one more sequence for every row that is not full.
         slots = np.sort(np.diff(offsets) + (self._row_tokens < max_length))[::-1]
         self._max_slots = np.cumsum(slots)
+
+    def _samples(self, own: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """([M] sample ids, [M] pieces of each) of this part, whose sequences `own` [N] marks."""
+        ids = np.flatnonzero(own)
+        return ids, self.sequences.lengths[ids]
+
+    def _segments(self, sample: int) -> list[tuple[int, int]]:
+        """What of the corpus a sample shows, as positions (start, stop)."""
+        return [(int(self.sequences.cuts[sample]), int(self.sequences.cuts[sample + 1]))]
 
     def __len__(self) -> int:
         return len(self._packing)
@@ -134,13 +153,15 @@ class PackedRows:
         info = self.corpus.vocabulary
         tokens = np.full(int(ends[-1]) if ends.size else 0, info.pad_id, dtype=np.int64)
         sample_ids = np.where(pads, -1, self._sample_ids[members] if members.size else -1)
-        cuts = self.sequences.cuts
-        for sample, end in zip(sample_ids[~pads].tolist(), ends[~pads].tolist(), strict=True):
-            start, stop = int(cuts[sample]), int(cuts[sample + 1])
-            begin = end - (stop - start) - 2
+        for sample, begin in zip(
+            sample_ids[~pads].tolist(), (ends - lengths)[~pads].tolist(), strict=True
+        ):
             tokens[begin] = info.cls_id
-            tokens[begin + 1 : end - 1] = self.corpus.read(start, stop)
-            tokens[end - 1] = info.sep_id
+            for start, stop in self._segments(sample):
+                end = begin + 1 + stop - start
+                tokens[begin + 1 : end] = self.corpus.read(start, stop)
+                tokens[end] = info.sep_id
+                begin = end
         cu_seqlens = np.concatenate([[0], ends]).astype(np.int64)
         if pad:
             unused = self.max_sequences(row_ids.size) - sample_ids.size
