@@ -3,12 +3,14 @@
 A document is cut into chunks as `sequences` cuts it, only a piece shorter, since a pair has one
 [SEP] more. A is the sentences of a chunk up to one of its inner sentence ends, each equally likely.
 B is, with equal chances, the rest of the chunk (label 0), or text of another document (label 1);
-then the rest of the chunk begins the next one. A chunk without an inner sentence end is divided at a
-word if the text goes on in mid-sentence, or leaves no room; else it is one sentence, A is all of it,
-and B is random. So every piece of a document is in exactly one A or true B, and nothing has to be
-cut off. A random B begins at the start of a sentence that covers a uniformly drawn place of a
-uniformly drawn document of the same part, and ends as a chunk does, if need be after some more
-draws: were it cut in mid-sentence where a true B is not, the label could be read off its end.
+then the rest of the chunk begins the next one. A chunk without an inner sentence end is divided at
+a word if the text goes on in mid-sentence, or leaves no room; else it is one sentence, A is all of
+it, and B is random. So every piece of a document is in exactly one A or true B, and nothing has to
+be cut off.
+
+A random B begins at the start of a sentence that covers a uniformly drawn place of a uniformly
+drawn document of the same part. It ends as a chunk does, if need be after some more draws: were it
+cut in mid-sentence where a true B is not, the label could be read off its end.
 
 The pairs are arithmetic on the corpus: draws are keyed by the number of the document alone.
 """
@@ -100,9 +102,8 @@ def make_pairs(
         own.documents.tolist(), own.starts.tolist(), own.stops.tolist(), strict=True
     ):
         maker.divide(document, start, stop)
-    starts = np.frombuffer(maker.starts, dtype=np.int64).reshape(-1, 2)
-    lengths = np.frombuffer(maker.lengths, dtype=np.int32).reshape(-1, 2)
-    return PairIndex(starts, lengths, np.frombuffer(maker.labels, dtype=np.int8))
+    tables = (np.asarray(maker.starts).reshape(-1, 2), np.asarray(maker.lengths).reshape(-1, 2))
+    return PairIndex(*tables, np.asarray(maker.labels))
 
 
 class _PairMaker:
@@ -229,9 +230,9 @@ class PairedRows(PackedRows):
             others = Ranges.of(self.sequences, ~own)
         if mine.documents.size and np.union1d(mine.documents, others.documents).size < 2:
             raise DataError(
-                f"{self.corpus.path}: the {self.split} text is one document, and the second segment "
-                "of a pair must come from another one half of the time; prepare more documents, or "
-                "train on single sequences (batch.pairs false)"
+                f"{self.corpus.path}: the {self.split} text is one document, and half of the time "
+                "the second segment of a pair must come from another one; prepare more documents, "
+                "or train on single sequences (batch.pairs false)"
             )
         self.pairs = make_pairs(
             self.corpus, mine, others, self.max_length - _SPECIALS, self._short_prob

@@ -56,15 +56,18 @@ class MaskingOptions:
 
 @dataclass(frozen=True)
 class LossOptions:
-    """The two objectives (paper section 3.2).
+    """The objectives (paper section 3.2). Next sentence prediction comes with `batch.pairs`.
 
     Args:
-        sbo_weight: weight of the span boundary objective; 0 switches it off.
+        sbo_weight: weight of the span boundary objective; 0 leaves it and its head out.
+        sbo_layer: layer whose output the span boundary objective reads, counted from 0, or from the
+            last one with -1.
         kind: code averages each objective over its own targets, paper sums both for each masked
             token.
     """
 
     sbo_weight: float = 1.0
+    sbo_layer: int = -1
     kind: Literal["code", "paper"] = "code"
 
 
@@ -101,13 +104,20 @@ class BatchOptions:
         micro_rows: rows computed at a time (gradient accumulation); null means all. It must divide
             rows. The update does not depend on it.
         resident: keep the training rows in the device's memory and make batches there; auto does so
-            on a GPU where they take at most a quarter of the memory that is free.
+            on a GPU where they take at most a quarter of the memory that is free. Pairs are made on
+            the host.
+        pairs: sequences are two segments, half of the time from two documents, and next sentence
+            prediction tells which (BERT; the paper's bi-sequence models). Each segment is masked on
+            its own.
+        short_prob: chance of a pair to be limited to fewer tokens than a row has.
     """
 
     rows: int = 256
     max_length: int = 512
     micro_rows: int | None = None
     resident: Literal["auto", "on", "off"] = "auto"
+    pairs: bool = False
+    short_prob: float = 0.0
 
 
 @dataclass(frozen=True)
