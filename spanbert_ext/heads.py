@@ -71,7 +71,7 @@ class HeadStates:
         spans: the batch for the SBO head.
         firsts: [N, H], states of first tokens, None without NSP.
         embedding: [V, H], the output layer.
-        hidden: all states of the last layer, if asked for.
+        last: all states of the last layer, None where only what is read was computed.
     """
 
     mlm: torch.Tensor
@@ -79,7 +79,7 @@ class HeadStates:
     spans: MaskedBatch
     firsts: torch.Tensor | None
     embedding: torch.Tensor
-    hidden: torch.Tensor | None
+    last: torch.Tensor | None
 
 
 def first_tokens(

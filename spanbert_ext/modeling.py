@@ -48,6 +48,8 @@ class SpanBertOutput(ModelOutput):
         mlm_loss, sbo_loss, nsp_loss: scalars for logging, each head's own mean; None without the
             head, nsp_loss also without labels.
         last_hidden_state: [T, H] or [B, L, H], when asked for or when there is no batch of targets.
+        sbo_hidden_state: then also what the SBO head reads, [T, H], where config.sbo_layer is not
+            the last.
     """
 
     loss: torch.Tensor | None = None
@@ -55,6 +57,7 @@ class SpanBertOutput(ModelOutput):
     sbo_loss: torch.Tensor | None = None
     nsp_loss: torch.Tensor | None = None
     last_hidden_state: torch.Tensor | None = None
+    sbo_hidden_state: torch.Tensor | None = None
 
 
 class SpanBertForPreTraining(BertPreTrainedModel):
@@ -198,7 +201,8 @@ class SpanBertForPreTraining(BertPreTrainedModel):
                 micro-batches add up to the big batch's.
             nsp_labels: [N] or [B] int64, 1 where the second segment of a sequence is random, 0
                 where it goes on, -100 to ignore; only with config.nsp.
-            return_hidden: also return the last layer, which is then computed for every token.
+            return_hidden: also return the last layer, which is then computed for every token, and
+                the SBO's if that is another.
 
         Raises:
             ValueError, TypeError, IndexError: an argument of the wrong shape, dtype, device or
@@ -218,7 +222,8 @@ class SpanBertForPreTraining(BertPreTrainedModel):
             row_length,
         )
         if batch is None:
-            return SpanBertOutput(last_hidden_state=self._encode(inputs)[0])
+            hidden, _, early = self._encode(inputs)
+            return SpanBertOutput(last_hidden_state=hidden, sbo_hidden_state=early)
         if batch.labels.shape != input_ids.shape:
             raise ValueError(
                 f"input_ids has shape {tuple(input_ids.shape)}, the batch was made of "
@@ -253,7 +258,12 @@ class SpanBertForPreTraining(BertPreTrainedModel):
             )
             loss, nsp_loss = loss + nsp_loss, nsp_loss.detach()
         return SpanBertOutput(
-            loss, mlm_loss, sbo_loss if with_sbo else None, nsp_loss, states.hidden
+            loss,
+            mlm_loss,
+            sbo_loss if with_sbo else None,
+            nsp_loss,
+            states.last if return_hidden else None,
+            states.sbo if return_hidden and early_sbo_layer(self.config) is not None else None,
         )
 
     def nsp_logits(self, firsts: torch.Tensor) -> torch.Tensor:
@@ -267,7 +277,7 @@ class SpanBertForPreTraining(BertPreTrainedModel):
 
     def sbo_logits(self, hidden: torch.Tensor, batch: MaskedBatch) -> torch.Tensor:
         """Scores of the SBO head, [T, H] or [B, L, H] to [K, V]; void where sbo_ids is -100.
-        `hidden` are the states of config.sbo_layer."""
+        `hidden` is the output's sbo_hidden_state, or last_hidden_state where there is none."""
         rows = self.cls.sbo(hidden, batch)
         return F.linear(rows, self.get_input_embeddings().weight, self.cls.sbo_bias)
 
@@ -280,20 +290,21 @@ class SpanBertForPreTraining(BertPreTrainedModel):
     ) -> HeadStates:
         """Encode, and pick what the heads read; arguments as in `forward`, `wanted_rows`."""
         ours = self.config.encoder_config is None
+        early_sbo = early_sbo_layer(self.config) is not None
         if not ours or not self.config.last_layer_rows or return_hidden:
             states, embedding, early = self._encode(inputs)
             flat = states.reshape(-1, states.shape[-1])
             return HeadStates(
                 mlm=flat.index_select(0, batch.target_positions),
-                sbo=flat if early is None else early,
+                sbo=early if early_sbo else flat,
                 spans=batch,
                 firsts=None if firsts is None else flat.index_select(0, firsts.clamp(min=0)),
                 embedding=embedding,
-                hidden=states if return_hidden else None,
+                last=states,
             )
         input_ids, max_seqlen = inputs[0], inputs[5]
         longest = self.bert.longest(input_ids, max_seqlen)
-        spans = self.cls.sbo is not None and early_sbo_layer(self.config) is None
+        spans = self.cls.sbo is not None and not early_sbo
         wanted = wanted_rows(batch, input_ids.numel(), longest, spans, firsts)
         hidden, embedding, early = self._encode(inputs, wanted)
         targets = batch.target_positions.shape[0]
@@ -305,7 +316,7 @@ class SpanBertForPreTraining(BertPreTrainedModel):
             spans=over_compact_rows(batch) if spans else batch,
             firsts=first,
             embedding=embedding,
-            hidden=None,
+            last=None,
         )
 
     def _encode(
