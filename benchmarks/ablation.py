@@ -1,5 +1,5 @@
-"""`python -m benchmarks.ablation --corpus DIR`: the paper's nine models at a small size, on the same
-text for the same number of steps, and the held-out losses they reach.
+"""`python -m benchmarks.ablation --corpus DIR`: the paper's nine models at a small size, on the
+same text for the same number of steps, and the held-out losses they reach.
 
 Every model is its packaged configuration (`spanbert pretrain --config NAME`) with the settings of
 `SMALL` and of the command line on top: `--steps 500`, `--preset mini`, `--batch.rows 64` and so on.
@@ -18,6 +18,8 @@ from typing import Any
 from benchmarks.installed import ROOT, prefer_installed
 
 prefer_installed()
+
+from transformers.utils import logging  # noqa: E402
 
 from benchmarks import environment, records  # noqa: E402
 from spanbert_ext.arguments import config_file, read_yaml, split_arguments  # noqa: E402
@@ -117,6 +119,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.ablation",
         description=__doc__.partition("\n\n")[2],
+        allow_abbrev=False,
         epilog="Everything else is a setting of `spanbert pretrain`.",
     )
     parser.add_argument("--corpus", required=True, help="directory written by `spanbert prepare`")
@@ -126,6 +129,7 @@ def main(words: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--runs", type=Path, help="keep the runs in this directory")
     options, rest = parser.parse_known_args(words)
+    logging.disable_progress_bar()
     given = split_arguments(rest)
     models = options.models.split(",")
     with tempfile.TemporaryDirectory() as temporary:
