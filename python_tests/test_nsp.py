@@ -29,7 +29,7 @@ from transformers import (
 
 from spanbert_ext import SpanBertForPreTraining
 from spanbert_ext.conversion import export_bert, from_bert
-from spanbert_ext.heads import wanted_rows
+from spanbert_ext.heads import first_tokens, wanted_rows
 from spanbert_ext.masked_batch import MaskedBatch
 
 LABELS = torch.tensor([1, 0, 1, -100, 0])
@@ -142,6 +142,12 @@ def assert_same_parts(found, expected):
         torch.testing.assert_close(found[0][name], expected[0][name], rtol=0, atol=1e-11)
     for name, gradient in found[1].items():
         torch.testing.assert_close(gradient, expected[1][name], rtol=0, atol=1e-11, msg=name)
+
+
+def test_first_tokens_literal(pairs):
+    ids, packed, _, cu_seqlens = pairs
+    assert first_tokens(LABELS, packed.input_ids, cu_seqlens).tolist() == [0, 14, 16, -1, 25]
+    assert first_tokens(LABELS, ids, None).tolist() == [0, 14, 28, -1, 56]
 
 
 def test_first_tokens_keep_the_promise_of_rows_in_a_sequence():
