@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from corpora import small_corpus, write
 
-from spanbert_ext.data import Corpus, PrepareConfig, prepare
+from spanbert_ext.data import Corpus, PackedRows, PrepareConfig, prepare
 from spanbert_ext.data.storage import locked_staging, publish
 from spanbert_ext.errors import ConfigError, DataError
 
@@ -73,6 +73,22 @@ def test_a_flipped_bit_is_noticed_by_verify(tmp_path):
             corpus.verify()
         file.write_bytes(original)
     corpus.verify()
+
+
+def test_an_impossible_id_is_a_named_fault(tmp_path):
+    """Damage that only `verify` would look for must not end in an IndexError of training."""
+    corpus = small_corpus(tmp_path, shard_tokens=4000)
+    last = len(corpus.shards) - 1
+    assert last > 1
+    change(corpus.shards[last].path, lambda data: data.__setitem__(101, 255))
+    message = f"0000{last}.ds: id [0-9]+ at piece 50 where the vocabulary has 400"
+    rows = PackedRows(corpus, 4096, validation_fraction=0.0)
+    with pytest.raises(DataError, match=message):
+        rows.batch(range(len(rows)))
+    with pytest.raises(DataError, match=message):
+        rows.padded_tokens(0, len(rows))
+    with pytest.raises(DataError, match=message):
+        PackedRows(corpus, 16)
 
 
 def test_a_missing_file_or_corpus_is_named(tmp_path):
