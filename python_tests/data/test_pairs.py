@@ -79,7 +79,7 @@ def test_every_piece_is_used_once_and_pairs_are_what_they_say(
     which, max_length, short_prob, split, request
 ):
     corpus = request.getfixturevalue(which)
-    rows = PairedRows(corpus, max_length, split, 0.2, short_prob)
+    rows = PairedRows(corpus, max_length, split, 0.2, short_prob=short_prob)
     begin, end, second, last = bounds(rows)
     is_random = rows.pairs.labels == 1
     assert (rows.pairs.lengths >= 1).all()
@@ -171,19 +171,19 @@ def test_text_without_sentences_is_divided_at_words(tmp_path):
 def test_short_pairs(books):
     sizes = {}
     for short_prob in (0.0, 0.25, 1.0):
-        pairs = PairedRows(books, 131, "train", 0.0, short_prob).pairs
+        pairs = PairedRows(books, 131, "train", 0.0, short_prob=short_prob).pairs
         sizes[short_prob] = pairs.lengths.sum(1)
     # A sentence has four pieces at least and 39 at most.
     assert (sizes[0.0] < 80).mean() < 0.05  # ends of documents
     assert 0.1 < (sizes[0.25] < 80).mean() < 0.35
     assert 0.55 < (sizes[1.0] < 80).mean() < 0.8
-    packed = PairedRows(books, 131, "train", 0.0, 1.0)
+    packed = PairedRows(books, 131, "train", 0.0, short_prob=1.0)
     assert packed.fill_rate > 0.95
     assert len(packed) < packed.num_sequences
 
 
 def test_pairs_do_not_change(books):
-    a, b = (PairedRows(books, 64, "train", 0.2, 0.1) for _ in range(2))
+    a, b = (PairedRows(books, 64, "train", 0.2, short_prob=0.1) for _ in range(2))
     for name in ("starts", "lengths", "labels"):
         assert np.array_equal(getattr(a.pairs, name), getattr(b.pairs, name))
     assert np.array_equal(a.batch([3, 1]).tokens, b.batch([3, 1]).tokens)
@@ -227,8 +227,28 @@ def test_a_batch_is_its_pairs(paragraphs, pad):
     if pad:
         assert batch.tokens.size == 64 * ids.size
         assert count == rows.max_sequences(ids.size)
-    for array in vars(batch).values():
-        assert array.dtype == np.int64
+    assert batch.candidates is None
+    for name, array in vars(batch).items():
+        assert array is None or array.dtype == np.int64, name
+
+
+def test_each_segment_carries_its_candidates(tmp_path):
+    annotator = {"annotate": "entity", "annotator": "test_candidates:capitals"}
+    corpus = small_corpus(tmp_path, **annotator)
+    rows = PairedRows(corpus, 48, candidates="entity")
+    marks = corpus.annotation("entity")
+    batch = rows.batch(np.arange(len(rows)))
+    begin, end, second, last = bounds(rows)
+    again = 0
+    for n, sample in enumerate(batch.sample_ids.tolist()):
+        parts = [marks.read(int(begin[sample]), int(end[sample])).copy()]
+        parts.append(marks.read(int(second[sample]), int(last[sample])).copy())
+        again += sum(int(part[0] == 2) for part in parts)
+        for part in parts:
+            part[0] = min(part[0], 1)  # a span that was cut begins again
+        shown = batch.candidates[batch.cu_seqlens[n] : batch.cu_seqlens[n + 1]].tolist()
+        assert shown == [0, *parts[0], 0, *parts[1], 0]
+    assert batch.candidates.any() and again
 
 
 def test_counts_are_of_pairs(paragraphs):

@@ -201,11 +201,13 @@ class PairedRows(PackedRows):
     own: pair n has segment ids 2n and 2n + 1.
 
     Args:
-        corpus, max_length, split, validation_fraction: as in `PackedRows`; max_length at least 5.
+        corpus, max_length, split, validation_fraction, candidates: as in `PackedRows`; max_length
+            at least 5.
         short_prob: chance of a pair to be shorter than a row, in [0, 1].
 
     Raises:
-        DataError: all the text to draw random segments from is one document.
+        DataError: all the text to draw random segments from is one document; and as in
+            `PackedRows`.
     """
 
     def __init__(
@@ -214,6 +216,7 @@ class PairedRows(PackedRows):
         max_length: int = 512,
         split: str = "train",
         validation_fraction: float | None = None,
+        candidates: str | None = None,
         short_prob: float = 0.0,
     ):
         if max_length < _SPECIALS + 2:
@@ -221,7 +224,7 @@ class PairedRows(PackedRows):
         if not 0 <= short_prob <= 1:
             raise ValueError(f"short_prob must lie in [0, 1]; got {short_prob}")
         self._short_prob = short_prob
-        super().__init__(corpus, max_length, split, validation_fraction)
+        super().__init__(corpus, max_length, split, validation_fraction, candidates)
 
     def _samples(self, own: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         mine = Ranges.of(self.sequences, own)
@@ -248,6 +251,9 @@ class PairedRows(PackedRows):
     def num_tokens(self) -> int:
         """Pieces of this split's pairs, without [CLS] and [SEP]; random segments repeat some."""
         return int(self.pairs.lengths.sum())
+
+    def _layout(self, first: int, stop: int) -> tuple[np.ndarray, ...]:
+        raise NotImplementedError("pairs are laid out by `batch` alone, on the host")
 
     def batch(self, row_ids, pad: bool = False) -> RowBatch:
         """As in `PackedRows`, with the fields that describe pairs; M segments are 2N."""

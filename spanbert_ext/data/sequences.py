@@ -97,7 +97,11 @@ class SequenceIndex:
 
 @functools.lru_cache(maxsize=2)  # the training and the validation part share one index
 def cut_corpus(corpus: Corpus, max_pieces: int) -> SequenceIndex:
-    """Cut every document of a corpus into sequences of at most `max_pieces` pieces."""
+    """Cut every document of a corpus into sequences of at most `max_pieces` pieces.
+
+    Raises:
+        DataError: a token file is damaged.
+    """
     if max_pieces < 1:
         raise ValueError(f"max_pieces must be at least 1; got {max_pieces}")
     classes = piece_classes(corpus.vocabulary)
@@ -107,6 +111,7 @@ def cut_corpus(corpus: Corpus, max_pieces: int) -> SequenceIndex:
     for document in np.flatnonzero(ends - starts > max_pieces):
         start, stop = int(starts[document]), int(ends[document])
         tokens = corpus.read(start, stop)
+        corpus.check_ids(tokens)
         inner += [start + cut for cut in inner_cuts(tokens, classes, max_pieces)]
     cuts = np.sort(np.concatenate([[0], ends, np.asarray(inner, dtype=np.int64)]))
     return SequenceIndex(cuts, np.searchsorted(ends, cuts[:-1], side="right"))

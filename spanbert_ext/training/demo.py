@@ -15,6 +15,7 @@ import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from spanbert_ext import conversion
+from spanbert_ext.console import format_seconds
 from spanbert_ext.data import Corpus, PackedRows, PrepareConfig, prepare
 from spanbert_ext.errors import StorageError
 from spanbert_ext.masked_batch import MaskedBatch
@@ -24,7 +25,6 @@ from spanbert_ext.training.checkpoint import write_text
 from spanbert_ext.training.config import PretrainConfig
 from spanbert_ext.training.models import load_checkpoint
 from spanbert_ext.training.pretrain import PretrainResult, pretrain
-from spanbert_ext.training.run_log import format_seconds
 
 _VOCABULARY = 3000
 _HELD_OUT_DOCUMENTS = 0.1
