@@ -142,22 +142,26 @@ def wanted_rows(
 
     Returns:
         (rows [K + 2S + N] int64, upper bound of how many of them lie in one sequence). A token is a
-        target, or it is the left boundary of at most one span and the right one of at most one, and
-        a first token bounds no span to its left: none is named more than twice. Of R evenly spread
-        places at most ceil(R * longest / T) lie in `longest` tokens.
+        target, or it is the left boundary of at most one span and the right one of at most one,
+        which makes 2 * longest; where targets are boundaries too (internal endpoints), t targets in
+        s runs with a gap between any two have t + 2 s <= longest + s + 1, which is no more. A
+        sequence has one first token. And of R evenly spread places at most ceil(R * longest / T)
+        lie in `longest` tokens.
     """
     rows, unused = [batch.target_positions], [batch.target_ids == IGNORE]
+    most = 2 * longest
     if spans:
-        no_span = batch.span_right <= batch.span_left
+        no_span = batch.span_right <= 0
         rows += [batch.span_left, batch.span_right]
         unused += [no_span, no_span]
     if firsts is not None:
         rows.append(firsts)
         unused.append(firsts < 0)
+        most += 1
     rows, unused = torch.cat(rows), torch.cat(unused)
     count = rows.shape[0]
     spread = torch.arange(count, device=rows.device) * total // max(count, 1)
-    most = 2 * longest - (-count * longest // max(total, 1))
+    most -= -count * longest // max(total, 1)
     return torch.where(unused, spread, rows), min(count, most)
 
 
@@ -165,6 +169,6 @@ def over_compact_rows(batch: MaskedBatch) -> MaskedBatch:
     """The batch for hidden rows [2S, H]: all left boundaries, then all right boundaries."""
     spans = batch.span_left.shape[0]
     slots = torch.arange(spans, device=batch.span_left.device)
-    valid = batch.span_right > batch.span_left
+    valid = batch.span_right > 0
     left, right = torch.where(valid, slots, 0), torch.where(valid, slots + spans, 0)
     return dataclasses.replace(batch, span_left=left, span_right=right)
