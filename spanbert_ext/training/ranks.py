@@ -27,6 +27,8 @@ from spanbert_ext.errors import NumericsError, Preempted, RankLost, ReportedElse
 
 Value = TypeVar("Value")
 _BEAT_SECONDS = 0.5
+# Importing torch on a busy machine takes long; nobody is lost yet.
+_JOIN_SECONDS = 120.0
 # A living process counts up in this time even where its interpreter is busy.
 _OBSERVE_SECONDS = 5.0
 
@@ -38,7 +40,6 @@ class Ranks:
         rank, world: number of this process and of all.
         local_rank: its number on this machine, which chooses the GPU.
         control: group of host tensors; None without other processes.
-        heartbeat: of this rank; None without other processes.
     """
 
     def __init__(
@@ -47,10 +48,9 @@ class Ranks:
         world: int = 1,
         local_rank: int = 0,
         control: dist.ProcessGroup | None = None,
-        heartbeat: Heartbeat | None = None,
     ):
         self.rank, self.world, self.local_rank = rank, world, local_rank
-        self._control, self._heartbeat = control, heartbeat
+        self._control = control
 
     @property
     def is_main(self) -> bool:
@@ -119,10 +119,6 @@ class Ranks:
         """The items of a batch that are this rank's, a contiguous equal part."""
         each = items // self.world
         return range(self.rank * each, (self.rank + 1) * each)
-
-    def lost(self) -> dict[int, str]:
-        """Ranks whose heartbeat stands still -> "rank 1 (pid 17 on host)"; takes some seconds."""
-        return {} if self._heartbeat is None else self._heartbeat.standing_still()
 
     def _broadcast(self, text: str | None) -> str:
         data = torch.tensor(list((text or "").encode()), dtype=torch.uint8)
@@ -209,23 +205,14 @@ def join(device_type: str, timeout: float) -> Iterator[Ranks]:
         yield ALONE
         return
     patience = timedelta(seconds=timeout)
-    store = _connect(rank, patience)
-    # The control group notices a lost rank first, and says so better than NCCL's watchdog.
-    backend, longer = ("nccl" if device_type == "cuda" else "gloo"), 2 * patience
-    dist.init_process_group(
-        backend,
-        store=dist.PrefixStore("group", store),
-        rank=rank,
-        world_size=world,
-        timeout=longer if backend == "nccl" else patience,
-    )
-    control = dist.new_group(backend="gloo", timeout=patience)
-    heartbeat = Heartbeat(_connect(rank, patience, another=True), rank, world)
-    ranks = Ranks(rank, world, local_rank, control, heartbeat)
+    heartbeat = None
     try:
-        yield ranks
+        control, heartbeat = _meet(rank, world, device_type, patience)
+        yield Ranks(rank, world, local_rank, control)
     except RuntimeError as error:
-        lost = ranks.lost()
+        if heartbeat is None:
+            raise RankLost(f"not all of {world} processes could be reached: {error}") from error
+        lost = heartbeat.standing_still()
         if not lost:
             raise
         if rank > min(set(range(world)) - lost.keys()):
@@ -240,8 +227,23 @@ def join(device_type: str, timeout: float) -> Iterator[Ranks]:
             raise ReportedElsewhere(error.exit_code) from error
         raise
     finally:
-        heartbeat.end()
+        if heartbeat is not None:
+            heartbeat.end()
     dist.destroy_process_group()
+
+
+def _meet(
+    rank: int, world: int, device_type: str, patience: timedelta
+) -> tuple[dist.ProcessGroup, Heartbeat]:
+    """Connect with the other ranks; the control group and this rank's heartbeat."""
+    arrival = max(patience, timedelta(seconds=_JOIN_SECONDS))
+    store = _connect(rank, arrival)
+    heartbeat = Heartbeat(_connect(rank, arrival, another=True), rank, world)
+    # The control group notices a lost rank first, and says so better than NCCL's watchdog.
+    backend, limit = ("nccl", 2 * patience) if device_type == "cuda" else ("gloo", patience)
+    groups = dist.PrefixStore("group", store)
+    dist.init_process_group(backend, store=groups, rank=rank, world_size=world, timeout=limit)
+    return dist.new_group(backend="gloo", timeout=patience), heartbeat
 
 
 def _connect(rank: int, patience: timedelta, another: bool = False) -> dist.Store:
