@@ -31,12 +31,14 @@ _HEAD_FIELDS = (
     "loss",
     "encoder_config",
     "last_layer_rows",
+    "sbo_layer",
+    "nsp",
 )
 
 
 def from_bert(path: str | os.PathLike, **options) -> tuple[SpanBertForPreTraining, str]:
-    """Pre-training from a Hugging Face BERT directory: encoder and MLM head taken over, SBO head
-    new.
+    """Pre-training from a Hugging Face BERT directory: encoder and MLM head taken over, with
+    `nsp=True` pooler and next sentence head too, SBO head new.
 
     Args:
         path: directory or hub name of any BERT model (with or without heads), or of a SpanBERT one.
@@ -69,7 +71,8 @@ def from_bert(path: str | os.PathLike, **options) -> tuple[SpanBertForPreTrainin
     model, info = SpanBertForPreTraining.from_pretrained(
         path, config=config, output_loading_info=True
     )
-    lost = sorted(name for name in info["missing_keys"] if not name.startswith("cls."))
+    heads = ("cls.", "bert.pooler.")
+    lost = sorted(name for name in info["missing_keys"] if not name.startswith(heads))
     if lost:
         raise DataError(f"{path}: {len(lost)} weights of the encoder are missing, first {lost[0]}")
     return model, load_report(info)
@@ -114,8 +117,8 @@ def export_bert(
         tokenizer_dir: where tokenizer files are copied from; default the model's directory.
 
     Returns:
-        The files written: config.json, model.safetensors (encoder and MLM head) and the
-            tokenizer's.
+        The files written: config.json, model.safetensors (encoder, MLM head, and pooler and next
+            sentence head where the model has them) and the tokenizer's.
 
     Raises:
         DataError: the encoder is no BERT, or tokenizer_dir holds no tokenizer.
@@ -159,7 +162,8 @@ def _write_bert(model: SpanBertForPreTraining, folder: Path) -> None:
     fields = model.config.to_dict()
     for name in (*ABOUT_THE_FILE, *_HEAD_FIELDS):
         fields.pop(name, None)
-    config = BertConfig(**fields, architectures=["BertForMaskedLM"])
+    architecture = "BertForPreTraining" if model.config.nsp else "BertForMaskedLM"
+    config = BertConfig(**fields, architectures=[architecture])
     config.dtype = model.dtype
     config.save_pretrained(folder)
     weights = {

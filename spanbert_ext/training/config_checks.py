@@ -45,8 +45,15 @@ def _range_faults(c: PretrainConfig) -> list[str]:
         ("batch.rows", c.batch.rows, 1, unlimited),
         ("batch.max_length", c.batch.max_length, 8, unlimited),
         ("batch.micro_rows", c.batch.micro_rows, 1, unlimited),
+        ("batch.short_prob", c.batch.short_prob, 0, 1),
         ("validation.every", c.validation.every, 0, unlimited),
         ("validation.rows", c.validation.rows, 1, unlimited),
+        ("nproc", c.nproc, 1, unlimited),
+        ("numerics.max_skipped", c.numerics.max_skipped, 1, unlimited),
+        ("numerics.spike_factor", c.numerics.spike_factor, 0, unlimited),
+        ("numerics.spike_window", c.numerics.spike_window, 2, unlimited),
+        ("numerics.max_rollbacks", c.numerics.max_rollbacks, 0, unlimited),
+        ("parallel.timeout", c.parallel.timeout, 1, unlimited),
         ("checkpoint.every", c.checkpoint.every, 1, unlimited),
         ("checkpoint.keep", c.checkpoint.keep, 1, unlimited),
         *((f"model.{name}", getattr(c.model, name), 1, unlimited) for name in _SIZES),
@@ -87,7 +94,17 @@ def _model_faults(c: PretrainConfig) -> list[str]:
             f"batch.max_length: at most {positions} (positions of the model); got "
             f"{c.batch.max_length}"
         )
-    return faults
+    return faults + sbo_layer_faults(c.loss.sbo_layer, size["num_hidden_layers"])
+
+
+def sbo_layer_faults(layer: int, layers: int) -> list[str]:
+    """Whether `loss.sbo_layer` is one of a model's layers."""
+    if layers < 1 or -layers <= layer < layers:
+        return []
+    return [
+        f"loss.sbo_layer: must lie in [-{layers}, {layers}) for a model of {layers} layers; got "
+        f"{layer}"
+    ]
 
 
 def _batch_faults(c: PretrainConfig) -> list[str]:
@@ -95,6 +112,10 @@ def _batch_faults(c: PretrainConfig) -> list[str]:
     micro = c.batch.micro_rows
     if micro and micro >= 1 and c.batch.rows % micro:
         faults.append(f"batch.micro_rows: {micro} does not divide batch.rows {c.batch.rows}")
+    if c.batch.pairs and c.batch.resident == "on":
+        faults.append("batch.resident: pairs are made on the host; leave it at auto, or off")
+    if c.batch.short_prob and not c.batch.pairs:
+        faults.append("batch.short_prob: only pairs are shortened; batch.pairs is false")
     if c.masking.max_words < c.masking.min_words:
         faults.append(
             f"masking.max_words: {c.masking.max_words} is below masking.min_words "
@@ -114,6 +135,14 @@ def _run_faults(c: PretrainConfig) -> list[str]:
         faults.append(f"device: must be auto, cpu, cuda or cuda:N; got {c.device!r}")
     if c.runtime.graph == "on" and c.batch.resident == "off":
         faults.append("runtime.graph: a graph needs rows on the device; batch.resident is off")
+    if c.runtime.graph == "on" and c.batch.pairs:
+        faults.append("runtime.graph: a graph needs rows on the device; pairs are made on the host")
     if c.runtime.graph == "on" and c.device == "cpu":
         faults.append("runtime.graph: there are no CUDA graphs on a CPU; device is cpu")
+    if c.nproc > 1 and c.device.startswith("cuda:"):
+        faults.append(f"nproc: every process needs a GPU of its own; device names {c.device}")
+    if c.nproc > 1 and c.runtime.graph == "on":
+        faults.append(
+            f"runtime.graph: the exchange between processes is not captured; nproc is {c.nproc}"
+        )
     return faults

@@ -15,19 +15,20 @@ from spanbert_ext.errors import ConfigError, StorageError
 from spanbert_ext.modeling import SpanBertConfig, SpanBertForPreTraining
 from spanbert_ext.presets import model_size
 from spanbert_ext.training.config import PretrainConfig
+from spanbert_ext.training.config_checks import sbo_layer_faults
 
 logger = logging.getLogger("spanbert_ext")
 
 
-def choose_device(name: str) -> torch.device:
-    """`auto` takes the GPU if there is one.
+def choose_device(name: str, local_rank: int = 0) -> torch.device:
+    """`auto` takes the GPU if there is one; process `local_rank` of a machine takes that GPU.
 
     Raises:
         ConfigError: the named device is not there.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.device(name)
+    device = torch.device(f"cuda:{local_rank}" if name == "cuda" and local_rank else name)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ConfigError(
             f"device {name} is not there ({torch.cuda.device_count()} CUDA devices); `spanbert "
@@ -52,7 +53,9 @@ def build_model(
     heads = {
         "max_span_targets": config.masking.max_span_targets,
         "sbo_weight": config.loss.sbo_weight,
+        "sbo_layer": config.loss.sbo_layer,
         "loss": config.loss.kind,
+        "nsp": config.batch.pairs,
     }
     if config.init is None:
         size = model_size(config.preset, config.model)
@@ -72,6 +75,9 @@ def _continue_model(
         raise ConfigError(
             f"init: {path} is not a Hugging Face model directory ({error})"
         ) from error
+    faults = sbo_layer_faults(heads["sbo_layer"], described.get("num_hidden_layers", 12))
+    if faults:
+        raise ConfigError(f"{faults[0]} (init {path})")
     if described.get("vocab_size") != vocab_size:
         raise ConfigError(
             f"init: {path} has a vocabulary of {described.get('vocab_size')}, the corpus was "

@@ -21,6 +21,7 @@ _CHUNK_TOKENS = 1 << 22  # laid out at a time; a few hundred MB of indices
 def resident_bytes(rows: PackedRows) -> int:
     """Memory that `ResidentRows` and the order of an epoch take."""
     width = 2 if rows.corpus.vocab_size <= 1 << 16 else 4
+    width += rows.has_candidates
     slots = rows.num_sequences + len(rows)
     return len(rows) * (rows.max_length * width + 24) + 16 * slots
 
@@ -32,6 +33,7 @@ class ResidentRows:
         tokens: [R, L] padded rows; int32, or int16 that holds the bits of an unsigned number.
         offsets: [R + 1] int64; row r holds slots offsets[r] to offsets[r + 1].
         lengths, sample_ids: [M] int64 of each slot, as in `RowSlots`.
+        candidates: [R, L] uint8 candidate spans, or None.
     """
 
     def __init__(
@@ -40,8 +42,9 @@ class ResidentRows:
         offsets: torch.Tensor,
         lengths: torch.Tensor,
         sample_ids: torch.Tensor,
+        candidates: torch.Tensor | None = None,
     ):
-        self._tokens, self._offsets = tokens, offsets
+        self._tokens, self._offsets, self._candidates = tokens, offsets, candidates
         self._lengths, self._sample_ids = lengths, sample_ids
         self._counts = offsets.diff()
 
@@ -52,13 +55,18 @@ class ResidentRows:
         small = rows.corpus.vocab_size <= 1 << 16
         dtype, signed = (torch.int16, np.int16) if small else (torch.int32, np.int32)
         tokens = torch.empty((len(rows), rows.max_length), dtype=dtype, device=device)
+        candidates = None
+        if rows.has_candidates:
+            candidates = torch.empty(tokens.shape, dtype=torch.uint8, device=device)
         chunk = max(1, _CHUNK_TOKENS // rows.max_length)
         for first in range(0, len(rows), chunk):
             stop = min(first + chunk, len(rows))
             tokens[first:stop] = torch.from_numpy(rows.padded_tokens(first, stop).view(signed))
+            if candidates is not None:
+                candidates[first:stop] = torch.from_numpy(rows.padded_candidates(first, stop))
         slots = rows.slots()
         tables = (slots.offsets, slots.lengths, slots.sample_ids)
-        return cls(tokens, *(torch.from_numpy(table).to(device) for table in tables))
+        return cls(tokens, *(torch.from_numpy(table).to(device) for table in tables), candidates)
 
     def batch(
         self, row_ids: torch.Tensor, capacity: int
@@ -88,6 +96,12 @@ class ResidentRows:
         sample_ids = torch.where(used, self._sample_ids.index_select(0, source), -1)
         return tokens, F.pad(lengths.cumsum(0), (1, 0)), sample_ids
 
+    def candidates(self, row_ids: torch.Tensor) -> torch.Tensor | None:
+        """The candidate spans of `batch(row_ids)`: [B * max_length] uint8, None without any."""
+        if self._candidates is None:
+            return None
+        return self._candidates.index_select(0, row_ids).flatten()
+
 
 class ResidentOrder:
     """Which rows a step sees, from a counter on the device.
@@ -105,6 +119,8 @@ class ResidentOrder:
         self._rows, self._batch_rows, self._seed = rows, batch_rows, seed
         self.steps_per_epoch = len(rows) // batch_rows
         self.step = torch.zeros(1, dtype=torch.int64, device=device)
+        self._shift = torch.zeros(1, dtype=torch.int64, device=device)
+        self._host_shift = 0
         self._epoch = self._at = -1
         self._host = np.empty(0, dtype=np.int64)
         places = self.steps_per_epoch * batch_rows
@@ -115,7 +131,7 @@ class ResidentOrder:
 
         Where the counter stands there already, as it does after `advance`, nothing is written.
         """
-        epoch, place = divmod(step, self.steps_per_epoch)
+        epoch, place = divmod(step + self._host_shift, self.steps_per_epoch)
         if epoch != self._epoch:
             self._load(epoch)
         if step != self._at:
@@ -123,6 +139,11 @@ class ResidentOrder:
         self._at = step + 1
         own = self._host[place * self._batch_rows : (place + 1) * self._batch_rows]
         return int(self._rows.row_tokens(own).sum())
+
+    def shift_by(self, batches: int) -> None:
+        """From here step s sees batch s + `batches`."""
+        self._host_shift = batches
+        self._shift.fill_(batches)
 
     def _load(self, epoch: int) -> None:
         ids = np.arange(self._order.numel(), dtype=np.int64)
@@ -139,10 +160,10 @@ class ResidentOrder:
 
     def row_ids(self, first: torch.Tensor | int, count: int) -> torch.Tensor:
         """[count] int64, the step's rows from place `first` ([1] int64 or a number) on."""
-        start = self.step % self.steps_per_epoch * self._batch_rows + first
+        start = (self.step + self._shift) % self.steps_per_epoch * self._batch_rows + first
         places = start + torch.arange(count, device=start.device)
         return self._order.index_select(0, places)
 
     def epoch(self) -> torch.Tensor:
         """[1] int64."""
-        return self.step // self.steps_per_epoch
+        return (self.step + self._shift) // self.steps_per_epoch
