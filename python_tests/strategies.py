@@ -121,7 +121,7 @@ def maskers(draw):
         geometric_p=draw(st.sampled_from([0.01, 0.2, 0.7, 1.0])),
         min_words=shortest,
         max_words=shortest + draw(st.sampled_from([0, 1, 9, 30])),
-        replacement=draw(st.sampled_from([None, "span", "piece"])),
+        replacement=draw(st.sampled_from(["span", "piece"])),
         mask_prob=mask_prob,
         random_prob=draw(st.sampled_from([0.0, 0.1, 0.5, 1.0])) * (1 - mask_prob),
         max_span_targets=draw(st.sampled_from([1, 3, 15])),

@@ -152,9 +152,8 @@ def test_pieces_have_no_boundaries(backend):
     assert not batch.span_left.any() and not batch.span_right.any()
 
 
-def test_pieces_are_replaced_one_by_one_unless_told_otherwise():
+def test_pieces_are_replaced_one_by_one():
     assert make_masker(scheme="piece").settings.per_piece
-    assert not make_masker(scheme="piece", replacement="span").settings.per_piece
     assert not any(make_masker(scheme=s).settings.per_piece for s in ("span", "word", "entity"))
     assert make_masker(scheme="word", replacement="piece").settings.per_piece
 

@@ -43,7 +43,7 @@ def sampler_settings(
     mask_id: int,
     seed: int,
     mask_ratio: float,
-    replacement: str | None,
+    replacement: str,
     mask_prob: float,
     random_prob: float,
     max_span_targets: int,
@@ -55,7 +55,7 @@ def sampler_settings(
     Raises:
         ValueError, TypeError: an option outside its range.
     """
-    check_choice("replacement", replacement, (None, "span", "piece"))
+    check_choice("replacement", replacement, ("span", "piece"))
     check_choice("endpoints", endpoints, ("external", "internal"))
     check_probability("mask_ratio", mask_ratio, allow_zero=False)
     check_probability("mask_prob", mask_prob)
@@ -80,7 +80,7 @@ def sampler_settings(
         length_thresholds=_thresholds(weights),
         mask_threshold=round(mask_prob * _DRAWS),
         random_threshold=round(min(mask_prob + random_prob, 1.0) * _DRAWS),
-        per_piece=(replacement or ("piece" if pieces else "span")) == "piece",
+        per_piece=pieces or replacement == "piece",
         max_span_targets=0 if pieces else max_span_targets,
         candidate_threshold=(
             round(min(candidate_prob, 1.0) * _DRAWS) if scheme in CANDIDATE_SCHEMES else 0
@@ -139,11 +139,10 @@ def lookup_tables(
     return flags, pool
 
 
-def check_choice(name: str, value: str | None, choices: Sequence[str | None]) -> None:
+def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
     """ValueError unless `value` is one of `choices`."""
     if value not in choices:
-        named = ", ".join(choice for choice in choices if choice is not None)
-        raise ValueError(f"{name} must be one of {named}; got {value!r}")
+        raise ValueError(f"{name} must be one of {', '.join(choices)}; got {value!r}")
 
 
 def check_probability(name: str, value: float, allow_zero: bool = True) -> None:

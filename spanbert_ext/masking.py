@@ -48,7 +48,7 @@ class SpanMasker:
             min_words..max_words. Scheme span alone draws lengths.
         min_words, max_words: bounds of a span's length in words.
         replacement: "span" draws [MASK] / random / keep once for a merged span, "piece" for every
-            piece; None: as the scheme's model, "piece" for the scheme piece and "span" for others.
+            piece, as the scheme piece always does.
         mask_prob, random_prob: probabilities of [MASK] and of random pieces; the rest is kept.
         random_tokens: [R] pool of ids for random pieces, drawn uniformly; None: all ordinary ids.
         max_span_targets: how many pieces of a span, counted from the left, are SBO targets.
@@ -75,7 +75,7 @@ class SpanMasker:
         geometric_p: float = 0.2,
         min_words: int = 1,
         max_words: int = 10,
-        replacement: str | None = None,
+        replacement: str = "span",
         mask_prob: float = 0.8,
         random_prob: float = 0.1,
         random_tokens: torch.Tensor | Sequence[int] | None = None,

@@ -34,24 +34,39 @@ class ModelOptions:
 
 @dataclass(frozen=True)
 class MaskingOptions:
-    """How tokens are selected and corrupted (paper section 3.1).
+    """How tokens are selected and corrupted (paper sections 3.1 and 6.1).
 
     Args:
+        scheme: span masks stretches of words (SpanBERT), piece single pieces (BERT), word single
+            words; entity and phrase mask candidates that `spanbert prepare --annotate` marked in
+            the corpus, and words.
+        candidate_prob: share of the draws of entity and phrase that take a candidate, while there
+            is one.
         mask_ratio: part of a sequence's tokens that is masked, in (0, 1].
-        geometric_p: success probability of the geometric distribution of span lengths.
+        geometric_p: success probability of the geometric distribution of the scheme span's lengths.
         min_words: shortest span, in words.
         max_words: longest span, in words; the distribution is renormalised over
             min_words..max_words.
-        replacement: span draws 80/10/10 (mask, random, keep) once per span, piece once per token.
+        replacement: span draws 80/10/10 (mask, random, keep) once per span, piece once per token,
+            as the scheme piece always does.
         max_span_targets: how many positions of a span the boundary objective predicts.
+        endpoints: external predicts a span from the tokens around it, internal from its own first
+            and last.
     """
 
+    scheme: Literal["span", "piece", "word", "entity", "phrase"] = "span"
+    candidate_prob: float = 0.5
     mask_ratio: float = 0.15
     geometric_p: float = 0.2
     min_words: int = 1
     max_words: int = 10
     replacement: Literal["span", "piece"] = "span"
     max_span_targets: int = 15
+    endpoints: Literal["external", "internal"] = "external"
+
+    def candidates(self) -> Literal["entity", "phrase"] | None:
+        """The kind of candidates that the scheme draws."""
+        return self.scheme if self.scheme in ("entity", "phrase") else None
 
 
 @dataclass(frozen=True)

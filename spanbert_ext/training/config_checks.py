@@ -16,6 +16,7 @@ def faults_of(config: PretrainConfig) -> list[str]:
     return [
         *_range_faults(config),
         *_model_faults(config),
+        *_masking_faults(config),
         *_batch_faults(config),
         *_run_faults(config),
     ]
@@ -30,6 +31,7 @@ def _range_faults(c: PretrainConfig) -> list[str]:
         ("seed", c.seed, 0, 2**63 - 1),
         ("log_every", c.log_every, 1, unlimited),
         ("model.dropout", c.model.dropout, 0, below_one),
+        ("masking.candidate_prob", c.masking.candidate_prob, 0, 1),
         ("masking.mask_ratio", c.masking.mask_ratio, positive, 1),
         ("masking.geometric_p", c.masking.geometric_p, positive, below_one),
         ("masking.min_words", c.masking.min_words, 1, unlimited),
@@ -107,6 +109,28 @@ def sbo_layer_faults(layer: int, layers: int) -> list[str]:
     ]
 
 
+def _masking_faults(c: PretrainConfig) -> list[str]:
+    masking, default, faults = c.masking, type(c.masking)(), []
+    if masking.max_words < masking.min_words:
+        faults.append(
+            f"masking.max_words: {masking.max_words} is below masking.min_words {masking.min_words}"
+        )
+    unread = [] if masking.scheme == "span" else ["geometric_p", "min_words", "max_words"]
+    if masking.candidates() is None:
+        unread.append("candidate_prob")
+    faults += [
+        f"masking.{name}: the scheme {masking.scheme} does not use it; leave it out"
+        for name in unread
+        if getattr(masking, name) != getattr(default, name)
+    ]
+    if masking.scheme == "piece" and c.loss.sbo_weight > 0:
+        faults.append(
+            "loss.sbo_weight: the scheme piece has no targets for the span boundary objective; "
+            f"set it to 0; got {c.loss.sbo_weight}"
+        )
+    return faults
+
+
 def _batch_faults(c: PretrainConfig) -> list[str]:
     faults = []
     micro = c.batch.micro_rows
@@ -116,11 +140,6 @@ def _batch_faults(c: PretrainConfig) -> list[str]:
         faults.append("batch.resident: pairs are made on the host; leave it at auto, or off")
     if c.batch.short_prob and not c.batch.pairs:
         faults.append("batch.short_prob: only pairs are shortened; batch.pairs is false")
-    if c.masking.max_words < c.masking.min_words:
-        faults.append(
-            f"masking.max_words: {c.masking.max_words} is below masking.min_words "
-            f"{c.masking.min_words}"
-        )
     return faults
 
 

@@ -16,7 +16,7 @@ from spanbert_ext.data import Corpus, PackedRows, PairedRows, batch_of_step
 from spanbert_ext.errors import DataError
 from spanbert_ext.masked_batch import MaskedBatch
 from spanbert_ext.masking import SpanMasker
-from spanbert_ext.training.config import BatchOptions, MaskingOptions, PretrainConfig
+from spanbert_ext.training.config import MaskingOptions, PretrainConfig
 from spanbert_ext.training.ranks import ALONE, Ranks
 from spanbert_ext.training.resident import (
     MEMORY_SHARE,
@@ -82,7 +82,7 @@ class PretrainTask:
         self._shift = 0
         self.loss_names = _loss_names(config)
         self._train, self._held_out = (
-            _rows(corpus, config.batch, split) for split in ("train", "validation")
+            _rows(corpus, config, split) for split in ("train", "validation")
         )
         self._masker = build_masker(tokenizer, config.masking, config.seed)
         self._held_out_masker = build_masker(tokenizer, config.masking, _VALIDATION_SEED)
@@ -164,7 +164,11 @@ class PretrainTask:
         row_ids = self._order.row_ids(micro * rows + first, rows)
         tokens, cu_seqlens, sample_ids = self._rows_on_device.batch(row_ids, self._capacity)
         masked = self._masker.packed(
-            tokens, cu_seqlens, sample_ids=sample_ids, epoch=self._order.epoch()
+            tokens,
+            cu_seqlens,
+            sample_ids=sample_ids,
+            epoch=self._order.epoch(),
+            candidates=self._rows_on_device.candidates(row_ids),
         )
         length = self._train.max_length
         return MicroBatch(masked, cu_seqlens, None, length, length)
@@ -196,8 +200,13 @@ class PretrainTask:
             borders, sample_ids = self._on_device(packed.segment_cu_seqlens), packed.segment_ids
             names = ("token_type_ids", "nsp_labels")
             extra = {name: self._on_device(getattr(packed, name)) for name in names}
+        marks = packed.candidates
         masked = masker.packed(
-            tokens, borders, sample_ids=self._on_device(sample_ids), epoch=int(epoch)
+            tokens,
+            borders,
+            sample_ids=self._on_device(sample_ids),
+            epoch=int(epoch),
+            candidates=None if marks is None else self._on_device(marks),
         )
         return MicroBatch(masked, cu_seqlens, real, rows.max_length, row_length, **extra)
 
@@ -250,10 +259,13 @@ def _loss_names(config: PretrainConfig) -> tuple[str, ...]:
     return tuple(name for name, wanted in used.items() if wanted)
 
 
-def _rows(corpus: Corpus, batch: BatchOptions, split: str) -> PackedRows:
+def _rows(corpus: Corpus, config: PretrainConfig, split: str) -> PackedRows:
+    batch, candidates = config.batch, config.masking.candidates()
     if batch.pairs:
-        return PairedRows(corpus, batch.max_length, split, short_prob=batch.short_prob)
-    return PackedRows(corpus, batch.max_length, split)
+        return PairedRows(
+            corpus, batch.max_length, split, candidates=candidates, short_prob=batch.short_prob
+        )
+    return PackedRows(corpus, batch.max_length, split, candidates=candidates)
 
 
 def without_targets(micro: MicroBatch) -> MicroBatch:
@@ -286,4 +298,7 @@ def build_masker(
         max_words=options.max_words,
         replacement=options.replacement,
         max_span_targets=options.max_span_targets,
+        scheme=options.scheme,
+        candidate_prob=options.candidate_prob,
+        endpoints=options.endpoints,
     )
