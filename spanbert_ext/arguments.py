@@ -18,6 +18,8 @@ from jsonargparse import ArgumentParser
 from spanbert_ext.errors import ConfigError
 from spanbert_ext.training import settings
 
+# The paper's models: settings that `--config` takes by name.
+NAMED_CONFIGS = Path(__file__).parent / "configs"
 _FLAGS = ("--help", "-h", "--debug", "--print_config")
 
 
@@ -39,7 +41,7 @@ class Arguments:
 
     Args:
         values: setting -> text, in the order given; None where the value is missing.
-        files: YAML files named by --config.
+        files: YAML files of --config.
         positionals: words that belong to no option.
     """
 
@@ -70,11 +72,32 @@ def split_arguments(words: Sequence[str]) -> Arguments:
             value = next(rest, None)
         if name == "config":
             if value is None:
-                raise ConfigError("--config: a YAML file is required")
-            files.append(value)
+                raise ConfigError("--config: a YAML file or a name is required")
+            files.append(config_file(value))
         else:
             values[name.replace("-", "_")] = value
     return Arguments(values, tuple(files), tuple(positionals))
+
+
+def config_names() -> list[str]:
+    """Names that `--config` takes in place of a file."""
+    return sorted(path.stem for path in NAMED_CONFIGS.glob("*.yaml"))
+
+
+def config_file(value: str) -> str:
+    """The YAML file that `--config` means: a path, or a bare name of `config_names`.
+
+    Raises:
+        ConfigError: a bare name that is neither.
+    """
+    if Path(value).suffix or Path(value).name != value or Path(value).is_file():
+        return value
+    if value not in config_names():
+        raise ConfigError(
+            f"--config {value}: there is no such file, and no settings of this name (names: "
+            f"{', '.join(config_names())})"
+        )
+    return str(NAMED_CONFIGS / f"{value}.yaml")
 
 
 def read_yaml(path: str) -> dict[str, Any]:
@@ -106,7 +129,10 @@ def make_parser(
         prog=f"spanbert {verb}", usage=usage, description=description, exit_on_error=False
     )
     parser.add_argument(
-        "--config", action="config", help="YAML file of these settings; options override it."
+        "--config",
+        action="config",
+        help="YAML file of these settings; options override it. Pre-training also takes the name "
+        f"of one of the paper's models: {', '.join(config_names())}.",
     )
     for option in settings.options(cls, defaults):
         parser.add_argument(

@@ -67,8 +67,8 @@ def run_prepare(words: Sequence[str]) -> int:
     """`spanbert prepare`."""
     config = parse_settings(VERBS["prepare"], words)
     _quiet_console(loads_models=False)
+    from spanbert_ext.console import ByteProgress
     from spanbert_ext.data import prepare
-    from spanbert_ext.training.run_log import ByteProgress
 
     progress = ByteProgress()
     try:
@@ -76,6 +76,8 @@ def run_prepare(words: Sequence[str]) -> int:
     finally:
         progress.close()
     print(f"{config.output}: {corpus.summary()}")
+    if config.verify:
+        print("every file has the digest that was written")
     print(f"next: spanbert pretrain --corpus {config.output} --output RUN_DIRECTORY")
     return 0
 
@@ -134,7 +136,7 @@ def run_doctor(words: Sequence[str]) -> int:
 
 
 def _quiet_console(loads_models: bool = True) -> None:
-    from spanbert_ext.training.run_log import plain_console
+    from spanbert_ext.console import plain_console
 
     plain_console()
     if loads_models:

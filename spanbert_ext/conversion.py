@@ -23,9 +23,10 @@ from transformers import BertConfig
 from transformers.utils import logging
 
 from spanbert_ext.archives import pickle_fault
+from spanbert_ext.configuration import ABOUT_THE_FILE, SpanBertConfig
 from spanbert_ext.errors import DataError, StorageError
 from spanbert_ext.load_report import LoadReport
-from spanbert_ext.modeling import ABOUT_THE_FILE, SpanBertConfig, SpanBertForPreTraining
+from spanbert_ext.modeling import SpanBertForPreTraining
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -60,12 +61,14 @@ _HEAD_FIELDS = (
     "loss",
     "encoder_config",
     "last_layer_rows",
+    "sbo_layer",
+    "nsp",
 )
 
 
 def from_bert(path: str | os.PathLike, **options) -> tuple[SpanBertForPreTraining, LoadReport]:
-    """Pre-training from a Hugging Face BERT directory: encoder and MLM head taken over, SBO head
-    new.
+    """Pre-training from a Hugging Face BERT directory: encoder and MLM head taken over, with
+    `nsp=True` pooler and next sentence head too, SBO head new.
 
     Args:
         path: directory or hub name of any BERT model (with or without heads), or of a SpanBERT one.
@@ -131,7 +134,8 @@ def load_model(
             dtype=torch.float32,
             ignore_mismatched_sizes=True,
         )
-    lost = [name for name in info["missing_keys"] if not name.startswith("cls.")]
+    heads = ("cls.", "bert.pooler.")
+    lost = [name for name in info["missing_keys"] if not name.startswith(heads)]
     check_weights(source, model, lost, info["mismatched_keys"])
     licence = model.config.weights_licence
     return model, LoadReport.of(model, source, layout, info, notes=notes, licence=licence)
@@ -205,7 +209,8 @@ def export_bert(
         mlm_head: write BERT's masked language model head too; False where it was never trained.
 
     Returns:
-        The files written: config.json, model.safetensors and the tokenizer's.
+        The files written: config.json, model.safetensors (encoder, MLM head, and pooler and next
+            sentence head where the model has them) and the tokenizer's.
 
     Raises:
         DataError: tokenizer_dir holds no tokenizer.
@@ -247,7 +252,8 @@ def _write_bert(model: SpanBertForPreTraining, folder: Path, mlm_head: bool) -> 
         del fields["weights_licence"]
     for name in (*ABOUT_THE_FILE, *_HEAD_FIELDS):
         fields.pop(name, None)
-    config = BertConfig(**fields, architectures=["BertForMaskedLM" if mlm_head else "BertModel"])
+    heads = "BertForPreTraining" if model.config.nsp else "BertForMaskedLM"
+    config = BertConfig(**fields, architectures=[heads if mlm_head else "BertModel"])
     config.dtype = model.dtype
     config.save_pretrained(folder)
     dropped = ("cls.sbo.", "cls.sbo_bias") if mlm_head else ("cls.",)

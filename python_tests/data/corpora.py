@@ -17,6 +17,12 @@ def write(path: Path, content) -> Path:
     return path
 
 
+def bytes_of(folder: Path) -> dict[str, bytes]:
+    return {
+        p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()
+    }
+
+
 def small_corpus(folder: Path, text: str = PROSE, **settings) -> Corpus:
     source = write(folder / "in" / "text.txt", text)
     settings = {"vocab_size": 400, **settings}

@@ -1,26 +1,15 @@
-"""A damaged corpus is noticed, and a killed `prepare` leaves no trace in the result."""
+"""A damaged corpus is noticed, and a directory appears whole or not at all."""
 
 import json
 import os
-import random
-import signal
-import subprocess
-import sys
-import time
 
 import numpy as np
 import pytest
-from corpora import PROSE, small_corpus, write
+from corpora import small_corpus, write
 
-from spanbert_ext.data import Corpus, PrepareConfig, prepare
-from spanbert_ext.data.storage import staged_directory
+from spanbert_ext.data import Corpus, PackedRows, PrepareConfig, prepare
+from spanbert_ext.data.storage import locked_staging, publish
 from spanbert_ext.errors import ConfigError, DataError
-
-PREPARE = """
-import sys
-from spanbert_ext.data import PrepareConfig, prepare
-prepare(PrepareConfig([sys.argv[1]], sys.argv[2], vocab_size=500, shard_tokens=5000))
-"""
 
 
 def change(path, edit):
@@ -86,6 +75,22 @@ def test_a_flipped_bit_is_noticed_by_verify(tmp_path):
     corpus.verify()
 
 
+def test_an_impossible_id_is_a_named_fault(tmp_path):
+    """Damage that only `verify` would look for must not end in an IndexError of training."""
+    corpus = small_corpus(tmp_path, shard_tokens=4000)
+    last = len(corpus.shards) - 1
+    assert last > 1
+    change(corpus.shards[last].path, lambda data: data.__setitem__(101, 255))
+    message = f"0000{last}.ds: id [0-9]+ at piece 50 where the vocabulary has 400"
+    rows = PackedRows(corpus, 4096, validation_fraction=0.0)
+    with pytest.raises(DataError, match=message):
+        rows.batch(range(len(rows)))
+    with pytest.raises(DataError, match=message):
+        rows.padded_tokens(0, len(rows))
+    with pytest.raises(DataError, match=message):
+        PackedRows(corpus, 16)
+
+
 def test_a_missing_file_or_corpus_is_named(tmp_path):
     corpus = small_corpus(tmp_path)
     (corpus.path / "tokens/00000.ds").unlink()
@@ -101,73 +106,14 @@ def test_mapped_tokens_are_read_only(corpus):
         corpus.read(0, 1)[0] = 1
 
 
-def contents(folder):
-    return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
-
-
-def test_killed_and_repeated_equals_clean(tmp_path):
-    source = write(tmp_path / "in" / "text.txt", PROSE * 20)
-    environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false"}
-
-    def command(output):
-        return [sys.executable, "-c", PREPARE, str(source), str(tmp_path / output)]
-
-    begin = time.monotonic()
-    subprocess.run(command("clean"), check=True, env=environment)
-    duration = time.monotonic() - begin
-    clean = contents(tmp_path / "clean")
-    assert len([name for name in clean if name.suffix == ".ds"]) > 2
-    moments = random.Random(7)
-    killed = 0
-    for _ in range(8):
-        child = subprocess.Popen(command("out"), env=environment)
-        time.sleep(moments.uniform(0.1, 1.0) * duration)
-        child.send_signal(signal.SIGKILL)
-        killed += child.wait() == -signal.SIGKILL
-        assert not (tmp_path / "out").exists() or contents(tmp_path / "out") == clean
-    assert killed > 0
-    subprocess.run(command("out"), check=True, env=environment)
-    assert contents(tmp_path / "out") == clean
-    assert sorted(os.listdir(tmp_path)) == ["clean", "in", "out"]
-
-
-KILL_POINTS = {
-    "before the tokens": "spanbert_ext.data.preparation._encode",
-    "after the tokens": "spanbert_ext.data.token_files.TokenWriter.finish",
-    "before the sidecar": "spanbert_ext.data.preparation._describe_files",
-    "before the rename": "os.rename",
-}
-KILL = """
-import os, signal, sys, unittest.mock
-import spanbert_ext.data.preparation
-die = lambda *arguments: os.kill(os.getpid(), signal.SIGKILL)
-unittest.mock.patch(sys.argv[3], die).start()
-"""
-
-
-@pytest.mark.parametrize("target", KILL_POINTS.values(), ids=KILL_POINTS.keys())
-def test_killed_at_a_chosen_point(tmp_path, target):
-    source = write(tmp_path / "in" / "text.txt", PROSE)
-    arguments = [str(source), str(tmp_path / "out"), target]
-    child = subprocess.run([sys.executable, "-c", KILL + PREPARE, *arguments], check=False)
-    assert child.returncode == -signal.SIGKILL
-    assert sorted(os.listdir(tmp_path)) == [".out.staging", "in"]
-    write(tmp_path / ".out.staging" / "tokens" / "99999.ds", "left over")
-    settings = {"vocab_size": 500, "shard_tokens": 5000}
-    for name in ("out", "clean"):
-        prepare(PrepareConfig([str(source)], str(tmp_path / name), **settings))
-    assert contents(tmp_path / "out") == contents(tmp_path / "clean")
-    assert sorted(os.listdir(tmp_path)) == ["clean", "in", "out"]
-
-
 def test_a_second_writer_is_refused(tmp_path):
     source = write(tmp_path / "in" / "a.txt", "some text")
-    with staged_directory(tmp_path / "out") as staging:
+    with locked_staging(tmp_path / "out") as staging:
         write(staging / "file", "theirs")
         with pytest.raises(ConfigError, match="another process is writing"):
             prepare(PrepareConfig([str(source)], str(tmp_path / "out"), vocab_size=64))
         assert (staging / "file").exists()
-    assert contents(tmp_path / "out").keys() == {(tmp_path / "file").relative_to(tmp_path)}
+    assert not (tmp_path / "out").exists()
 
 
 def test_everything_is_flushed_before_the_rename(tmp_path, monkeypatch):
@@ -184,9 +130,9 @@ def test_everything_is_flushed_before_the_rename(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "fsync", record_sync)
     monkeypatch.setattr(os, "rename", record_rename)
-    with staged_directory(tmp_path / "out") as staging:
-        write(staging / "folder" / "file", "x")
-    hidden = str(tmp_path / ".out.staging")
+    write(tmp_path / "staging" / "folder" / "file", "x")
+    publish(tmp_path / "staging", tmp_path / "out")
+    hidden = str(tmp_path / "staging")
     assert calls == [
         ("sync", hidden + "/folder/file"),
         ("sync", hidden + "/folder"),

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
-from corpora import PROSE, small_corpus, write
+from corpora import PROSE, bytes_of, small_corpus, write
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -41,12 +41,6 @@ def parquet(path: Path, column, name="text"):
     path.parent.mkdir(parents=True, exist_ok=True)
     pyarrow.parquet.write_table(pyarrow.table({name: column}), path)
     return path.read_bytes()
-
-
-def bytes_of(folder: Path):
-    return {
-        p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()
-    }
 
 
 @pytest.mark.parametrize(
@@ -162,7 +156,13 @@ def test_skipped_records_are_listed(tmp_path):
         ("a.txt", 201, "long_line"),
     ]
     assert corpus.sidecar["counts"]["rejected"] == {"long_line": 1, "not_utf8": 1}
-    assert "skipped, not_utf8: 1" in corpus.summary()
+    assert corpus.summary() == (
+        "3 documents, 864 pieces (0.00% unknown), vocabulary of 56\n"
+        "read: 1 files, 0.0 MB, 300 lines or records; 0 files and 0 documents were empty\n"
+        "faulty records skipped: 2 (0.67%)\n"
+        "  long_line: 1\n"
+        "  not_utf8: 1"
+    )
 
 
 @pytest.mark.parametrize("length", [9, 10, 11, 12, 13, 500])
@@ -293,15 +293,22 @@ def test_output_inside_the_input_is_not_read(tmp_path):
     assert prepare(config).fingerprint == first
 
 
-def test_progress_rises_to_the_total(tmp_path):
-    calls = []
-    source = write(tmp_path / "a.txt", "word " * 20 + "\n" + "some more text\n" * 100000)
-    config = PrepareConfig([str(source)], str(tmp_path / "out"), vocab_size=64)
-    prepare(config, progress=lambda done, total: calls.append((done, total)))
-    done = [d for d, _ in calls]
-    assert done == sorted(done)
-    assert len(set(done)) > 4
-    assert calls[-1] == (3 * source.stat().st_size, 3 * source.stat().st_size)
+@pytest.mark.parametrize("workers", [1, 2])
+def test_progress_rises_to_the_total_of_each_pass(tmp_path, workers):
+    calls = {}
+    source = write(tmp_path / "a.txt", ("some more text " * 20 + "\n\n") * 11000)
+    size = source.stat().st_size
+    options = {"vocab_size": 64, "workers": workers, "unit_bytes": 1 << 21}
+    prepare(
+        PrepareConfig([str(source)], str(tmp_path / "out"), **options),
+        progress=lambda doing, *how_far: calls.setdefault(doing, []).append(how_far),
+    )
+    assert [*calls] == ["counting words", "encoding"]
+    for pass_ in calls.values():
+        done = [d for d, _ in pass_]
+        assert done == sorted(done)
+        assert len(set(done)) > 3
+        assert (done[0], pass_[-1]) == (0, (size, size))
 
 
 @pytest.mark.parametrize("umask", [0o002, 0o027, 0o077])
@@ -315,11 +322,16 @@ def test_file_modes_follow_the_umask(tmp_path, umask):
     assert modes == {0o666 & ~umask}
 
 
-def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
+def test_a_full_disk_keeps_what_is_finished(tmp_path, monkeypatch):
     def full(*arguments):
         raise OSError(28, "No space left on device", "tokens")
 
-    monkeypatch.setattr("spanbert_ext.data.token_files.TokenWriter.append", full)
-    with pytest.raises(StorageError, match="cannot be written: No space left.*nothing was left"):
-        run(tmp_path, "a.txt", GOOD)
-    assert os.listdir(tmp_path) == ["in"]
+    with monkeypatch.context() as patched:
+        patched.setattr("spanbert_ext.data.work._encode_batch", full)
+        with pytest.raises(
+            StorageError, match=r"cannot be written: No space left.*stays in .*/\.out\.staging"
+        ):
+            run(tmp_path, "a.txt", GOOD)
+    assert sorted(os.listdir(tmp_path)) == [".out.staging", "in"]
+    assert run(tmp_path, "a.txt", GOOD).num_documents == 2
+    assert sorted(os.listdir(tmp_path)) == ["in", "out"]

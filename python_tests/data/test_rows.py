@@ -89,8 +89,9 @@ def test_padded_batches_have_fixed_shapes(corpus, max_length):
         ).sum() == size * max_length - plain.tokens.size
         # Every row begins at a multiple of its length.
         assert np.isin(np.arange(size) * max_length, padded.cu_seqlens).all()
-        for array in (*vars(plain).values(), *vars(padded).values()):
-            assert array.dtype == np.int64
+        for batch in (plain, padded):
+            for array in (batch.tokens, batch.cu_seqlens, batch.sample_ids):
+                assert array.dtype == np.int64
 
 
 def test_the_bound_on_sequences_is_reached(corpus):

@@ -1,15 +1,16 @@
 """Learning a vocabulary, and refusing tokenizers that would lose text."""
 
+import collections
 import json
 
 import numpy as np
 import pytest
 from corpora import PROSE, byte_level_bpe, small_corpus, unigram, write
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoTokenizer
 
 from spanbert_ext.data import PackedRows
-from spanbert_ext.data.tokenizer import load_tokenizer, train_wordpiece
+from spanbert_ext.data.tokenizer import count_words, load_tokenizer, train_wordpiece
 from spanbert_ext.errors import ConfigError, DataError
 
 SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -53,23 +54,54 @@ def test_transformers_agrees_with_the_corpus(tmp_path, lowercase):
 
 
 def test_the_same_text_gives_the_same_vocabulary():
-    def texts():
-        yield from PROSE.split("\n\n")
-
-    first = train_wordpiece(texts, 700, False, 2)[1]
+    words = count_words(PROSE.split("\n\n"), False)
+    first = train_wordpiece(words, 700, False, 2)
     for _ in range(3):
-        assert train_wordpiece(texts, 700, False, 2)[1] == first
+        assert train_wordpiece(dict(reversed(words.items())), 700, False, 2) == first
+
+
+@pytest.mark.parametrize("lowercase", [False, True])
+def test_words_are_those_of_the_tokenizer(lowercase):
+    """Counting what stands between spaces first changes nothing, whatever the text holds."""
+    texts = [PROSE, "a\tb\u00a0c\x1cd  Ünïcödé's 北京x\u0301 \u200bz... İI \ufeff", ""]
+    normalizer = normalizers.BertNormalizer(lowercase=lowercase)
+    expected = collections.Counter(
+        word
+        for text in texts
+        for word, _ in pre_tokenizers.BertPreTokenizer().pre_tokenize_str(
+            normalizer.normalize_str(text)
+        )
+    )
+    assert count_words(texts, lowercase) == expected
+
+
+def test_words_count_as_often_as_they_occur():
+    """The vocabulary is the one that the library's own reading of the text gives."""
+    words = count_words([PROSE], False)
+    ours = train_wordpiece(words, 700, False, 2)["vocab.txt"].decode().split()
+    learner = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    learner.normalizer = normalizers.BertNormalizer(lowercase=False)
+    learner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    alphabet = ours[
+        : next(i for i, p in enumerate(ours) if len(p.removeprefix("##")) > 1 and i > 4)
+    ]
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=700, min_frequency=2, special_tokens=alphabet, show_progress=False
+    )
+    learner.train_from_iterator([PROSE], trainer)
+    vocab = learner.get_vocab()
+    assert ours == sorted(vocab, key=vocab.get)
 
 
 def test_literal_vocabulary():
-    _, files = train_wordpiece(lambda: ["aba aba. ab"], 32, False, 1)
+    files = train_wordpiece({"aba": 2, ".": 1, "ab": 1}, 32, False, 1)
     pieces = files["vocab.txt"].decode().split()
     assert pieces == [*SPECIALS, ".", "a", "b", "##a", "##b", "ab", "aba"]
 
 
 def test_rare_characters_give_way_in_a_small_vocabulary():
     text = "".join(chr(0x4E00 + i) for i in range(500)) + "abc " * 50
-    _, files = train_wordpiece(lambda: [text], 100, False, 1)
+    files = train_wordpiece(count_words([text], False), 100, False, 1)
     pieces = files["vocab.txt"].decode().split()
     assert {"a", "b", "c", "abc"} <= set(pieces)
     assert len(pieces) <= 100
@@ -210,7 +242,7 @@ def test_transformers_keeps_the_case_that_tokenizer_json_keeps(tmp_path):
 
 
 def test_unusable_tokenizer_files(tmp_path):
-    _, files = train_wordpiece(lambda: ["The Cat Sat"] * 3, 64, False, 1)
+    files = train_wordpiece({"The": 3, "Cat": 3, "Sat": 3}, 64, False, 1)
     spec = json.loads(files["tokenizer.json"])
     cases = [
         (

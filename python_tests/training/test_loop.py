@@ -24,7 +24,7 @@ from spanbert_ext.training.loop import (
 from spanbert_ext.training.models import build_model
 from spanbert_ext.training.optimizer import build_optimizer
 from spanbert_ext.training.pretrain_task import PretrainTask
-from spanbert_ext.training.run_log import ByteProgress, RunLog, format_seconds, rewind
+from spanbert_ext.training.run_log import RunLog, rewind
 
 CPU = torch.device("cpu")
 
@@ -222,20 +222,3 @@ def test_rewind_drops_later_and_broken_lines(tmp_path):
     path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"ste')
     rewind(path, 2)
     assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(5.4, "5s"), (65, "1m05s"), (3700, "1h01m"), (200_000, "2d07h")]
-)
-def test_format_seconds(seconds, text):
-    assert format_seconds(seconds) == text
-
-
-def test_byte_progress_gives_rate_and_rest(capsys):
-    progress = ByteProgress(seconds=0.0)
-    progress(0, 4_000_000)
-    progress(1_000_000, 4_000_000)
-    lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 1
-    assert lines[0].startswith("1.0/4.0 MB  ")
-    assert " MB/s  ETA " in lines[0]

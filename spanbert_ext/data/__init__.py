@@ -12,6 +12,7 @@ _HOMES = {
     "prepare": "preparation",
     "Corpus": "corpus",
     "PackedRows": "rows",
+    "PairedRows": "pairs",
     "RowBatch": "rows",
     "KeyedPermutation": "sampler",
     "batch_of_step": "sampler",

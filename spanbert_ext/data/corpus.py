@@ -2,7 +2,8 @@
 
 * corpus.json: settings, inputs, counts, vocabulary hash, size and digest of every file
 * tokenizer/: loads in transformers
-* tokens/: *.ds, *.ds.index, *.ds.metadata (token_files.py)
+* tokens/: *.ds, *.ds.index, *.ds.metadata, with candidate spans *.ds.entity and *.ds.phrase
+  (token_files.py)
 * rejects.jsonl: what was skipped, where on_error is `skip`
 """
 
@@ -16,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from spanbert_ext.data.storage import check_size, digest_bytes, digest_file
-from spanbert_ext.data.token_files import Shard, token_dtype
+from spanbert_ext.data.token_files import Shard, annotation_name, token_dtype
 from spanbert_ext.data.vocabulary import VocabularyInfo, read_json
 from spanbert_ext.errors import DataError
 
@@ -31,6 +32,41 @@ def vocabulary_hash(pieces: Sequence[str]) -> str:
     return digest_bytes(json.dumps(list(pieces), ensure_ascii=True).encode("ascii"))
 
 
+class PieceFiles:
+    """One value for each piece of a corpus, in files that are mapped.
+
+    Args:
+        starts: [F + 1] int64 position of each file's first piece, then the number of pieces.
+        files: [F] arrays.
+    """
+
+    def __init__(self, starts: np.ndarray, files: Sequence[np.ndarray]):
+        self._starts, self._files = starts, files
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Values at positions [start, stop) of one file: a read-only view.
+
+        Raises:
+            IndexError: the range is empty, outside the corpus or crosses from one file to the next.
+        """
+        file = int(np.searchsorted(self._starts, start, side="right")) - 1
+        if not 0 <= start < stop <= self._starts[-1] or stop > self._starts[file + 1]:
+            raise IndexError(
+                f"[{start}, {stop}) is not inside one file of {self._starts[-1]} pieces"
+            )
+        base = int(self._starts[file])
+        return self._files[file][start - base : stop - base]
+
+    def gather(self, positions: np.ndarray) -> np.ndarray:
+        """Values at [n] positions anywhere in the corpus."""
+        files = np.searchsorted(self._starts, positions, side="right") - 1
+        found = np.empty(positions.size, dtype=self._files[0].dtype)
+        for number in np.unique(files):
+            own = files == number
+            found[own] = self._files[number][positions[own] - self._starts[number]]
+        return found
+
+
 class Corpus:
     """Read access to a prepared directory; files are mapped, never loaded whole. Use `Corpus.open`.
 
@@ -43,6 +79,7 @@ class Corpus:
         self.shards = shards
         ends = [int(shard.ends[-1]) for shard in shards]
         self._starts = np.concatenate([[0], np.cumsum(ends)]).astype(np.int64)
+        self._tokens = PieceFiles(self._starts, [shard.tokens for shard in shards])
 
     @classmethod
     def open(cls, path: str | Path) -> Corpus:
@@ -145,22 +182,42 @@ class Corpus:
         Raises:
             IndexError: the range is empty, outside the corpus or crosses from one file to the next.
         """
-        shard = int(np.searchsorted(self._starts, start, side="right")) - 1
-        if not 0 <= start < stop <= self.num_tokens or stop > self._starts[shard + 1]:
-            raise IndexError(
-                f"[{start}, {stop}) is not inside one file of {self.num_tokens} pieces"
-            )
-        base = int(self._starts[shard])
-        return self.shards[shard].tokens[start - base : stop - base]
+        return self._tokens.read(start, stop)
 
     def gather(self, positions: np.ndarray) -> np.ndarray:
         """Pieces at [n] positions anywhere in the corpus: [n] uint16 or uint32."""
-        shards = np.searchsorted(self._starts, positions, side="right") - 1
-        found = np.empty(positions.size, dtype=token_dtype(self.vocab_size))
-        for number in np.unique(shards):
-            own = shards == number
-            found[own] = self.shards[number].tokens[positions[own] - self._starts[number]]
-        return found
+        return self._tokens.gather(positions)
+
+    def annotation(self, kind: str) -> PieceFiles:
+        """Candidate spans: one uint8 for each piece, 0 outside, 1 begins a span, 2 continues it.
+
+        Args:
+            kind: `entity` or `phrase`.
+
+        Raises:
+            DataError: the corpus was prepared without them.
+        """
+        if kind not in self.sidecar.get("annotations", {}):
+            raise DataError(
+                f"{self.path}: no {kind} spans here; prepare a corpus with annotate={kind}"
+            )
+        paths = (s.path.with_name(annotation_name(s.path.name, kind)) for s in self.shards)
+        return PieceFiles(self._starts, [np.memmap(path, np.uint8, mode="r") for path in paths])
+
+    def check_ids(self, ids: np.ndarray) -> None:
+        """Raises DataError, naming the token file, where ids that were read are not in the
+        vocabulary."""
+        if ids.size == 0 or ids.max() < self.vocab_size:
+            return
+        for shard in self.shards:
+            wrong = np.flatnonzero(shard.tokens >= self.vocab_size)
+            if wrong.size:
+                raise DataError(
+                    f"{shard.path}: id {shard.tokens[wrong[0]]} at piece {wrong[0]} where the "
+                    f"vocabulary has {self.vocab_size}; the file is damaged, prepare or copy it "
+                    "again"
+                )
+        raise DataError(f"{self.path}: an id beyond the vocabulary of {self.vocab_size}")
 
     def verify(self) -> None:
         """Compare every file with its digest; DataError names the first that differs."""
@@ -174,14 +231,22 @@ class Corpus:
 
     def summary(self) -> str:
         """What the corpus holds and what was passed over, a few lines."""
-        counts = dict(self.sidecar["counts"])
+        counts = self.sidecar["counts"]
+        read = sum(entry["bytes"] for entry in self.sidecar["inputs"])
+        unknown = counts["unknown_pieces"] / counts["tokens"]
         lines = [
-            f"{counts.pop('documents'):,} documents, {counts.pop('tokens'):,} pieces, "
-            f"vocabulary of {self.vocab_size:,}"
+            f"{counts['documents']:,} documents, {counts['tokens']:,} pieces ({unknown:.2%} "
+            f"unknown), vocabulary of {self.vocab_size:,}",
+            f"read: {len(self.sidecar['inputs']):,} files, {read / 1e6:,.1f} MB, "
+            f"{counts['records']:,} lines or records; {counts['empty_files']:,} files and "
+            f"{counts['empty_documents']:,} documents were empty",
         ]
-        rejected = counts.pop("rejected")
-        lines += [f"{name.replace('_', ' ')}: {count:,}" for name, count in counts.items() if count]
-        lines += [f"skipped, {reason}: {count:,}" for reason, count in rejected.items()]
+        for kind, entry in self.sidecar.get("annotations", {}).items():
+            lines.append(f"candidate spans, {kind}: {entry['spans']:,}")
+        rejected = counts["rejected"]
+        share = sum(rejected.values()) / max(1, counts["records"])
+        lines.append(f"faulty records skipped: {sum(rejected.values()):,} ({share:.2%})")
+        lines += [f"  {kind}: {count:,}" for kind, count in rejected.items()]
         return "\n".join(lines)
 
 

@@ -1,45 +1,37 @@
 """Text files to a corpus directory: learn or load a tokenizer, write pieces, describe the result.
 
 The output depends on the text, its order and the settings alone, byte for byte: not on paths, time,
-threads or an earlier attempt that was killed.
+the number of workers or earlier attempts that were killed. Those leave their finished parts in the
+staging directory, and the same command goes on from there.
 """
 
 from __future__ import annotations
 
-import contextlib
+import collections
+import concurrent.futures
 import dataclasses
 import json
 import logging
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import numpy as np
-
-from spanbert_ext.data.config import PrepareConfig
-from spanbert_ext.data.corpus import (
-    FORMAT_VERSION,
-    SIDECAR,
-    TOKENIZER,
-    TOKENS,
-    Corpus,
-    vocabulary_hash,
-)
-from spanbert_ext.data.readers import Portion, Reader
+from spanbert_ext.data.annotators import load_annotator
+from spanbert_ext.data.assembly import assemble, check_rejects
+from spanbert_ext.data.config import HOW, PrepareConfig
+from spanbert_ext.data.corpus import SIDECAR, Corpus
+from spanbert_ext.data.job import TOKENIZER_PART, Job, unit_part
+from spanbert_ext.data.pool import cores, run_units
 from spanbert_ext.data.sources import Source, find_sources
-from spanbert_ext.data.storage import digest_bytes, digest_file, staged_directory
-from spanbert_ext.data.token_files import TokenWriter
-from spanbert_ext.data.vocabulary import VocabularyInfo
-from spanbert_ext.errors import ConfigError, DataError, StorageError
+from spanbert_ext.data.storage import digest_bytes, locked_staging, publish, staging_directory
+from spanbert_ext.data.units import plan_units, unit_size
+from spanbert_ext.errors import ConfigError, Preempted, StorageError
 
 logger = logging.getLogger("spanbert_ext")
 
-REJECTS = "rejects.jsonl"
-# Characters given to the tokenizers library in one call; it shares them out to its threads.
-_BATCH = 1 << 21
-# Learning a vocabulary reads the text twice before it is encoded: for characters, then for words.
-_LEARNING_PASSES = 2
-
-Progress = Callable[[int, int], None]
+# Receives (what is being done, bytes done, bytes in all) of one pass over the input.
+Progress = Callable[[str, int, int], None]
+_DOING = {"count": "counting words", "encode": "encoding"}
 
 
 def prepare(config: PrepareConfig, progress: Progress | None = None) -> Corpus:
@@ -47,42 +39,78 @@ def prepare(config: PrepareConfig, progress: Progress | None = None) -> Corpus:
 
     Args:
         config: what to read and write.
-        progress: called now and then with (bytes done, bytes in all), over all passes.
+        progress: called now and then.
 
     Raises:
         ConfigError: impossible settings, or an output that holds something else.
-        DataError: faulty or empty input, or an unusable tokenizer. Nothing is left behind.
-        StorageError: the output cannot be written. Nothing is left behind.
+        DataError: faulty or empty input, an unusable tokenizer, or a corpus that `verify` finds
+            damaged. Nothing is left behind.
+        StorageError: the output cannot be written, or a worker was killed. What is finished stays
+            in the staging directory for the next attempt.
+        Preempted: the work was handed to Slurm.
     """
     config.validate()
     output = Path(config.output)
+    if config.inputs:
+        corpus = _prepared(config, output, progress or (lambda doing, done, total: None))
+    else:
+        corpus = Corpus.open(output)
+    if config.verify:
+        corpus.verify()
+    return corpus
+
+
+def _prepared(config: PrepareConfig, output: Path, progress: Progress) -> Corpus:
     sources = find_sources(config.inputs, output)
+    if config.executor != "own":  # tasks may run in other directories
+        sources = [dataclasses.replace(s, path=s.path.absolute()) for s in sources]
     origin = _origin(config, sources)
     if _is_there(output, origin):
         logger.info("%s: this corpus is there already", output)
+        # A process killed right behind the rename leaves this.
+        shutil.rmtree(staging_directory(output), ignore_errors=True)
         return Corpus.open(output)
+    if config.annotation_kinds:
+        load_annotator(config)
+    staging = staging_directory(output)
     try:
-        with staged_directory(output) as staging:
-            _write(config, sources, origin, staging, _Meter(config, sources, progress))
-    except OSError as error:
+        with locked_staging(output) as staging:
+            job = Job.begin(staging, config, sources, plan_units(sources, config), origin)
+            Preparation(job, progress).run(output)
+    except (OSError, StorageError) as error:
         raise StorageError(
-            f"{error.filename or output}: cannot be written: {error.strerror or error}; nothing "
-            "was left behind"
+            f"{_reason(error, output)}; what is finished stays in {staging} and the same command "
+            "goes on from there"
         ) from error
     return Corpus.open(output)
+
+
+def _reason(error: OSError | StorageError, output: Path) -> str:
+    if isinstance(error, StorageError):
+        return str(error)
+    return f"{error.filename or output}: cannot be written: {error.strerror or error}"
 
 
 def _origin(config: PrepareConfig, sources: list[Source]) -> dict:
     """What decides the output: settings and identity of the inputs, without paths."""
     settings = dataclasses.asdict(config)
-    del settings["inputs"], settings["output"]
+    for name in ("inputs", "output", *HOW):
+        del settings[name]
+    if config.annotate is None:
+        for name in ("annotate", "annotator", "annotator_model"):
+            del settings[name]
     if config.tokenizer is not None:
-        from spanbert_ext.data.tokenizer import load_tokenizer
-
-        _, files = load_tokenizer(Path(config.tokenizer), config.lowercase)
-        digests = sorted((name, digest_bytes(data)) for name, data in files.items())
+        digests = sorted((n, digest_bytes(data)) for n, data in _given_tokenizer(config).items())
         settings["tokenizer"] = digest_bytes(json.dumps(digests).encode("ascii"))
-    return {"settings": settings, "inputs": [source.identity() for source in sources]}
+    with concurrent.futures.ThreadPoolExecutor(config.workers or cores()) as threads:
+        identities = list(threads.map(Source.identity, sources))
+    return {"settings": settings, "inputs": identities}
+
+
+def _given_tokenizer(config: PrepareConfig) -> dict[str, bytes]:
+    from spanbert_ext.data.tokenizer import load_tokenizer
+
+    return load_tokenizer(Path(config.tokenizer), config.lowercase)[1]
 
 
 def _is_there(output: Path, origin: dict) -> bool:
@@ -100,9 +128,9 @@ def _is_there(output: Path, origin: dict) -> bool:
     found = Corpus.open(output).sidecar
     there, asked = found["settings"], origin["settings"]
     differences = [
-        f"{name}: {there.get(name)!r} there, {value!r} asked"
-        for name, value in asked.items()
-        if there.get(name) != value
+        f"{name}: {there.get(name)!r} there, {asked.get(name)!r} asked"
+        for name in dict.fromkeys([*asked, *there])
+        if there.get(name) != asked.get(name)
     ]
     if found["inputs"] != origin["inputs"]:
         names = [entry["name"] for entry in origin["inputs"] if entry not in found["inputs"]]
@@ -116,128 +144,105 @@ def _is_there(output: Path, origin: dict) -> bool:
     return True
 
 
-class _Meter:
-    """Adds up the bytes of all passes for the caller's progress display."""
+class Preparation:
+    """The steps of a job, in order: count words, learn the vocabulary, encode, put together."""
 
-    def __init__(self, config: PrepareConfig, sources: list[Source], progress: Progress | None):
-        passes = 1 + (_LEARNING_PASSES if config.tokenizer is None else 0)
-        self.pass_bytes = sum(source.size for source in sources)
-        self.total = passes * self.pass_bytes
-        self.done = 0
-        self._finished_passes = 0
-        self._progress = progress or (lambda done, total: None)
+    def __init__(self, job: Job, progress: Progress):
+        self.job = job
+        self._progress = progress
 
-    def add(self, count: int) -> None:
-        self.done += count
-        self._progress(self.done, self.total)
+    def run(self, output: Path) -> None:
+        """Do what is not finished yet and publish the corpus as `output`."""
+        if self.job.config.executor == "slurm":
+            from spanbert_ext.data.datatrove_executor import submit
 
-    def finish_pass(self) -> None:
-        self._finished_passes += 1
-        self.done = 0
-        self.add(self._finished_passes * self.pass_bytes)
+            raise Preempted(submit(self.job, output))
+        self.make_tokenizer()
+        results = self.run_stage("encode")
+        corpus = self.job.directory / "corpus"
+        assemble(self.job, results, corpus)
+        publish(corpus, output)
+        shutil.rmtree(self.job.directory)
 
+    def run_stage(self, stage: str) -> list[dict]:
+        """Finish the stage's part of every unit; returns their results.
 
-def _write(
-    config: PrepareConfig, sources: list[Source], origin: dict, target: Path, meter: _Meter
-) -> None:
-    from spanbert_ext.data.tokenizer import load_tokenizer, train_wordpiece
-
-    def texts() -> Iterator[str]:
-        yield from (p.text for p in Reader(config, progress=meter.add).portions(sources))
-        meter.finish_pass()
-
-    if config.tokenizer is None:
-        tokenizer, files = train_wordpiece(
-            texts, config.vocab_size, config.lowercase, config.min_frequency
-        )
-    else:
-        tokenizer, files = load_tokenizer(Path(config.tokenizer), config.lowercase)
-    (target / TOKENIZER).mkdir()
-    for name, data in files.items():
-        (target / TOKENIZER / name).write_bytes(data)
-    info = VocabularyInfo.from_tokenizer(target / TOKENIZER)
-    (target / TOKENS).mkdir()
-    # Text that happens to spell "[MASK]" must stay text.
-    tokenizer.encode_special_tokens = True
-    writer, counts = _encode(config, sources, tokenizer, info, target, meter)
-    sidecar = {
-        "format_version": FORMAT_VERSION,
-        **origin,
-        "counts": counts,
-        "vocab_size": info.vocab_size,
-        "vocab_hash": vocabulary_hash(info.pieces),
-        "shards": [dataclasses.asdict(shard) for shard in writer.shards],
-        "files": _describe_files(target, writer),
-    }
-    sidecar["fingerprint"] = digest_bytes(
-        json.dumps([sidecar["vocab_hash"], sidecar["shards"]], sort_keys=True).encode("ascii")
-    )
-    (target / SIDECAR).write_text(
-        json.dumps(sidecar, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8"
-    )
-
-
-def _encode(
-    config, sources, tokenizer, info, target: Path, meter: _Meter
-) -> tuple[TokenWriter, dict]:
-    """Write token files and rejects.jsonl; returns the finished writer and the counts."""
-    writer = TokenWriter(target / TOKENS, info.vocab_size, TOKENIZER, config.shard_tokens)
-    unknown = 0
-    with open(target / REJECTS, "w", encoding="utf-8") as rejects, contextlib.closing(writer):
-        reader = Reader(
-            config,
-            log=lambda entry: rejects.write(json.dumps(entry, sort_keys=True) + "\n"),
-            progress=meter.add,
-        )
-        for batch in _batches(reader.portions(sources)):
-            encodings = tokenizer.encode_batch_fast(
-                [p.text for p in batch], add_special_tokens=False
+        Raises:
+            DataError: a faulty record, or too many of them.
+        """
+        results = self._finished(stage)
+        waiting = [number for number in range(len(self.job.units)) if number not in results]
+        if results:
+            logger.info(
+                "%s: %d of %d units are there already",
+                _DOING[stage],
+                len(results),
+                len(self.job.units),
             )
-            for portion, encoding in zip(batch, encodings, strict=True):
-                ids = np.asarray(encoding.ids, dtype=np.int64)
-                if info.unk_id is not None:
-                    unknown += int(np.count_nonzero(ids == info.unk_id))
-                writer.append(ids, portion.ends_document)
-        writer.finish()
-    if not reader.rejected:
-        (target / REJECTS).unlink()
-    meter.finish_pass()
-    documents = sum(shard.documents for shard in writer.shards)
-    if documents == 0:
-        names = ", ".join(config.inputs[:3]) + (" ..." if len(config.inputs) > 3 else "")
-        raise DataError(f"{names}: no text in {len(sources)} file(s); check inputs and text_field")
-    counts = {
-        "documents": documents,
-        "tokens": sum(shard.tokens for shard in writer.shards),
-        "unknown_pieces": unknown,
-        "records": reader.records,
-        "empty_documents": writer.empty_documents,
-        "empty_files": reader.empty_files,
-        "rejected": dict(sorted(reader.rejected.items())),
-    }
-    return writer, counts
+        meter = _Meter(self.job, _DOING[stage], results, self._progress)
+        if waiting:
+            for number, result in self._execute(stage, waiting, meter):
+                results[number] = result
+                meter.finish(number)
+        in_order = [results[number] for number in sorted(results)]
+        check_rejects(in_order)
+        return in_order
+
+    def _finished(self, stage: str) -> dict[int, dict]:
+        """Unit -> result, of the units whose part is finished."""
+        parts = (unit_part(stage, number) for number in range(len(self.job.units)))
+        with concurrent.futures.ThreadPoolExecutor(cores()) as threads:
+            found = enumerate(threads.map(self.job.finished, parts))
+            return {number: result for number, result in found if result is not None}
+
+    def _execute(self, stage: str, waiting: list[int], meter: _Meter) -> Iterator[tuple[int, dict]]:
+        config = self.job.config
+        if config.executor == "own":
+            workers = min(config.workers or cores(), len(waiting))
+            return run_units(self.job, stage, waiting, workers, meter.read)
+        from spanbert_ext.data.datatrove_executor import run_tasks
+
+        return run_tasks(self.job, stage, waiting)
+
+    def make_tokenizer(self) -> None:
+        """Take the given tokenizer, or count words and learn a vocabulary from them."""
+        job = self.job
+        if job.finished(TOKENIZER_PART) is not None:
+            return
+        if job.config.tokenizer is not None:
+            job.write_tokenizer(_given_tokenizer(job.config))
+            return
+        self.run_stage("count")
+        words: collections.Counter[str] = collections.Counter()
+        for number in range(len(job.units)):
+            path = job.path(unit_part("count", number), "words")
+            words.update(json.loads(path.read_bytes()))
+        logger.info("learning a vocabulary from %s different words", f"{len(words):,}")
+        from spanbert_ext.data.tokenizer import train_wordpiece
+
+        config = job.config
+        job.write_tokenizer(
+            train_wordpiece(words, config.vocab_size, config.lowercase, config.min_frequency)
+        )
 
 
-def _batches(portions: Iterator[Portion]) -> Iterator[list[Portion]]:
-    batch, length = [], 0
-    for portion in portions:
-        batch.append(portion)
-        length += len(portion.text) + 1
-        if length >= _BATCH:
-            yield batch
-            batch, length = [], 0
-    if batch:
-        yield batch
+class _Meter:
+    """Adds up the bytes of all workers for the caller's progress display."""
 
+    def __init__(self, job: Job, doing: str, finished: dict[int, dict], progress: Progress):
+        self._left = {n: unit_size(unit) for n, unit in enumerate(job.units)}
+        self._total = sum(self._left.values())
+        self._doing, self._progress = doing, progress
+        self._done = sum(self._left[number] for number in finished)
+        self._progress(doing, self._done, self._total)
 
-def _describe_files(target: Path, writer: TokenWriter) -> dict[str, dict]:
-    known = {}
-    for shard in writer.shards:
-        known[f"{TOKENS}/{shard.name}"] = shard.digest
-        known[f"{TOKENS}/{shard.name}.index"] = shard.index_digest
-    files = sorted(p for p in target.rglob("*") if p.is_file())
-    names = {path.relative_to(target).as_posix(): path for path in files}
-    return {
-        name: {"size": path.stat().st_size, "digest": known.get(name) or digest_file(path)}
-        for name, path in names.items()
-    }
+    def read(self, number: int, count: int) -> None:
+        """So many bytes of a unit were read since the last call."""
+        count = min(count, self._left[number])
+        self._left[number] -= count
+        self._done += count
+        self._progress(self._doing, self._done, self._total)
+
+    def finish(self, number: int) -> None:
+        """A unit is finished."""
+        self.read(number, self._left[number])

@@ -1,9 +1,5 @@
 """Text files to documents, streaming: at most one line or one parquet batch is held in memory.
 
-A document comes as portions of text, the last of which says so. Portions are cut at white space,
-which no pre-tokenizer joins across; those after the first begin with the space, as byte-level
-vocabularies need it.
-
 A faulty record is a line of .txt or .jsonl, or a row of .parquet. Kinds of fault, as counted:
 not_utf8, nul, long_line, bad_json, no_text, truncated_gzip, bad_parquet.
 """
@@ -14,27 +10,18 @@ import collections
 import dataclasses
 import gzip
 import json
-import os
 import zlib
-from collections.abc import Callable, Iterator
-from typing import BinaryIO, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import BinaryIO
 
 from spanbert_ext.data.config import PrepareConfig
+from spanbert_ext.data.portions import Document, Portion, split_text
 from spanbert_ext.data.sources import Source
+from spanbert_ext.data.units import Extent
 from spanbert_ext.errors import ConfigError, DataError
 
-# Characters of a portion: large enough to amortise a call, small enough to share out to threads.
-_PORTION = 1 << 16
-_MAX_REJECTED_SHARE = 0.01
 _PARQUET_ROWS = 256
 _BOM = b"\xef\xbb\xbf"
-
-
-class Portion(NamedTuple):
-    """Part of a document's text."""
-
-    text: str
-    ends_document: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,103 +35,101 @@ class _Fault:
 
 
 class Reader:
-    """Reads sources by the rules of a `PrepareConfig` and counts what it meets.
+    """Reads extents of sources by the rules of a `PrepareConfig` and counts what it meets.
 
     Args:
         config: which field, what a document is, what to do with faults.
+        sources: what extents refer to.
         log: receives a dict for each skipped record.
         progress: receives the number of bytes read since it was called last.
+
+    Attributes:
+        records: lines of .txt and .jsonl, rows of .parquet.
+        rejected: kind of fault -> records skipped for it.
+        seen: numbers of the sources that hold text or are not .txt.
+        first_reject: where and why, "" without any.
     """
 
     def __init__(
         self,
         config: PrepareConfig,
+        sources: Sequence[Source],
         log: Callable[[dict], None] | None = None,
         progress: Callable[[int], None] | None = None,
     ):
         self.config = config
         self.records = 0
-        self.empty_files = 0
         self.rejected = collections.Counter()
+        self.seen: set[int] = set()
+        self.first_reject = ""
+        self._sources = sources
         self._log = log or (lambda entry: None)
         self._progress = progress or (lambda count: None)
-        self._first_reject = ""
 
-    def portions(self, sources: list[Source]) -> Iterator[Portion]:
-        """The documents of all sources. Portions without visible text occur; empty documents too.
+    def portions(self, extents: Iterable[Extent]) -> Iterator[Portion]:
+        """The documents of some extents. Portions without visible text occur; empty documents too.
 
         Raises:
-            DataError: a faulty record where `on_error` is `error`; more than 1 % of them where it
-                is `skip`.
+            DataError: a file cannot be read or was changed, or a record is faulty where `on_error`
+                is `error`.
         """
         readers = {"txt": self._read_txt, "jsonl": self._read_jsonl, "parquet": self._read_parquet}
-        for source in sources:
+        for extent in extents:
+            source = self._sources[extent.source]
             if source.size == 0:
-                self.empty_files += 1
                 continue
-            before = os.stat(source.path)
             try:
-                yield from readers[source.kind](source)
+                yield from readers[source.kind](source, extent)
+                unchanged = source.is_unchanged()
             except OSError as error:
                 raise DataError(
                     f"{source.path}: cannot be read: {error.strerror or error}"
                 ) from None
-            after = os.stat(source.path)
-            if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+            if not unchanged:
                 raise DataError(
                     f"{source.path}: changed while it was read; start again when it is finished"
                 )
-        total = sum(self.rejected.values())
-        if total > _MAX_REJECTED_SHARE * self.records:
-            kinds = ", ".join(f"{kind} {count}" for kind, count in sorted(self.rejected.items()))
-            raise DataError(
-                f"{total} of {self.records} records are faulty ({kinds}), more than 1 %; the first "
-                f"is {self._first_reject}"
-            )
 
-    def _reject(self, source: Source, fault: _Fault) -> None:
-        where = f"{source.path}:{fault.number}"
+    def _reject(self, source: Source, extent: Extent, fault: _Fault) -> None:
+        line = fault.number + source.lines_before(extent.start)
+        where = f"{source.path}:{line}"
         if self.config.on_error == "error":
             raise DataError(
                 f"{where}: {fault.reason}; mend it, or pass over such records with on_error=skip"
             )
         self.rejected[fault.kind] += 1
-        self._first_reject = self._first_reject or f"{where}: {fault.reason}"
-        entry = {
-            "file": source.name,
-            "line": fault.number,
-            "kind": fault.kind,
-            "reason": fault.reason,
-        }
+        self.first_reject = self.first_reject or f"{where}: {fault.reason}"
+        entry = {"file": source.name, "line": line, "kind": fault.kind, "reason": fault.reason}
         self._log(entry)
 
-    def _read_txt(self, source: Source) -> Iterator[Portion]:
+    def _read_txt(self, source: Source, extent: Extent) -> Iterator[Portion]:
         whole_file = self.config.documents == "file"
-        document, seen = _Document(), False
-        for line in self._lines(source):
+        document = Document()
+        for line in self._lines(source, extent):
             if isinstance(line, _Fault):
-                self._reject(source, line)
+                self._reject(source, extent, line)
                 yield from document.end()
             elif line and not line.isspace():
-                seen = True
+                self.seen.add(extent.source)
                 yield from document.add(line)
             elif not whole_file:
                 yield from document.end()
         yield from document.end()
-        self.empty_files += not seen
 
-    def _read_jsonl(self, source: Source) -> Iterator[Portion]:
-        for number, line in enumerate(self._lines(source), 1):
+    def _read_jsonl(self, source: Source, extent: Extent) -> Iterator[Portion]:
+        self.seen.add(extent.source)
+        for number, line in enumerate(self._lines(source, extent), 1):
             if isinstance(line, str):
                 if not line or line.isspace():
                     continue
                 line = _json_text(line, self.config.text_field, number)
             if isinstance(line, _Fault):
-                self._reject(source, line)
+                self._reject(source, extent, line)
             else:
-                yield from _split(line)
+                yield from split_text(line)
 
-    def _read_parquet(self, source: Source) -> Iterator[Portion]:
+    def _read_parquet(self, source: Source, extent: Extent) -> Iterator[Portion]:
+        self.seen.add(extent.source)
         try:
             import pyarrow
             import pyarrow.parquet
@@ -164,20 +149,22 @@ class Reader:
                         self.records += 1
                         text = _parquet_text(value, number, self.config.max_line_bytes)
                         if isinstance(text, _Fault):
-                            self._reject(source, text)
+                            self._reject(source, extent, text)
                         else:
-                            yield from _split(text)
+                            yield from split_text(text)
                     self._progress(source.size * len(batch) // rows)
         except (pyarrow.ArrowException, OSError) as error:
             reason = f"not a readable parquet file: {str(error).splitlines()[0]}"
-            self._reject(source, _Fault("bad_parquet", reason, number + 1))
+            self._reject(source, extent, _Fault("bad_parquet", reason, number + 1))
 
-    def _lines(self, source: Source) -> Iterator[str | _Fault]:
-        """Lines without their ends, or what is wrong with them."""
+    def _lines(self, source: Source, extent: Extent) -> Iterator[str | _Fault]:
+        """Lines without their ends, or what is wrong; numbered from the extent's start."""
         with open(source.path, "rb") as raw:
+            raw.seek(extent.start)
             stream = gzip.GzipFile(fileobj=raw) if source.compressed else raw
-            number, told, unread = 0, 0, False
-            while True:
+            number, told, unread = 0, extent.start, False
+            # The end of compressed data shows in the data alone.
+            while source.compressed or raw.tell() < extent.stop:
                 number += 1
                 try:
                     if unread:  # behind the yield: where faults stop, nothing more is read
@@ -192,7 +179,8 @@ class Reader:
                 if line is None:
                     return
                 self.records += 1
-                yield _decode(line, number) if isinstance(line, bytes) else line
+                first = number == 1 and extent.start == 0
+                yield _decode(line, number, first) if isinstance(line, bytes) else line
                 unread = isinstance(line, _Fault) and line.unread
                 if raw.tell() - told >= 1 << 20:
                     self._progress(raw.tell() - told)
@@ -215,11 +203,11 @@ def _skip_line(stream: BinaryIO) -> None:
         pass
 
 
-def _decode(line: bytes, number: int) -> str | _Fault:
-    if number == 1:
+def _decode(line: bytes, number: int, first: bool) -> str | _Fault:
+    if first:
         line = line.removeprefix(_BOM)
     if b"\0" in line:
-        hint = " (is it UTF-16?)" if number == 1 and line[:2] in (b"\xff\xfe", b"\xfe\xff") else ""
+        hint = " (is it UTF-16?)" if first and line[:2] in (b"\xff\xfe", b"\xfe\xff") else ""
         return _Fault("nul", f"a NUL byte in the text{hint}", number)
     try:
         return line.decode("utf-8")
@@ -273,44 +261,3 @@ def _parquet_text(value, number: int, limit: int) -> str | _Fault:
     if isinstance(text, str) and len(text) > limit:
         return _Fault("long_line", f"a value of more than max_line_bytes = {limit} bytes", number)
     return _checked_text(text, "the text column", number)
-
-
-class _Document:
-    """Joins lines by spaces into portions."""
-
-    def __init__(self):
-        self._lines: list[str] = []
-        self._length = 0
-        self._begun = False
-
-    def add(self, line: str) -> Iterator[Portion]:
-        self._lines.append(line.strip())
-        self._length += len(line)
-        if self._length >= _PORTION:
-            yield from self._flush(ends_document=False)
-
-    def end(self) -> Iterator[Portion]:
-        if self._begun or self._lines:
-            yield from self._flush(ends_document=True)
-        self._begun = False
-
-    def _flush(self, ends_document: bool) -> Iterator[Portion]:
-        text = " ".join(self._lines)
-        if self._begun and text:
-            text = " " + text
-        self._lines, self._length, self._begun = [], 0, True
-        yield from _split(text, ends_document)
-
-
-def _split(text: str, ends_document: bool = True) -> Iterator[Portion]:
-    """Portions of a text, cut in front of single spaces between visible characters."""
-    start = 0
-    while len(text) - start > _PORTION:
-        cut = text.find(" ", start + _PORTION)
-        while 0 <= cut < len(text) - 1 and (text[cut - 1].isspace() or text[cut + 1].isspace()):
-            cut = text.find(" ", cut + 1)
-        if not 0 <= cut < len(text) - 1:
-            break
-        yield Portion(text[start:cut], False)
-        start = cut
-    yield Portion(text[start:], ends_document)

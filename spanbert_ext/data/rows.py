@@ -6,6 +6,7 @@ import dataclasses
 
 import numpy as np
 
+from spanbert_ext.data.candidates import BEGIN, INSIDE
 from spanbert_ext.data.corpus import Corpus
 from spanbert_ext.data.packing import pack
 from spanbert_ext.data.sampler import KeyedPermutation
@@ -26,11 +27,25 @@ class RowBatch:
         tokens: [T] int64 ids.
         cu_seqlens: [N + 1] int64, sequence n is tokens[cu_seqlens[n] : cu_seqlens[n + 1]].
         sample_ids: [N] int64 number of the sequence in the corpus; -1 for padding and unused slots.
+        candidates: [T] uint8 candidate spans, 0 outside (as all special tokens are), 1 begins a
+            span, 2 continues it; None where the rows have none.
+        segment_cu_seqlens: [2N + 1] int64, what is masked on its own where sequences are pairs:
+            segments 2n and 2n + 1 are sequence n, the second one empty for padding; None where a
+            sequence is one segment.
+        segment_ids: [2N] int64 sample ids of the segments.
+        token_type_ids: [T] int64, 1 in the second segment of a pair.
+        nsp_labels: [N] int64, whether the second segment is a random one (1) or the first one's
+            continuation (0); -100 for padding and unused slots.
     """
 
     tokens: np.ndarray
     cu_seqlens: np.ndarray
     sample_ids: np.ndarray
+    candidates: np.ndarray | None = None
+    segment_cu_seqlens: np.ndarray | None = None
+    segment_ids: np.ndarray | None = None
+    token_type_ids: np.ndarray | None = None
+    nsp_labels: np.ndarray | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -58,6 +73,11 @@ class PackedRows:
         validation_fraction: share held out, in [0, 0.5]; default as the corpus was prepared. Whole
             documents, at least one, chosen by a fixed key; the last sequences where there are fewer
             than 20 documents. A corpus of one sequence has no validation part.
+        candidates: kind of the candidate spans that batches carry, `entity` or `phrase`; None for
+            none.
+
+    Raises:
+        DataError: the corpus has no such candidates, or a token file is damaged.
     """
 
     def __init__(
@@ -66,6 +86,7 @@ class PackedRows:
         max_length: int = 512,
         split: str = "train",
         validation_fraction: float | None = None,
+        candidates: str | None = None,
     ):
         if max_length < 3:
             raise ValueError(f"max_length must be at least 3; got {max_length}")
@@ -78,10 +99,10 @@ class PackedRows:
         self.corpus = corpus
         self.max_length = max_length
         self.split = split
+        self._marks = None if candidates is None else corpus.annotation(candidates)
         self.sequences = cut_corpus(corpus, max_length - 2)
         held_out = _held_out(self.sequences, corpus.num_documents, validation_fraction)
-        self._sample_ids = np.flatnonzero(held_out == (split == "validation"))
-        self._lengths = self.sequences.lengths[self._sample_ids]
+        self._sample_ids, self._lengths = self._samples(held_out == (split == "validation"))
         self._packing = pack(self._lengths + 2, max_length)
         offsets = self._packing.offsets
         self._row_tokens = np.diff(
@@ -91,8 +112,22 @@ class PackedRows:
         slots = np.sort(np.diff(offsets) + (self._row_tokens < max_length))[::-1]
         self._max_slots = np.cumsum(slots)
 
+    def _samples(self, own: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """([M] sample ids, [M] pieces of each) of this part, whose sequences `own` [N] marks."""
+        ids = np.flatnonzero(own)
+        return ids, self.sequences.lengths[ids]
+
+    def _segments(self, sample: int) -> list[tuple[int, int]]:
+        """What of the corpus a sample shows, as positions (start, stop)."""
+        return [(int(self.sequences.cuts[sample]), int(self.sequences.cuts[sample + 1]))]
+
     def __len__(self) -> int:
         return len(self._packing)
+
+    @property
+    def has_candidates(self) -> bool:
+        """Whether batches carry candidate spans."""
+        return self._marks is not None
 
     @property
     def num_sequences(self) -> int:
@@ -127,26 +162,34 @@ class PackedRows:
         Raises:
             TypeError, IndexError: row_ids are not integers, or out of range.
             ValueError: a row is named twice.
+            DataError: a token file is damaged.
         """
         row_ids = self._checked(row_ids)
         members, lengths, pads = self._sequences_of(row_ids, pad)
         ends = np.cumsum(lengths)
         info = self.corpus.vocabulary
         tokens = np.full(int(ends[-1]) if ends.size else 0, info.pad_id, dtype=np.int64)
+        candidates = np.zeros(tokens.size, dtype=np.uint8) if self.has_candidates else None
         sample_ids = np.where(pads, -1, self._sample_ids[members] if members.size else -1)
-        cuts = self.sequences.cuts
-        for sample, end in zip(sample_ids[~pads].tolist(), ends[~pads].tolist(), strict=True):
-            start, stop = int(cuts[sample]), int(cuts[sample + 1])
-            begin = end - (stop - start) - 2
+        for sample, begin in zip(
+            sample_ids[~pads].tolist(), (ends - lengths)[~pads].tolist(), strict=True
+        ):
             tokens[begin] = info.cls_id
-            tokens[begin + 1 : end - 1] = self.corpus.read(start, stop)
-            tokens[end - 1] = info.sep_id
+            for start, stop in self._segments(sample):
+                end = begin + 1 + stop - start
+                tokens[begin + 1 : end] = self.corpus.read(start, stop)
+                tokens[end] = info.sep_id
+                if candidates is not None:
+                    candidates[begin + 1 : end] = self._marks.read(start, stop)
+                    _begin_spans(candidates, begin + 1)
+                begin = end
+        self.corpus.check_ids(tokens)
         cu_seqlens = np.concatenate([[0], ends]).astype(np.int64)
         if pad:
             unused = self.max_sequences(row_ids.size) - sample_ids.size
             cu_seqlens = np.concatenate([cu_seqlens, np.full(unused, cu_seqlens[-1])])
             sample_ids = np.concatenate([sample_ids, np.full(unused, -1)])
-        return RowBatch(tokens, cu_seqlens, sample_ids.astype(np.int64))
+        return RowBatch(tokens, cu_seqlens, sample_ids.astype(np.int64), candidates)
 
     def row_tokens(self, row_ids) -> np.ndarray:
         """[B] int64, tokens of some rows that are not padding."""
@@ -166,6 +209,27 @@ class PackedRows:
     def padded_tokens(self, first: int, stop: int) -> np.ndarray:
         """Rows first to stop - 1 as `batch` pads them: [stop - first, max_length], the corpus's
         dtype."""
+        begins, lengths, places, positions = self._layout(first, stop)
+        info = self.corpus.vocabulary
+        dtype = token_dtype(self.corpus.vocab_size)
+        tokens = np.full((stop - first) * self.max_length, info.pad_id, dtype=dtype)
+        tokens[begins] = info.cls_id
+        tokens[begins + lengths - 1] = info.sep_id
+        tokens[places] = self.corpus.gather(positions)
+        self.corpus.check_ids(tokens)
+        return tokens.reshape(-1, self.max_length)
+
+    def padded_candidates(self, first: int, stop: int) -> np.ndarray:
+        """The candidate spans of `padded_tokens`: [stop - first, max_length] uint8."""
+        begins, _, places, positions = self._layout(first, stop)
+        candidates = np.zeros((stop - first) * self.max_length, dtype=np.uint8)
+        candidates[places] = self._marks.gather(positions)
+        _begin_spans(candidates, begins + 1)
+        return candidates.reshape(-1, self.max_length)
+
+    def _layout(self, first: int, stop: int) -> tuple[np.ndarray, ...]:
+        """Where the sequences of padded rows lie: ([N] place of each [CLS], [N] lengths with [CLS]
+        and [SEP], [P] place of each piece, [P] its position in the corpus)."""
         offsets = self._packing.offsets[first : stop + 1]
         members = self._packing.members[offsets[0] : offsets[-1]]
         pieces = self._lengths[members]
@@ -174,17 +238,10 @@ class PackedRows:
         counts = np.diff(offsets)
         row_starts = np.arange(stop - first) * self.max_length - before[offsets[:-1] - offsets[0]]
         begins = before + np.repeat(row_starts, counts)
-        info = self.corpus.vocabulary
-        dtype = token_dtype(self.corpus.vocab_size)
-        tokens = np.full((stop - first) * self.max_length, info.pad_id, dtype=dtype)
-        tokens[begins] = info.cls_id
-        tokens[begins + pieces + 1] = info.sep_id
         inner = np.arange(pieces.sum()) - np.repeat(np.cumsum(pieces) - pieces, pieces)
         starts = self.sequences.cuts[self._sample_ids[members]]
-        tokens[np.repeat(begins + 1, pieces) + inner] = self.corpus.gather(
-            np.repeat(starts, pieces) + inner
-        )
-        return tokens.reshape(-1, self.max_length)
+        places = np.repeat(begins + 1, pieces) + inner
+        return begins, pieces + 2, places, np.repeat(starts, pieces) + inner
 
     def _checked(self, row_ids) -> np.ndarray:
         row_ids = np.asarray(row_ids)
@@ -217,6 +274,11 @@ class PackedRows:
         if not members:
             return np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.bool_)
         return np.concatenate(members), np.concatenate(lengths), np.concatenate(pads)
+
+
+def _begin_spans(candidates: np.ndarray, places) -> None:
+    """Let a span that was cut in two begin again where its sequence does; in place."""
+    candidates[places] = np.where(candidates[places] == INSIDE, BEGIN, candidates[places])
 
 
 def _held_out(sequences: SequenceIndex, num_documents: int, fraction: float) -> np.ndarray:

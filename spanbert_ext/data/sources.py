@@ -21,20 +21,27 @@ _SUFFIXES = {
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """One input file; `name` identifies it independently of where it lies."""
+    """One input file; `name` identifies it independently of where it lies.
+
+    Args:
+        kind: txt, jsonl or parquet.
+        size, mtime_ns: when it was found, to notice a change while it is read.
+    """
 
     path: Path
     name: str
     kind: str
     compressed: bool
     size: int
+    mtime_ns: int
 
     @classmethod
     def of(cls, path: Path, name: str) -> Source | None:
         """None where the suffix is not one that is read."""
         for suffix, (kind, compressed) in _SUFFIXES.items():
             if path.name.endswith(suffix):
-                return cls(path, name, kind, compressed, path.stat().st_size)
+                found = path.stat()
+                return cls(path, name, kind, compressed, found.st_size, found.st_mtime_ns)
         return None
 
     def identity(self) -> dict:
@@ -43,6 +50,20 @@ class Source:
             return {"name": self.name, "bytes": self.size, "digest": digest_file(self.path)}
         except OSError as error:
             raise DataError(f"{self.path}: cannot be read: {error.strerror or error}") from None
+
+    def is_unchanged(self) -> bool:
+        """Whether size and time of the last change are those found."""
+        found = self.path.stat()
+        return (found.st_size, found.st_mtime_ns) == (self.size, self.mtime_ns)
+
+    def lines_before(self, offset: int) -> int:
+        """Lines that end in the first `offset` bytes; reads them."""
+        count = 0
+        with open(self.path, "rb") as stream:
+            while offset > 0 and (block := stream.read(min(offset, 1 << 20))):
+                count += block.count(b"\n")
+                offset -= len(block)
+        return count
 
 
 def find_sources(inputs: list[str], output: Path) -> list[Source]:

@@ -3,19 +3,20 @@
 `NNNNN.ds` holds the pieces of documents laid end to end, little-endian uint16, or uint32 for
 vocabularies beyond 65536 ids; `.ds.index` the document ends, in pieces, little-endian uint64;
 `.ds.metadata` three lines of text: tokenizer name, `|`, bytes per piece; number of pieces; the
-number for people.
+number for people. Where candidate spans were asked for, `NNNNN.ds.entity` and `NNNNN.ds.phrase`
+hold one byte for each piece: 0 outside, 1 begins a span, 2 continues it.
 """
 
 from __future__ import annotations
 
-import array
 import dataclasses
-import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
-from spanbert_ext.data.storage import check_size, new_digest
+from spanbert_ext.data.storage import DigestedFile, check_size, digest_bytes
 from spanbert_ext.errors import DataError
 
 INDEX_DTYPE = np.dtype("<u8")
@@ -38,84 +39,67 @@ class ShardInfo:
 
 
 class TokenWriter:
-    """Appends documents to token files; a document never crosses from one file to the next.
+    """Lays documents end to end in token files; a document never crosses from one to the next.
 
     Args:
         directory: existing directory.
         vocab_size: decides the bytes per piece.
         tokenizer_name: first line of the metadata.
         shard_tokens: a file is closed after the document that reaches this many pieces.
+        kinds: of candidate spans, written as one byte a piece beside each token file.
+
+    Attributes:
+        shards: the finished token files.
+        annotations: kind -> name and digest of the finished files of candidate spans.
     """
 
-    def __init__(self, directory: Path, vocab_size: int, tokenizer_name: str, shard_tokens: int):
+    def __init__(
+        self,
+        directory: Path,
+        vocab_size: int,
+        tokenizer_name: str,
+        shard_tokens: int,
+        kinds: Sequence[str] = (),
+    ):
         self.directory = directory
         self.dtype = token_dtype(vocab_size)
         self.tokenizer_name = tokenizer_name
         self.shard_tokens = shard_tokens
         self.shards: list[ShardInfo] = []
-        self.empty_documents = 0
-        self._stream = None
+        self.annotations: dict[str, dict[str, str]] = {kind: {} for kind in kinds}
+        self._files: dict[str, DigestedFile] = {}
 
-    def append(self, ids: np.ndarray, ends_document: bool) -> None:
-        """Write pieces ([n] integers) of the current document and, perhaps, end it.
+    def extend(self, tokens: BinaryIO, ends: np.ndarray, candidates: Mapping[str, BinaryIO]):
+        """Append documents.
 
-        A document without pieces is counted in `empty_documents` and not written.
+        Args:
+            tokens: stream of their pieces in this writer's dtype.
+            ends: [D] uint64 document ends in `tokens`, rising strictly.
+            candidates: kind -> stream of one byte for each piece.
         """
-        if self._stream is None:
-            self._open()
-        if ids.size:
-            data = ids.astype(self.dtype, copy=False).tobytes()
-            self._stream.write(data)
-            self._digest.update(data)
-            self._tokens += ids.size
-        if not ends_document:
-            return
-        if self._tokens == self._document_start:
-            self.empty_documents += 1
-            return
-        self._ends.append(self._tokens)
-        self._document_start = self._tokens
-        if self._tokens >= self.shard_tokens:
-            self._finish_shard()
+        done, base = 0, 0
+        while done < ends.size:
+            if not self._files:
+                self._open()
+            room = max(0, self.shard_tokens - self._tokens)
+            stop = min(int(np.searchsorted(ends, np.uint64(base + room))) + 1, ends.size)
+            count = int(ends[stop - 1]) - base
+            self._files[""].copy(tokens, count * self.dtype.itemsize)
+            for kind, stream in candidates.items():
+                self._files[kind].copy(stream, count)
+            self._ends.append(ends[done:stop] - np.uint64(base) + np.uint64(self._tokens))
+            self._tokens += count
+            done, base = stop, base + count
+            if self._tokens >= self.shard_tokens:
+                self.finish()
 
     def finish(self) -> None:
         """Write the index and metadata of the last file."""
-        if self._stream is None:
+        if not self._files:
             return
-        if self._tokens > self._document_start:
-            raise ValueError(
-                "finish() inside a document: its last piece must come with ends_document=True"
-            )
-        if self._tokens:
-            self._finish_shard()
-        else:
-            self._stream.close()
-            Path(self._stream.name).unlink()
-            self._stream = None
-
-    def close(self) -> None:
-        """Close the open file, if any, without finishing it, as after a failure."""
-        if self._stream is not None:
-            self._stream.close()
-
-    def _open(self) -> None:
-        self._name = f"{len(self.shards):05d}.ds"
-        # Open across calls; `close` and `_finish_shard` close it.
-        self._stream = open(self.directory / self._name, "wb", buffering=1 << 20)  # noqa: SIM115
-        self._digest = new_digest()
-        self._ends = array.array("Q")
-        self._tokens = 0
-        self._document_start = 0
-
-    def _finish_shard(self) -> None:
-        self._stream.close()
-        self._stream = None
-        if sys.byteorder == "big":
-            self._ends.byteswap()
-        index = self._ends.tobytes()
-        index_digest = new_digest()
-        index_digest.update(index)
-        (self.directory / f"{self._name}.index").write_bytes(index)
+        self.close()
+        ends = np.concatenate(self._ends).astype(INDEX_DTYPE)
+        (self.directory / f"{self._name}.index").write_bytes(ends.tobytes())
         (self.directory / f"{self._name}.metadata").write_text(
             f"{self.tokenizer_name}|{self.dtype.itemsize}\n"
             f"{self._tokens}\n{_for_people(self._tokens)}",
@@ -124,12 +108,33 @@ class TokenWriter:
         self.shards.append(
             ShardInfo(
                 self._name,
-                len(self._ends),
+                ends.size,
                 self._tokens,
-                self._digest.hexdigest(),
-                index_digest.hexdigest(),
+                self._files[""].digest,
+                digest_bytes(ends.tobytes()),
             )
         )
+        for kind, files in self.annotations.items():
+            files[annotation_name(self._name, kind)] = self._files[kind].digest
+        self._files = {}
+
+    def close(self) -> None:
+        """Close the open files, if any, without finishing them, as after a failure."""
+        for file in self._files.values():
+            file.close()
+
+    def _open(self) -> None:
+        self._name = f"{len(self.shards):05d}.ds"
+        self._files[""] = DigestedFile(self.directory / self._name)
+        for kind in self.annotations:
+            self._files[kind] = DigestedFile(self.directory / annotation_name(self._name, kind))
+        self._ends: list[np.ndarray] = []
+        self._tokens = 0
+
+
+def annotation_name(shard_name: str, kind: str) -> str:
+    """File of a kind's candidate spans beside a token file."""
+    return f"{shard_name}.{kind}"
 
 
 def _for_people(count: int) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import collections
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from tokenizers import (
@@ -29,37 +29,56 @@ _PREFIX = "##"
 # As in the published BERT vocabularies: rarer characters become [UNK].
 _MAX_ALPHABET = 1000
 _MAX_LENGTH = 512
+_PRE_TOKENIZER = pre_tokenizers.BertPreTokenizer()
+# Occurrences of a word handed to the trainer at a time.
+_REPEATED = 4096
 _COPIED = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt")
 # A vocabulary counts as cased when at least this share of its pieces holds an upper-case letter.
 _CASED_SHARE = 0.01
 
 
-def train_wordpiece(
-    texts: Callable[[], Iterable[str]], vocab_size: int, lowercase: bool, min_frequency: int
-) -> tuple[Tokenizer, dict[str, bytes]]:
-    """Learn a WordPiece vocabulary.
+def count_words(texts: Iterable[str], lowercase: bool) -> collections.Counter[str]:
+    """How often each word occurs, in the sense of BERT: text between spaces and punctuation marks.
 
-    The same text always gives the same vocabulary. The trainer of `tokenizers` alone does not: it
+    Args:
+        texts: any portions of text cut at white space.
+        lowercase: lower-case and strip accents.
+    """
+    raw = collections.Counter()
+    for text in texts:
+        raw.update(text.split(" "))
+    # The library is called once for what stands between spaces, not once for each occurrence.
+    normalizer, pre_tokenizer = normalizers.BertNormalizer(lowercase=lowercase), _PRE_TOKENIZER
+    words = collections.Counter()
+    for chunk, count in raw.items():
+        for word, _ in pre_tokenizer.pre_tokenize_str(normalizer.normalize_str(chunk)):
+            words[word] += count
+    return words
+
+
+def train_wordpiece(
+    words: Mapping[str, int], vocab_size: int, lowercase: bool, min_frequency: int
+) -> dict[str, bytes]:
+    """Learn a WordPiece vocabulary; returns the files of its tokenizer directory.
+
+    The same words always give the same vocabulary. The trainer of `tokenizers` alone does not: it
     numbers the `##` forms of characters in the order of a hash map, and breaks ties between pairs
     by number. So the whole alphabet is counted first and handed over in a fixed order.
 
     Args:
-        texts: called twice; gives the text of the corpus, in any portions cut at white space.
+        words: number of occurrences, as `count_words` gives it.
         vocab_size: largest size.
         lowercase: lower-case and strip accents.
         min_frequency: how often a pair must occur to be joined.
     """
-    normalizer = normalizers.BertNormalizer(lowercase=lowercase)
-    pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    alphabet = _alphabet(texts(), normalizer, (vocab_size - len(SPECIAL_TOKENS)) // 3)
+    alphabet = _alphabet(words, (vocab_size - len(SPECIAL_TOKENS)) // 3)
     if not alphabet:
         raise DataError("the input holds no visible text to learn a vocabulary from")
     continuing = [
-        _PREFIX + c for c in alphabet if len(pre_tokenizer.pre_tokenize_str("a" + c + "a")) == 1
+        _PREFIX + c for c in alphabet if len(_PRE_TOKENIZER.pre_tokenize_str("a" + c + "a")) == 1
     ]
     learner = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    learner.normalizer = normalizer
-    learner.pre_tokenizer = pre_tokenizer
+    learner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     trainer = trainers.WordPieceTrainer(
         vocab_size=vocab_size,
         min_frequency=min_frequency,
@@ -69,20 +88,24 @@ def train_wordpiece(
         continuing_subword_prefix=_PREFIX,
         show_progress=False,
     )
-    learner.train_from_iterator(texts(), trainer)
+    learner.train_from_iterator(_repeated(words), trainer)
     vocab = learner.get_vocab()
-    return _wordpiece(sorted(vocab, key=vocab.get), lowercase)
+    return _wordpiece(sorted(vocab, key=vocab.get), lowercase)[1]
 
 
-def _alphabet(texts: Iterable[str], normalizer, limit: int) -> list[str]:
-    """The most frequent characters after normalisation, in code point order."""
-    raw = collections.Counter()
-    for text in texts:
-        raw.update(text)
+def _repeated(words: Mapping[str, int]) -> Iterator[str]:
+    """Every word as often as it occurs: the trainer takes text, not counts."""
+    for word in sorted(words):
+        for done in range(0, words[word], _REPEATED):
+            yield f"{word} " * min(_REPEATED, words[word] - done)
+
+
+def _alphabet(words: Mapping[str, int], limit: int) -> list[str]:
+    """The most frequent characters, in code point order."""
     counts = collections.Counter()
-    for character, count in raw.items():
-        for normal in "".join(normalizer.normalize_str(character).split()):
-            counts[normal] += count
+    for word, count in words.items():
+        for character in word:
+            counts[character] += count
     ranked = sorted(counts, key=lambda c: (-counts[c], c))
     return sorted(ranked[: min(_MAX_ALPHABET, limit)])
 
@@ -99,7 +122,7 @@ def _wordpiece(pieces: list[str], lowercase: bool) -> tuple[Tokenizer, dict[str,
         )
     )
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.pre_tokenizer = _PRE_TOKENIZER
     tokenizer.decoder = decoders.WordPiece(prefix=_PREFIX)
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]",
@@ -173,7 +196,7 @@ def _load_json(file: Path, folder: Path | None) -> tuple[Tokenizer, dict[str, by
     if folder is not None:
         files = {n: (folder / n).read_bytes() for n in _COPIED if (folder / n).is_file()}
     else:
-        files = {file.name: file.read_bytes()}
+        files = {"tokenizer.json": file.read_bytes()}
     if "tokenizer_config.json" not in files:
         roles = {"cls": info.cls_id, "sep": info.sep_id, "pad": info.pad_id, "mask": info.mask_id}
         roles |= {} if info.unk_id is None else {"unk": info.unk_id}

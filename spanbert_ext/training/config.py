@@ -34,37 +34,55 @@ class ModelOptions:
 
 @dataclass(frozen=True)
 class MaskingOptions:
-    """How tokens are selected and corrupted (paper section 3.1).
+    """How tokens are selected and corrupted (paper sections 3.1 and 6.1).
 
     Args:
+        scheme: span masks stretches of words (SpanBERT), piece single pieces (BERT), word single
+            words; entity and phrase mask candidates that `spanbert prepare --annotate` marked in
+            the corpus, and words.
+        candidate_prob: share of the draws of entity and phrase that take a candidate, while there
+            is one.
         mask_ratio: part of a sequence's tokens that is masked, in (0, 1]; 1 masks them all.
-        geometric_p: success probability of the geometric distribution of span lengths.
+        geometric_p: success probability of the geometric distribution of the scheme span's lengths.
         min_words: shortest span, in words.
         max_words: longest span, in words; the distribution is renormalised over
             min_words..max_words.
-        replacement: span draws 80/10/10 (mask, random, keep) once per span, piece once per token.
+        replacement: span draws 80/10/10 (mask, random, keep) once per span, piece once per token,
+            as the scheme piece always does.
         max_span_targets: how many positions of a span the boundary objective predicts.
+        endpoints: external predicts a span from the tokens around it, internal from its own first
+            and last.
     """
 
+    scheme: Literal["span", "piece", "word", "entity", "phrase"] = "span"
+    candidate_prob: float = 0.5
     mask_ratio: float = 0.15
     geometric_p: float = 0.2
     min_words: int = 1
     max_words: int = 10
     replacement: Literal["span", "piece"] = "span"
     max_span_targets: int = 15
+    endpoints: Literal["external", "internal"] = "external"
+
+    def candidates(self) -> Literal["entity", "phrase"] | None:
+        """The kind of candidates that the scheme draws."""
+        return self.scheme if self.scheme in ("entity", "phrase") else None
 
 
 @dataclass(frozen=True)
 class LossOptions:
-    """The two objectives (paper section 3.2).
+    """The objectives (paper section 3.2). Next sentence prediction comes with `batch.pairs`.
 
     Args:
-        sbo_weight: weight of the span boundary objective; 0 switches it off.
+        sbo_weight: weight of the span boundary objective; 0 leaves it and its head out.
+        sbo_layer: layer whose output the span boundary objective reads, counted from 0, or from the
+            last one with -1.
         kind: code averages each objective over its own targets, paper sums both for each masked
             token.
     """
 
     sbo_weight: float = 1.0
+    sbo_layer: int = -1
     kind: Literal["code", "paper"] = "code"
 
 
@@ -101,13 +119,20 @@ class BatchOptions:
         micro_rows: rows computed at a time (gradient accumulation); null means all. It must divide
             rows. The update does not depend on it.
         resident: keep the training rows in the device's memory and make batches there; auto does so
-            on a GPU where they take at most a quarter of the memory that is free.
+            on a GPU where they take at most a quarter of the memory that is free. Pairs are made on
+            the host.
+        pairs: sequences are two segments, half of the time from two documents, and next sentence
+            prediction tells which (BERT; the paper's bi-sequence models). Each segment is masked on
+            its own.
+        short_prob: chance of a pair to be limited to fewer tokens than a row has.
     """
 
     rows: int = 256
     max_length: int = 512
     micro_rows: int | None = None
     resident: Literal["auto", "on", "off"] = "auto"
+    pairs: bool = False
+    short_prob: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ def faults_of(config: PretrainConfig) -> list[str]:
     return [
         *_range_faults(config),
         *_model_faults(config),
+        *_masking_faults(config),
         *_batch_faults(config),
         *_run_faults(config),
     ]
@@ -30,6 +31,7 @@ def _range_faults(c: PretrainConfig) -> list[str]:
         ("seed", c.seed, 0, 2**63 - 1),
         ("log_every", c.log_every, 1, unlimited),
         ("model.dropout", c.model.dropout, 0, below_one),
+        ("masking.candidate_prob", c.masking.candidate_prob, 0, 1),
         ("masking.mask_ratio", c.masking.mask_ratio, positive, 1),
         ("masking.geometric_p", c.masking.geometric_p, positive, below_one),
         ("masking.min_words", c.masking.min_words, 1, unlimited),
@@ -45,6 +47,7 @@ def _range_faults(c: PretrainConfig) -> list[str]:
         ("batch.rows", c.batch.rows, 1, unlimited),
         ("batch.max_length", c.batch.max_length, 8, unlimited),
         ("batch.micro_rows", c.batch.micro_rows, 1, unlimited),
+        ("batch.short_prob", c.batch.short_prob, 0, 1),
         ("validation.every", c.validation.every, 0, unlimited),
         ("validation.rows", c.validation.rows, 1, unlimited),
         ("nproc", c.nproc, 1, unlimited),
@@ -95,6 +98,38 @@ def _model_faults(c: PretrainConfig) -> list[str]:
             f"batch.max_length: at most {positions} (positions of the model); got "
             f"{c.batch.max_length}"
         )
+    return faults + sbo_layer_faults(c.loss.sbo_layer, size["num_hidden_layers"])
+
+
+def sbo_layer_faults(layer: int, layers: int) -> list[str]:
+    """Whether `loss.sbo_layer` is one of a model's layers."""
+    if layers < 1 or -layers <= layer < layers:
+        return []
+    return [
+        f"loss.sbo_layer: must lie in [-{layers}, {layers}) for a model of {layers} layers; got "
+        f"{layer}"
+    ]
+
+
+def _masking_faults(c: PretrainConfig) -> list[str]:
+    masking, default, faults = c.masking, type(c.masking)(), []
+    if masking.max_words < masking.min_words:
+        faults.append(
+            f"masking.max_words: {masking.max_words} is below masking.min_words {masking.min_words}"
+        )
+    unread = [] if masking.scheme == "span" else ["geometric_p", "min_words", "max_words"]
+    if masking.candidates() is None:
+        unread.append("candidate_prob")
+    faults += [
+        f"masking.{name}: the scheme {masking.scheme} does not use it; leave it out"
+        for name in unread
+        if getattr(masking, name) != getattr(default, name)
+    ]
+    if masking.scheme == "piece" and c.loss.sbo_weight > 0:
+        faults.append(
+            "loss.sbo_weight: the scheme piece has no targets for the span boundary objective; "
+            f"set it to 0; got {c.loss.sbo_weight}"
+        )
     return faults
 
 
@@ -103,11 +138,10 @@ def _batch_faults(c: PretrainConfig) -> list[str]:
     micro = c.batch.micro_rows
     if micro and micro >= 1 and c.batch.rows % micro:
         faults.append(f"batch.micro_rows: {micro} does not divide batch.rows {c.batch.rows}")
-    if c.masking.max_words < c.masking.min_words:
-        faults.append(
-            f"masking.max_words: {c.masking.max_words} is below masking.min_words "
-            f"{c.masking.min_words}"
-        )
+    if c.batch.pairs and c.batch.resident == "on":
+        faults.append("batch.resident: pairs are made on the host; leave it at auto, or off")
+    if c.batch.short_prob and not c.batch.pairs:
+        faults.append("batch.short_prob: only pairs are shortened; batch.pairs is false")
     return faults
 
 
@@ -125,6 +159,8 @@ def _run_faults(c: PretrainConfig) -> list[str]:
         faults.append(f"device: must be auto, cpu, cuda or cuda:N; got {c.device!r}")
     if c.runtime.graph == "on" and c.batch.resident == "off":
         faults.append("runtime.graph: a graph needs rows on the device; batch.resident is off")
+    if c.runtime.graph == "on" and c.batch.pairs:
+        faults.append("runtime.graph: a graph needs rows on the device; pairs are made on the host")
     if c.runtime.graph == "on" and c.device == "cpu":
         faults.append("runtime.graph: there are no CUDA graphs on a CPU; device is cpu")
     if c.nproc > 1 and c.device.startswith("cuda:"):

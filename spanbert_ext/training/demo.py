@@ -15,6 +15,7 @@ import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from spanbert_ext import conversion
+from spanbert_ext.console import format_seconds
 from spanbert_ext.data import Corpus, PackedRows, PrepareConfig, prepare
 from spanbert_ext.errors import StorageError
 from spanbert_ext.masked_batch import MaskedBatch
@@ -24,7 +25,6 @@ from spanbert_ext.training.checkpoint import write_text
 from spanbert_ext.training.config import PretrainConfig
 from spanbert_ext.training.models import load_checkpoint
 from spanbert_ext.training.pretrain import PretrainResult, pretrain
-from spanbert_ext.training.run_log import format_seconds
 
 _VOCABULARY = 3000
 _HELD_OUT_DOCUMENTS = 0.1
@@ -123,9 +123,13 @@ def report(
         ("mlm_loss", "MLM, reads the whole sentence"),
         ("sbo_loss", "SBO, reads the span's two borders"),
     ):
+        if name not in end:  # loss.sbo_weight is 0
+            continue
         cells = [f"{value:.2f} ({np.exp(value):,.0f})" for value in (start[name], end[name], guess)]
         lines.append(f"  {label:34s}{cells[0]:>16s}{cells[1]:>16s}{cells[2]:>20s}")
-    span = fill_span(model, tokenizer, held_out, config.masking.max_span_targets)
+    span = None
+    if model.cls.sbo is not None:
+        span = fill_span(model, tokenizer, held_out, config.masking.max_span_targets)
     return [
         *lines,
         *(_span_lines(span) if span else []),
@@ -187,8 +191,12 @@ def fill_span(
     batch = one_span_batch(tokens, first + 1, first + 4, tokenizer.mask_token_id, max_span_targets)
     with torch.no_grad():
         cu_seqlens = torch.tensor([0, len(tokens)])
-        hidden = model(batch.input_ids, cu_seqlens=cu_seqlens).last_hidden_state
-        heads = [model.mlm_logits(hidden[batch.target_positions]), model.sbo_logits(hidden, batch)]
+        states = model(batch.input_ids, cu_seqlens=cu_seqlens)
+        hidden, early = states.last_hidden_state, states.sbo_hidden_state
+        heads = [
+            model.mlm_logits(hidden[batch.target_positions]),
+            model.sbo_logits(hidden if early is None else early, batch),
+        ]
     filled = []
     for logits in heads:
         best = logits.float().softmax(-1).topk(top)

@@ -46,7 +46,9 @@ def head_options(config: PretrainConfig) -> dict:
     return {
         "max_span_targets": config.masking.max_span_targets,
         "sbo_weight": config.loss.sbo_weight,
+        "sbo_layer": config.loss.sbo_layer,
         "loss": config.loss.kind,
+        "nsp": config.batch.pairs,
     }
 
 

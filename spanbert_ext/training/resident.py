@@ -21,6 +21,7 @@ _CHUNK_TOKENS = 1 << 22  # laid out at a time; a few hundred MB of indices
 def resident_bytes(rows: PackedRows) -> int:
     """Memory that `ResidentRows` and the order of an epoch take."""
     width = 2 if rows.corpus.vocab_size <= 1 << 16 else 4
+    width += rows.has_candidates
     slots = rows.num_sequences + len(rows)
     return len(rows) * (rows.max_length * width + 24) + 16 * slots
 
@@ -32,6 +33,7 @@ class ResidentRows:
         tokens: [R, L] padded rows; int32, or int16 that holds the bits of an unsigned number.
         offsets: [R + 1] int64; row r holds slots offsets[r] to offsets[r + 1].
         lengths, sample_ids: [M] int64 of each slot, as in `RowSlots`.
+        candidates: [R, L] uint8 candidate spans, or None.
     """
 
     def __init__(
@@ -40,8 +42,9 @@ class ResidentRows:
         offsets: torch.Tensor,
         lengths: torch.Tensor,
         sample_ids: torch.Tensor,
+        candidates: torch.Tensor | None = None,
     ):
-        self._tokens, self._offsets = tokens, offsets
+        self._tokens, self._offsets, self._candidates = tokens, offsets, candidates
         self._lengths, self._sample_ids = lengths, sample_ids
         self._counts = offsets.diff()
 
@@ -52,13 +55,18 @@ class ResidentRows:
         small = rows.corpus.vocab_size <= 1 << 16
         dtype, signed = (torch.int16, np.int16) if small else (torch.int32, np.int32)
         tokens = torch.empty((len(rows), rows.max_length), dtype=dtype, device=device)
+        candidates = None
+        if rows.has_candidates:
+            candidates = torch.empty(tokens.shape, dtype=torch.uint8, device=device)
         chunk = max(1, _CHUNK_TOKENS // rows.max_length)
         for first in range(0, len(rows), chunk):
             stop = min(first + chunk, len(rows))
             tokens[first:stop] = torch.from_numpy(rows.padded_tokens(first, stop).view(signed))
+            if candidates is not None:
+                candidates[first:stop] = torch.from_numpy(rows.padded_candidates(first, stop))
         slots = rows.slots()
         tables = (slots.offsets, slots.lengths, slots.sample_ids)
-        return cls(tokens, *(torch.from_numpy(table).to(device) for table in tables))
+        return cls(tokens, *(torch.from_numpy(table).to(device) for table in tables), candidates)
 
     def batch(
         self, row_ids: torch.Tensor, capacity: int
@@ -87,6 +95,12 @@ class ResidentRows:
         lengths = torch.where(used, self._lengths.index_select(0, source), 0)
         sample_ids = torch.where(used, self._sample_ids.index_select(0, source), -1)
         return tokens, F.pad(lengths.cumsum(0), (1, 0)), sample_ids
+
+    def candidates(self, row_ids: torch.Tensor) -> torch.Tensor | None:
+        """The candidate spans of `batch(row_ids)`: [B * max_length] uint8, None without any."""
+        if self._candidates is None:
+            return None
+        return self._candidates.index_select(0, row_ids).flatten()
 
 
 class ResidentOrder:

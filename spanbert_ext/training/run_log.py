@@ -5,9 +5,7 @@ metrics.jsonl.
 from __future__ import annotations
 
 import json
-import logging
 import math
-import os
 import resource
 import sys
 import time
@@ -17,22 +15,9 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from spanbert_ext.console import format_seconds
 from spanbert_ext.errors import StorageError
 from spanbert_ext.training.checkpoint import write_text
-
-logger = logging.getLogger("spanbert_ext")
-
-
-def format_seconds(seconds: float) -> str:
-    """5 -> 5s, 65 -> 1m05s, 3700 -> 1h01m, 200000 -> 2d07h."""
-    seconds = round(seconds)
-    if seconds < 60:
-        return f"{seconds}s"
-    if seconds < 3600:
-        return f"{seconds // 60}m{seconds % 60:02d}s"
-    if seconds < 86400:
-        return f"{seconds // 3600}h{seconds % 3600 // 60:02d}m"
-    return f"{seconds // 86400}d{seconds % 86400 // 3600:02d}h"
 
 
 def memory_gb(device: torch.device) -> float:
@@ -159,41 +144,6 @@ def _finite_or_none(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-class ByteProgress:
-    """Shows how far `prepare` is: a bar on a terminal, else a line every few seconds.
-
-    Args:
-        seconds: between lines.
-    """
-
-    def __init__(self, seconds: float = 5.0):
-        self._seconds = seconds
-        self._began = self._said = time.monotonic()
-        self._bar: tqdm | None = None
-
-    def __call__(self, done: int, total: int) -> None:
-        """`done` of `total` bytes, over all passes."""
-        if sys.stderr.isatty():
-            if self._bar is None:
-                self._bar = tqdm(total=total, unit="B", unit_scale=True, dynamic_ncols=True)
-            self._bar.update(done - self._bar.n)
-            return
-        now = time.monotonic()
-        if now - self._said >= self._seconds and done:
-            rate = done / (now - self._began)
-            left = format_seconds((total - done) / rate)
-            print(
-                f"{done / 1e6:.1f}/{total / 1e6:.1f} MB  {rate / 1e6:.2f} MB/s  ETA {left}",
-                flush=True,
-            )
-            self._said = now
-
-    def close(self) -> None:
-        """End the bar."""
-        if self._bar is not None:
-            self._bar.close()
-
-
 def rewind(path: Path, step: int) -> None:
     """Drop lines of metrics.jsonl that lie after `step`, and a half-written last line.
 
@@ -210,15 +160,3 @@ def rewind(path: Path, step: int) -> None:
         except (ValueError, KeyError, TypeError):
             continue
     write_text(path, "".join(line + "\n" for line in kept))
-
-
-def plain_console() -> None:
-    """Send the package's log records to stderr as `spanbert: level: text` lines and quiet the
-    libraries' bars.
-    """
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("spanbert: %(levelname)s: %(message)s"))
-    logger.handlers = [handler]
-    logger.propagate = False
-    logger.setLevel(logging.INFO)
