@@ -14,18 +14,10 @@ from spanbert_ext.training.settings import as_flat_dict, build, flatten
 STEPS = [
     ("spanbert", None, {"preset": ("base", "large")}),
     ("spanbert-no-sbo", "spanbert", {"loss.sbo_weight": (1.0, 0.0)}),
-    (
-        "bert-1seq",
-        "spanbert-no-sbo",
-        {"masking.scheme": ("span", "piece"), "masking.replacement": ("span", "piece")},
-    ),
+    ("bert-1seq", "spanbert-no-sbo", {"masking.scheme": ("span", "piece")}),
     ("our-bert", "bert-1seq", {"batch.pairs": (False, True)}),
     ("scheme-piece", "our-bert", {"steps": (2_400_000, 1_200_000)}),
-    (
-        "scheme-word",
-        "scheme-piece",
-        {"masking.scheme": ("piece", "word"), "masking.replacement": ("piece", "span")},
-    ),
+    ("scheme-word", "scheme-piece", {"masking.scheme": ("piece", "word")}),
     ("scheme-entity", "scheme-word", {"masking.scheme": ("word", "entity")}),
     ("scheme-phrase", "scheme-entity", {"masking.scheme": ("entity", "phrase")}),
     ("scheme-span", "scheme-phrase", {"masking.scheme": ("phrase", "span")}),
@@ -58,10 +50,10 @@ def test_a_file_states_only_what_is_no_default():
 
 def test_a_name_works_on_the_command_line(capsys):
     with pytest.raises(SystemExit) as left:
-        main(["pretrain", "--config", "our-bert", "--corpus", "c", "--steps=7", "--print_config"])
+        main(["pretrain", "--config", "our-bert", "--corpus", "c", "--seed=7", "--print_config"])
     assert left.value.code == 0
     found = flatten(yaml.safe_load(capsys.readouterr().out))
-    assert found == settings_of("our-bert") | {"steps": 7}
+    assert found == settings_of("our-bert") | {"seed": 7}
 
 
 def test_files_go_before_names(tmp_path, monkeypatch):
