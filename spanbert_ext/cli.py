@@ -7,6 +7,7 @@ imported. Nothing heavy is imported at the top: each verb loads what it needs.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 
 import spanbert_ext
 from spanbert_ext.arguments import Verb, parse_settings, split_arguments
-from spanbert_ext.errors import ConfigError, SpanBertError
+from spanbert_ext.errors import ConfigError, ReportedElsewhere, SpanBertError
 from spanbert_ext.training import settings
 
 
@@ -41,6 +42,8 @@ def run_pretrain(words: Sequence[str]) -> int:
     config = parse_settings(VERBS["pretrain"], words, _pretrain_defaults)
     _quiet_console()
     if config.corpus is None:
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise ConfigError("corpus: the demonstration starts processes itself, with --nproc N")
         from spanbert_ext.training.demo import run_demonstration
 
         run_demonstration(config)
@@ -53,6 +56,8 @@ def run_pretrain(words: Sequence[str]) -> int:
             f"{result.run} is finished: {result.checkpoint} is its last checkpoint; nothing to do"
         )
         return 0
+    if config.nproc > 1 or os.environ.get("RANK", "0") != "0":
+        return 0  # rank 0 has said it
     print(f"finished: {result.checkpoint}")
     print(f"for plain transformers: spanbert export {result.run} OUTPUT_DIRECTORY")
     return 0
@@ -226,10 +231,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             message = settings.unknown_name(words[0], VERBS).replace("setting", "verb")
             raise ConfigError(f"{message} (verbs: {', '.join(VERBS)})")
         return VERBS[words[0]].run(words[1:])
+    except ReportedElsewhere as error:
+        return error.exit_code
     except SpanBertError as error:
         if "--debug" in words:
             raise
-        print(f"spanbert: error: {error}", file=sys.stderr)
+        rank = os.environ.get("RANK", "0")
+        who = "spanbert" if rank == "0" else f"spanbert: rank {rank}"
+        print(f"{who}: error: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("spanbert: interrupted", file=sys.stderr)

@@ -39,3 +39,17 @@ class NumericsError(SpanBertError):
     """Training produced non-finite numbers and was stopped at the last good checkpoint."""
 
     exit_code = 76
+
+
+class RankLost(SpanBertError):
+    """Another process of the run died or stopped answering; the next start continues."""
+
+    exit_code = 75
+
+
+class ReportedElsewhere(SpanBertError):
+    """A fault that another process of the run reports; this one only ends with its exit code."""
+
+    def __init__(self, exit_code: int):
+        super().__init__(f"reported by another process, exit code {exit_code}")
+        self.exit_code = exit_code

@@ -22,7 +22,7 @@ from spanbert_ext.training.loop import LoopSettings, Step, accumulate, update
 from spanbert_ext.training.optimizer import build_optimizer
 from spanbert_ext.training.pretrain_task import MicroBatch, PretrainTask
 from spanbert_ext.training.resident import ResidentRows
-from spanbert_ext.training.run_step import choose_compile, compiled_forward, describe_step
+from spanbert_ext.training.run_step import build_replica, choose_compile, describe_step
 
 PARTS = ("masking", "encoder forward", "heads and loss", "encoder backward", "clip and AdamW")
 # BERT's layout: [PAD], [UNK], [CLS], [SEP], [MASK] first, a fifth of the others continue a word.
@@ -155,9 +155,9 @@ class PretrainStep:
         self.task = MadeUpRows(*stream, masker, length)
         options = options or RuntimeOptions()
         self.compiled = choose_compile(options.compile)
-        forward = compiled_forward(self.model, self.compiled)
+        replica = build_replica(self.model, self.compiled)
         settings = LoopSettings(1_000_000, 1e-4, 10_000, 1.0, precision, 100)
-        self._eager = DeviceStep(self.model, self.optimizer, self.task, settings, forward)
+        self._eager = DeviceStep(self.model, self.optimizer, self.task, settings, replica)
         self._step: Step = self._eager
         if device.type == "cuda" and options.graph != "off":
             self._step = GraphedStep(self._eager, required=options.graph == "on")

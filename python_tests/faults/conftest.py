@@ -31,19 +31,24 @@ class Command:
 
     Args:
         directory: where it runs.
+
+    `program` may be replaced, and `environment` added to.
     """
 
     def __init__(self, directory):
         self.directory = directory
+        self.program = [sys.executable, "-m", "spanbert_ext"]
+        self.environment = {}
 
     def start(self, *words, fail_point=None, preexec=None):
         """The running process, output in one pipe."""
         environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+        environment |= self.environment
         environment.pop("SPANBERT_EXT_FAIL_POINT", None)
         if fail_point:
             environment["SPANBERT_EXT_FAIL_POINT"] = fail_point
         return subprocess.Popen(
-            [sys.executable, "-m", "spanbert_ext", *map(str, words)],
+            [*self.program, *map(str, words)],
             cwd=self.directory,
             env=environment,
             stdout=subprocess.PIPE,

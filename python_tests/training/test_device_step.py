@@ -123,7 +123,7 @@ SETTINGS = LoopSettings(
 
 
 def losses_and_weights(config, kind, steps=11, precision="fp32"):
-    """Losses of every step, then weights and moments."""
+    """Tokens, losses and verdict of every step, then weights and moments."""
     task, model = parts_of(config)
     optimizer = build_optimizer(model, config.optimizer)
     settings = dataclasses.replace(SETTINGS, precision=precision)
@@ -131,7 +131,7 @@ def losses_and_weights(config, kind, steps=11, precision="fp32"):
     found = []
     for step in range(steps):
         tokens = run(step)
-        found.append((tokens, run.totals.read()))
+        found.append((tokens, run.totals.read(), run.guard.read()[0][1]))
     moments = [t for s in optimizer.state.values() for t in s.values()]
     return found, [*model.parameters(), *moments]
 
@@ -166,8 +166,8 @@ def test_a_step_that_is_not_finite_is_skipped(tiny, change, monkeypatch):
     for kind in (HostStep, DeviceStep):
         calls = 0
         found, state = losses_and_weights(config, kind, steps=6)
-        results.append(([(tokens, read[2:]) for tokens, read in found], state))
-    assert [read[0] for _, read in results[0][0]] == [0, 0, 1, 1, 1, 0]
+        results.append(([(tokens, verdict) for tokens, _, verdict in found], state))
+    assert [verdict for _, verdict in results[0][0]] == [0, 0, 1, 1, 1, 0]
     assert results[0][0] == results[1][0]
     assert all(torch.equal(a, b) for a, b in zip(results[0][1], results[1][1], strict=True))
     assert all(t.isfinite().all() for t in results[1][1])
@@ -206,11 +206,11 @@ def test_a_compiled_step_trains_alike(tiny, change, monkeypatch):
     config = change(tiny, **RESIDENT, **{"model.dropout": 0.0})
 
     def compiled(model, *rest):
-        return DeviceStep(model, *rest, run_step.compiled_forward(model, True))
+        return DeviceStep(model, *rest, run_step.build_replica(model, True))
 
     own, own_state = losses_and_weights(config, compiled, steps=4)
     expected, state = losses_and_weights(config, DeviceStep, steps=4)
-    for (_, found), (_, wanted) in zip(own, expected, strict=True):
+    for (_, found, _), (_, wanted, _) in zip(own, expected, strict=True):
         assert found[0] == pytest.approx(wanted[0], rel=1e-5)
     for found, wanted in zip(own_state, state, strict=True):
         torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-5)

@@ -116,6 +116,22 @@ def newest(run: Path) -> Path | None:
     return None
 
 
+def wait_until_visible(path: Path, seconds: float) -> None:
+    """Wait for a checkpoint that another process committed: network file systems show renames late.
+
+    Raises:
+        StorageError: it does not appear.
+    """
+    ends = time.monotonic() + seconds
+    while not (path / MANIFEST).is_file():
+        if time.monotonic() > ends:
+            raise StorageError(
+                f"{path} did not become visible here within {seconds:g} s; every machine must see "
+                "the output directory"
+            )
+        time.sleep(0.1)
+
+
 def save(run: Path, step: int, write: Callable[[Path], None], keep: int) -> Path:
     """Commit one checkpoint and drop those beyond the newest `keep`.
 

@@ -154,6 +154,43 @@ class CheckpointOptions:
 
 
 @dataclass(frozen=True)
+class NumericsOptions:
+    """What happens to updates whose gradient is not finite, or far larger than those before.
+
+    Such batches are listed in bad_batches.jsonl. Not finite ones are always skipped.
+
+    Args:
+        max_skipped: this many non-finite updates in a row end the run.
+        spike_factor: a gradient norm above this many medians of recent norms is a spike; 0 looks
+            for none.
+        spike_window: recent norms that the median is taken of.
+        spike_policy: warn applies the update, skip does not, rollback goes back to the newest
+            checkpoint and jumps over the batches since then.
+        max_rollbacks: a spike after so many rollbacks ends the run.
+    """
+
+    max_skipped: int = 10
+    spike_factor: float = 10.0
+    spike_window: int = 64
+    spike_policy: Literal["warn", "skip", "rollback"] = "warn"
+    max_rollbacks: int = 3
+
+
+@dataclass(frozen=True)
+class ParallelOptions:
+    """How several processes train one model; the update does not depend on their number.
+
+    Args:
+        strategy: ddp keeps a whole model in every process, fsdp (FSDP2) divides parameters,
+            gradients and moments among them, for models that do not fit otherwise.
+        timeout: seconds that a process waits for another one before it gives the run up.
+    """
+
+    strategy: Literal["ddp", "fsdp"] = "ddp"
+    timeout: float = 600.0
+
+
+@dataclass(frozen=True)
 class PretrainConfig:
     """Pre-train a SpanBERT on a prepared corpus, or the demonstration if no corpus is named.
 
@@ -169,6 +206,8 @@ class PretrainConfig:
             in it.
         seed: of weights, dropout, order and masks.
         device: auto, cpu, cuda or cuda:N.
+        nproc: processes on this machine that share every batch, on GPUs one for each; torchrun
+            starts them itself, also on several machines.
         resume: auto continues the newest whole checkpoint of the output directory, never refuses if
             there is one, anything else is the checkpoint directory to continue.
         log_every: steps between log lines.
@@ -182,6 +221,7 @@ class PretrainConfig:
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     seed: int = 0
     device: str = "auto"
+    nproc: int = 1
     resume: str = "auto"
     log_every: int = 100
     model: ModelOptions = field(default_factory=ModelOptions)
@@ -192,6 +232,8 @@ class PretrainConfig:
     runtime: RuntimeOptions = field(default_factory=RuntimeOptions)
     validation: ValidationOptions = field(default_factory=ValidationOptions)
     checkpoint: CheckpointOptions = field(default_factory=CheckpointOptions)
+    numerics: NumericsOptions = field(default_factory=NumericsOptions)
+    parallel: ParallelOptions = field(default_factory=ParallelOptions)
 
     def validate(self) -> None:
         """Raises ConfigError with one line for every impossible value."""
@@ -199,9 +241,25 @@ class PretrainConfig:
         if faults:
             raise ConfigError("\n".join(faults))
 
-    def micro_rows(self) -> int:
-        """Rows computed at a time."""
-        return self.batch.micro_rows or self.batch.rows
+    def micro_rows(self, world: int = 1) -> int:
+        """Rows that each of `world` processes computes at a time.
+
+        Raises:
+            ConfigError: the rows of a batch cannot be shared out evenly.
+        """
+        rows, wanted = self.batch.rows, self.batch.micro_rows or self.batch.rows
+        share = rows // world
+        if rows % world:
+            raise ConfigError(
+                f"batch.rows: {rows} rows cannot be shared evenly by {world} processes; take "
+                f"{rows - rows % world or world} or {rows - rows % world + world}"
+            )
+        if share % min(wanted, share):
+            raise ConfigError(
+                f"batch.micro_rows: {wanted} does not divide the {share} rows that each of {world} "
+                "processes has"
+            )
+        return min(wanted, share)
 
 
 # What `spanbert pretrain` does without a corpus: sized so that two CPU cores finish in a few
@@ -218,8 +276,8 @@ DEMONSTRATION = PretrainConfig(
 )
 
 # Settings that may differ between a checkpoint and the run that continues it: the numbers of an
-# update do not depend on them (micro_rows, resident, device and the runtime change its rounding and
-# which tokens dropout hits, nothing else).
+# update do not depend on them (micro_rows, resident, device, the runtime and the number of
+# processes change its rounding and which tokens dropout hits, nothing else).
 FREE_ON_RESUME = frozenset(
     {
         "output",
@@ -236,5 +294,10 @@ FREE_ON_RESUME = frozenset(
         "checkpoint.every",
         "checkpoint.keep",
         "checkpoint.space_check",
+        "nproc",
+        "numerics.max_skipped",
+        "numerics.max_rollbacks",
+        "parallel.strategy",
+        "parallel.timeout",
     }
 )

@@ -47,6 +47,12 @@ def _range_faults(c: PretrainConfig) -> list[str]:
         ("batch.micro_rows", c.batch.micro_rows, 1, unlimited),
         ("validation.every", c.validation.every, 0, unlimited),
         ("validation.rows", c.validation.rows, 1, unlimited),
+        ("nproc", c.nproc, 1, unlimited),
+        ("numerics.max_skipped", c.numerics.max_skipped, 1, unlimited),
+        ("numerics.spike_factor", c.numerics.spike_factor, 0, unlimited),
+        ("numerics.spike_window", c.numerics.spike_window, 2, unlimited),
+        ("numerics.max_rollbacks", c.numerics.max_rollbacks, 0, unlimited),
+        ("parallel.timeout", c.parallel.timeout, 1, unlimited),
         ("checkpoint.every", c.checkpoint.every, 1, unlimited),
         ("checkpoint.keep", c.checkpoint.keep, 1, unlimited),
         *((f"model.{name}", getattr(c.model, name), 1, unlimited) for name in _SIZES),
@@ -116,4 +122,10 @@ def _run_faults(c: PretrainConfig) -> list[str]:
         faults.append("runtime.graph: a graph needs rows on the device; batch.resident is off")
     if c.runtime.graph == "on" and c.device == "cpu":
         faults.append("runtime.graph: there are no CUDA graphs on a CPU; device is cpu")
+    if c.nproc > 1 and c.device.startswith("cuda:"):
+        faults.append(f"nproc: every process needs a GPU of its own; device names {c.device}")
+    if c.nproc > 1 and c.runtime.graph == "on":
+        faults.append(
+            f"runtime.graph: the exchange between processes is not captured; nproc is {c.nproc}"
+        )
     return faults

@@ -13,8 +13,10 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from spanbert_ext.training.guard import GradientGuard
 from spanbert_ext.training.loop import DeviceTotals, LoopSettings, autocast, update
 from spanbert_ext.training.optimizer import DeviceSchedule, set_learning_rate
+from spanbert_ext.training.replica import Replica
 
 
 class DeviceTask(Protocol):
@@ -45,7 +47,7 @@ class DeviceStep:
     Args:
         model: its parameters are trained, and are on a device.
         task: makes batches there.
-        forward: called in place of the model (the compiled model); default the model.
+        replica: called in place of the model; default the model, alone.
     """
 
     def __init__(
@@ -54,19 +56,21 @@ class DeviceStep:
         optimizer: torch.optim.Optimizer,
         task: DeviceTask,
         settings: LoopSettings,
-        forward: Callable | None = None,
+        replica: Replica | None = None,
     ):
         self.model, self.optimizer, self.task = model, optimizer, task
         self._settings = settings
-        self._forward = model if forward is None else forward
+        self._replica = replica or Replica(model)
         self.device = next(model.parameters()).device
         self._schedule = DeviceSchedule(
             settings.steps, settings.warmup_steps, settings.peak_lr, self.device
         )
-        self.totals = DeviceTotals(len(task.loss_names), self.device)
+        self.totals = DeviceTotals(len(task.loss_names), self.device, self._replica.ranks)
+        self.guard = GradientGuard(settings.numerics, settings.log_every, self.device)
         self._parts = torch.zeros(len(task.loss_names), device=self.device)
         self._micro = torch.zeros(1, dtype=torch.int64, device=self.device)
         self._divisors: torch.Tensor | None = None
+        self._left = 0  # micro-batches of the step that are still to come
 
     def __call__(self, step: int) -> int:
         """Update `step`; its number of tokens."""
@@ -86,11 +90,13 @@ class DeviceStep:
         # which is cheaper than keeping it.
         made = [task.batch_on_device(i) for i in range(task.num_micro_batches)]
         counts = torch.stack([task.counts(micro) for micro in made]).sum(0)
+        self._replica.ranks.add_up(counts)
         if self._divisors is None:
             self._divisors = torch.empty_like(counts)
         self._divisors.copy_(counts)
         self._parts.zero_()
         self._micro.zero_()
+        self._left = task.num_micro_batches
         self._run(made[0])
 
     def next(self) -> None:
@@ -98,15 +104,17 @@ class DeviceStep:
         self._run(self.task.batch_on_device(self._micro))
 
     def _run(self, micro: Any) -> None:
-        with autocast(self.device, self._settings.precision):
-            loss, parts = self.task.loss(self._forward, micro, self._divisors)
-        loss.backward()
+        self._left -= 1
+        with self._replica.adding(last=self._left == 0):
+            with autocast(self.device, self._settings.precision):
+                loss, parts = self.task.loss(self._replica, micro, self._divisors)
+            self._replica.backward(loss)
         self._parts.add_(parts)
         self._micro.add_(1)
 
     def end(self) -> None:
         """Learning rate, clipping, AdamW, totals."""
         set_learning_rate(self.optimizer, self._schedule(self.task.step_counter))
-        found = update(self.model, self.optimizer, self._settings.clip_norm)
-        self.totals.add(self._parts, *found)
+        done = update(self.model, self.optimizer, self._settings.clip_norm, self.guard)
+        self.totals.add(self._parts, *done)
         self.task.advance()

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 
 from spanbert_ext.training.device_step import DeviceStep
+from spanbert_ext.training.guard import GradientGuard
 from spanbert_ext.training.loop import DeviceTotals
 
 logger = logging.getLogger("spanbert_ext")
@@ -91,6 +92,11 @@ class GraphedStep:
     def totals(self) -> DeviceTotals:
         """Sums since they were read last."""
         return self._step.totals
+
+    @property
+    def guard(self) -> GradientGuard:
+        """Verdicts since they were read last."""
+        return self._step.guard
 
     @property
     def captured(self) -> bool:

@@ -1,9 +1,10 @@
 """The training loop of pre-training and of every task: small, visible, exact.
 
-One step is: fetch the step's micro-batches; add up their target counts; forward and backward each
-with the loss divided by those sums, so that the accumulated gradient is the big batch's; clip;
-update. Nothing reads back from the device outside the logging branch. `HostStep` does that with
-batches made on the host, `device_step.DeviceStep` with batches that never leave the device.
+One step is: fetch the step's micro-batches; add up their target counts, over all ranks; forward and
+backward each with the loss divided by those sums, so that the accumulated gradient is the big
+batch's; clip; update. Nothing reads back from the device outside the logging branch. `HostStep`
+does that with batches made on the host, `device_step.DeviceStep` with batches that never leave the
+device.
 """
 
 from __future__ import annotations
@@ -18,20 +19,22 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from spanbert_ext.errors import NumericsError
+from spanbert_ext.training.config import NumericsOptions
+from spanbert_ext.training.guard import GradientGuard
 from spanbert_ext.training.optimizer import learning_rate, set_learning_rate
+from spanbert_ext.training.ranks import ALONE, Ranks
+from spanbert_ext.training.replica import Replica, whole
 from spanbert_ext.training.run_log import RunLog
-
-MAX_SKIPPED_IN_A_ROW = 10
 
 
 class Task(Protocol):
     """What the loop asks of pre-training or of a fine-tuning task. Losses are device scalars, never
     read here.
 
-    `loss_names` are the parts that are logged. `counts` gives the int64 [C] divisors a micro-batch
-    contributes (C: one per loss part, or whatever the task's loss divides by). `loss` gets the
-    divisors of the whole step and returns the loss to differentiate and the detached parts
+    `loss_names` are the parts that are logged. `batches` gives this rank's micro-batches of a step,
+    `num_tokens` the tokens of a step on all ranks. `counts` gives the int64 [C] divisors a
+    micro-batch contributes (C: one per loss part, or whatever the task's loss divides by). `loss`
+    gets the divisors of the whole step and returns the loss to differentiate and the detached parts
     [len(loss_names)], all divided by them, so that sums over micro-batches are the values of the
     big batch.
     """
@@ -39,7 +42,7 @@ class Task(Protocol):
     loss_names: Sequence[str]
 
     def batches(self, step: int) -> list[Any]: ...
-    def num_tokens(self, micro_batch: Any) -> int: ...
+    def num_tokens(self, step: int) -> int: ...
     def counts(self, micro_batch: Any) -> torch.Tensor: ...
     def loss(
         self, model: nn.Module, micro_batch: Any, totals: torch.Tensor
@@ -52,6 +55,7 @@ class Step(Protocol):
     """
 
     totals: DeviceTotals
+    guard: GradientGuard
 
     def __call__(self, step: int) -> int: ...
 
@@ -66,6 +70,7 @@ class LoopSettings:
     clip_norm: float
     precision: str
     log_every: int
+    numerics: NumericsOptions = NumericsOptions()
 
 
 @dataclass
@@ -81,10 +86,14 @@ class StopRequest:
     """Turns SIGTERM and SIGINT into a flag; a second signal ends the process at once.
 
     SIGUSR1 and SIGUSR2 count too: batch schedulers announce the end of a slot with them.
+
+    Args:
+        ranks: a signal to any of them stops all of them after the same step.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, ranks: Ranks = ALONE) -> None:
         self.signal: signal.Signals | None = None
+        self._ranks = ranks
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequest:
@@ -96,6 +105,13 @@ class StopRequest:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
+    def requested(self) -> bool:
+        """Whether to stop now; every rank must ask before every step."""
+        number = self._ranks.largest(self.signal or 0)
+        if number:
+            self.signal = signal.Signals(number)
+        return number > 0
+
     def _handle(self, number: int, _frame: Any) -> None:
         if self.signal is not None:
             signal.signal(number, signal.SIG_DFL)
@@ -104,35 +120,34 @@ class StopRequest:
 
 
 class DeviceTotals:
-    """Losses, gradient norm and skipped updates summed on the device between two log lines.
+    """Losses and gradient norm of applied updates, summed on the device between two log lines.
 
     Every sum is updated in place, so that `add` can be part of a captured step.
+
+    Args:
+        parts: number of loss parts.
+        device: of the sums.
+        ranks: each has a share of every loss part.
     """
 
-    def __init__(self, parts: int, device: torch.device):
+    def __init__(self, parts: int, device: torch.device, ranks: Ranks = ALONE):
         self._sums = torch.zeros(parts + 2, device=device)  # parts, gradient norm, steps
         self._one = torch.ones(1, device=device)
-        self.in_a_row = torch.zeros((), device=device)
-        self.worst = torch.zeros((), device=device)
-        self.skipped = torch.zeros((), device=device)
+        self._ranks = ranks
 
-    def add(self, parts: torch.Tensor, norm: torch.Tensor, found_inf: torch.Tensor) -> None:
-        """Add one step; `found_inf` is 1 where its update was skipped."""
-        self._sums += torch.cat([parts, norm.reshape(1), self._one])
-        self.in_a_row.add_(1).mul_(found_inf)
-        self.worst.copy_(torch.maximum(self.worst, self.in_a_row))
-        self.skipped += found_inf
+    def add(self, parts: torch.Tensor, norm: torch.Tensor, skipped: torch.Tensor) -> None:
+        """Add one step, unless `skipped` is 1: then its numbers may be anything."""
+        step = torch.cat([parts, norm.reshape(1), self._one])
+        self._sums += torch.where(skipped > 0, torch.zeros_like(step), step)
 
-    def read(self) -> tuple[list[float], float, int, int]:
-        """(means of the parts, mean norm, skipped, longest run of skips) since the last call. Waits
-        for the device.
+    def read(self) -> tuple[list[float], float]:
+        """(means of the parts, mean norm) since the last call; NaN where no update was applied.
+        Waits for the device.
         """
-        means = self._sums[:-1] / self._sums[-1].clamp(min=1)
-        values = torch.cat([means, self.skipped[None], self.worst[None]]).tolist()
+        parts = self._ranks.add_up(self._sums[:-2].clone())
+        *means, norm = (torch.cat([parts, self._sums[-2:-1]]) / self._sums[-1]).tolist()
         self._sums.zero_()
-        self.skipped.zero_()
-        *parts, norm, skipped, worst = values
-        return parts, norm, int(skipped), int(worst)
+        return means, norm
 
 
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager:
@@ -143,43 +158,59 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
 
 
 def accumulate(
-    model: Callable, task: Task, micro_batches: Sequence[Any], device: torch.device, precision: str
+    forward: Callable,
+    task: Task,
+    micro_batches: Sequence[Any],
+    device: torch.device,
+    precision: str,
 ) -> torch.Tensor:
     """Forward and backward of one step's micro-batches; gradients are added to `.grad`.
 
+    Args:
+        forward: a `Replica`, or a model that trains alone.
+
     Returns:
-        loss parts of the whole batch, [len(task.loss_names)] fp32 on the device.
+        this rank's share of the whole batch's loss parts, [len(task.loss_names)] fp32 on the
+        device.
     """
-    totals = torch.stack([task.counts(micro) for micro in micro_batches]).sum(0)
+    replica = forward if isinstance(forward, Replica) else Replica(forward)
+    totals = replica.ranks.add_up(torch.stack([task.counts(m) for m in micro_batches]).sum(0))
     parts = torch.zeros(len(task.loss_names), device=device)
-    for micro in micro_batches:
-        with autocast(device, precision):
-            loss, micro_parts = task.loss(model, micro, totals)
-        loss.backward()
+    for number, micro in enumerate(micro_batches, 1):
+        with replica.adding(last=number == len(micro_batches)):
+            with autocast(device, precision):
+                loss, micro_parts = task.loss(replica, micro, totals)
+            replica.backward(loss)
         parts += micro_parts
     return parts
 
 
 def update(
-    model: nn.Module, optimizer: torch.optim.Optimizer, clip_norm: float
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    clip_norm: float,
+    guard: GradientGuard | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Clip and apply the gradients, or skip the update if their norm is not finite; clears them.
+    """Clip and apply the gradients, or skip the update; clears them.
 
     The skip is decided on the device: fused AdamW leaves parameters, moments and step count alone
     where `found_inf` is 1 (the interface GradScaler uses).
 
+    Args:
+        guard: decides; without one an update is skipped where the norm is not finite.
+
     Returns:
-        (gradient norm before clipping, found_inf), both fp32 scalars on the device.
+        (gradient norm before clipping, whether the update was skipped), fp32 scalars on the device.
     """
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
-    norm = nn.utils.get_total_norm(gradients)
-    found_inf = (~torch.isfinite(norm)).float()
+    norm = whole(nn.utils.get_total_norm(gradients))
+    skipped = guard.judge(norm) if guard else (~torch.isfinite(norm)).float()
     # The fused update divides by grad_scale on the way: clipping costs no pass of its own.
     optimizer.grad_scale = (norm / clip_norm).clamp(min=1).float() if clip_norm > 0 else None
-    optimizer.found_inf = found_inf
+    optimizer.found_inf = skipped
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return norm, found_inf
+    return norm, skipped
 
 
 class HostStep:
@@ -188,7 +219,7 @@ class HostStep:
     Args:
         model: its parameters are trained.
         task: gives batches and losses.
-        forward: called in place of the model (the compiled model); default the model.
+        replica: called in place of the model; default the model, alone.
     """
 
     def __init__(
@@ -197,62 +228,71 @@ class HostStep:
         optimizer: torch.optim.Optimizer,
         task: Task,
         settings: LoopSettings,
-        forward: Callable | None = None,
+        replica: Replica | None = None,
     ):
         self._model, self._optimizer, self._task = model, optimizer, task
         self._settings = settings
-        self._forward = model if forward is None else forward
+        self._replica = replica or Replica(model)
         self._device = next(model.parameters()).device
-        self.totals = DeviceTotals(len(task.loss_names), self._device)
+        self.totals = DeviceTotals(len(task.loss_names), self._device, self._replica.ranks)
+        self.guard = GradientGuard(settings.numerics, settings.log_every, self._device)
 
     def __call__(self, step: int) -> int:
         """Update `step`; its number of tokens."""
         s = self._settings
         micro_batches = self._task.batches(step)
-        parts = accumulate(self._forward, self._task, micro_batches, self._device, s.precision)
+        parts = accumulate(self._replica, self._task, micro_batches, self._device, s.precision)
         rate = learning_rate(step, s.steps, s.warmup_steps, s.peak_lr)
         set_learning_rate(self._optimizer, rate)
-        self.totals.add(parts, *update(self._model, self._optimizer, s.clip_norm))
-        return sum(self._task.num_tokens(micro) for micro in micro_batches)
+        done = update(self._model, self._optimizer, s.clip_norm, self.guard)
+        self.totals.add(parts, *done)
+        return self._task.num_tokens(step)
 
 
 def train(
     model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    task: Task,
+    run_step: Step,
+    loss_names: Sequence[str],
     settings: LoopSettings,
     progress: Progress,
     log: RunLog,
-    after_step: Callable[[int], None],
     stop: StopRequest,
-    run_step: Step | None = None,
+    inspect: Callable[[], bool],
+    after_step: Callable[[int], None],
 ) -> None:
     """Run from `progress.step` to `settings.steps`, or until a stop is requested.
 
     Args:
+        model: put into training mode.
+        run_step: does an update.
+        loss_names: of `run_step.totals`.
+        progress: moves on; `inspect` and `after_step` may move it back.
+        inspect: called before a log line; judges the steps since the last one (`NumericsWatch`) and
+            says whether the run went back to an earlier step.
         after_step: called with the number of finished updates; validates and saves.
-        run_step: how an update is done; default a `HostStep`.
 
     Raises:
-        NumericsError: ten updates in a row had non-finite gradients.
+        NumericsError: from `inspect`.
     """
-    run_step = run_step or HostStep(model, optimizer, task, settings)
     model.train()
     began, tokens = time.monotonic(), 0
-    while progress.step < settings.steps and stop.signal is None:
+    while progress.step < settings.steps and not stop.requested():
         step_tokens = run_step(progress.step)
         progress.step += 1
         progress.tokens += step_tokens
         tokens += step_tokens
         log.advance(progress.step)
         if progress.step % settings.log_every == 0 or progress.step == settings.steps:
-            means, norm, skipped, worst = run_step.totals.read()
-            losses = dict(zip(task.loss_names, means, strict=True))
+            went_back = inspect()
+            means, norm = run_step.totals.read()
+            if went_back:
+                began, tokens = time.monotonic(), 0
+                continue
+            losses = dict(zip(loss_names, means, strict=True))
             elapsed = time.monotonic() - began
             rate = learning_rate(
                 progress.step - 1, settings.steps, settings.warmup_steps, settings.peak_lr
             )
-            _note_skips(progress, skipped, worst, log)
             log.train(progress.step, losses, rate, norm, tokens / elapsed)
             began, tokens = time.monotonic(), 0
         paused = time.monotonic()
@@ -260,27 +300,19 @@ def train(
         began += time.monotonic() - paused
 
 
-def _note_skips(progress: Progress, skipped: int, worst: int, log: RunLog) -> None:
-    if skipped:
-        progress.skipped += skipped
-        log.say(f"step {progress.step}: {skipped} update(s) skipped, the gradient was not finite")
-        log.record("skipped", progress.step, {"updates": skipped, "in_a_row": worst})
-    if worst >= MAX_SKIPPED_IN_A_ROW:
-        raise NumericsError(
-            f"{worst} updates in a row had non-finite gradients (seen at step {progress.step}); "
-            f"the last "
-            "checkpoint is good. Lower optimizer.peak_lr, or try precision fp32"
-        )
-
-
 @torch.no_grad()
 def evaluate(
-    model: nn.Module, task: Task, micro_batches: Iterator[Any], precision: str
+    model: nn.Module,
+    task: Task,
+    micro_batches: Iterator[Any],
+    precision: str,
+    ranks: Ranks = ALONE,
 ) -> dict[str, float]:
-    """Loss parts over all micro-batches, each part divided by all its targets; dropout off, fixed
-    masks.
+    """Loss parts over the micro-batches of all ranks, each part divided by all its targets; dropout
+    off, fixed masks.
 
-    A part without a target is 0. Needs `counts` to give one divisor per loss part.
+    A part without a target is 0. Needs `counts` to give one divisor per loss part. Every rank must
+    bring as many micro-batches.
     """
     device = next(model.parameters()).device
     was_training = model.training
@@ -294,5 +326,5 @@ def evaluate(
         parts += micro_parts.double() * counts
         counted += counts
     model.train(was_training)
-    means = (parts / counted.clamp(min=1)).tolist()
+    means = (ranks.add_up(parts) / ranks.add_up(counted).clamp(min=1)).tolist()
     return dict(zip(task.loss_names, means, strict=True))

@@ -19,15 +19,15 @@ from spanbert_ext.training.config import PretrainConfig
 logger = logging.getLogger("spanbert_ext")
 
 
-def choose_device(name: str) -> torch.device:
-    """`auto` takes the GPU if there is one.
+def choose_device(name: str, local_rank: int = 0) -> torch.device:
+    """`auto` takes the GPU if there is one; process `local_rank` of a machine takes that GPU.
 
     Raises:
         ConfigError: the named device is not there.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.device(name)
+    device = torch.device(f"cuda:{local_rank}" if name == "cuda" and local_rank else name)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ConfigError(
             f"device {name} is not there ({torch.cuda.device_count()} CUDA devices); `spanbert "

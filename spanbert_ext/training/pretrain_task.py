@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +17,7 @@ from spanbert_ext.errors import DataError
 from spanbert_ext.masked_batch import MaskedBatch
 from spanbert_ext.masking import SpanMasker
 from spanbert_ext.training.config import MaskingOptions, PretrainConfig
+from spanbert_ext.training.ranks import ALONE, Ranks
 from spanbert_ext.training.resident import (
     MEMORY_SHARE,
     ResidentOrder,
@@ -52,6 +55,9 @@ class PretrainTask:
     Args:
         corpus, tokenizer, config: of the run.
         device: of the batches; resident rows are copied there now.
+        ranks: who shares the batches.
+
+    `shift` is the number of batches that the run has jumped over: step s sees batch s + shift.
 
     `resident` says whether there are any.
     """
@@ -64,9 +70,13 @@ class PretrainTask:
         tokenizer: PreTrainedTokenizerBase,
         config: PretrainConfig,
         device: torch.device,
+        ranks: Ranks = ALONE,
     ):
         self._config = config
         self._device = device
+        self._ranks = ranks
+        self._micro_rows = config.micro_rows(ranks.world)
+        self._shift = 0
         self._train = PackedRows(corpus, max_length=config.batch.max_length, split="train")
         self._held_out = PackedRows(corpus, max_length=config.batch.max_length, split="validation")
         self._masker = build_masker(tokenizer, config.masking, config.seed)
@@ -77,7 +87,7 @@ class PretrainTask:
                 f"tokens, one batch takes batch.rows={config.batch.rows}; "
                 "prepare more text, or use fewer or shorter rows"
             )
-        self.num_micro_batches = config.batch.rows // config.micro_rows()
+        self.num_micro_batches = config.batch.rows // ranks.world // self._micro_rows
         wanted = config.batch.resident
         self.resident = wanted == "on" or (wanted == "auto" and fits_on_device(self._train, device))
         # On an accelerator shapes must not depend on data (CUDA graphs, no allocator growth).
@@ -85,22 +95,46 @@ class PretrainTask:
         if self.resident:
             self._rows_on_device = ResidentRows.of(self._train, device)
             self._order = ResidentOrder(self._train, config.batch.rows, config.seed, device)
-            self._capacity = self._train.max_sequences(config.micro_rows())
+            self._capacity = self._train.max_sequences(self._micro_rows)
 
     @property
     def num_held_out_rows(self) -> int:
         """Rows of a validation; 0 where the corpus has no held-out part."""
         return min(len(self._held_out), self._config.validation.rows)
 
+    @property
+    def shift(self) -> int:
+        """Batches jumped over."""
+        return self._shift
+
+    @shift.setter
+    def shift(self, batches: int) -> None:
+        self._shift = batches
+        if self.resident:
+            self._order.shift_by(batches)
+
     def batches(self, step: int) -> list[MicroBatch]:
-        """The micro-batches of a step: a pure function of the settings and the step."""
-        batch = self._config.batch
-        epoch, row_ids = batch_of_step(step, batch.rows, len(self._train), self._config.seed)
-        micro = self._config.micro_rows()
+        """This rank's micro-batches of a step: a pure function of settings, shift and step."""
+        epoch, row_ids = self._rows_of(step)
+        share = row_ids[self._ranks.share_of(len(row_ids))]
         return [
-            self._mask(self._train, self._masker, row_ids[i : i + micro], epoch)
-            for i in range(0, len(row_ids), micro)
+            self._mask(self._train, self._masker, share[i : i + self._micro_rows], epoch)
+            for i in range(0, len(share), self._micro_rows)
         ]
+
+    def num_tokens(self, step: int) -> int:
+        """Tokens of a step on all ranks that are not padding."""
+        return int(self._train.row_tokens(self._rows_of(step)[1]).sum())
+
+    def describe(self, step: int) -> dict[str, Any]:
+        """What identifies a step's batch: epoch, row numbers, sequence numbers."""
+        epoch, row_ids = self._rows_of(step)
+        samples = self._train.batch(row_ids).sample_ids.tolist()
+        return {"epoch": int(epoch), "rows": row_ids.tolist(), "sample_ids": samples}
+
+    def _rows_of(self, step: int) -> tuple[int, np.ndarray]:
+        rows = self._config.batch.rows
+        return batch_of_step(step + self._shift, rows, len(self._train), self._config.seed)
 
     @property
     def step_counter(self) -> torch.Tensor:
@@ -119,8 +153,9 @@ class PretrainTask:
         """Micro-batch `micro` ([1] int64 or a number) of the step at the counter; what
         `batches(step)[micro]` is on a GPU, without the host.
         """
-        rows = self._config.micro_rows()
-        row_ids = self._order.row_ids(micro * rows, rows)
+        rows = self._micro_rows
+        first = self._ranks.share_of(self._config.batch.rows).start
+        row_ids = self._order.row_ids(micro * rows + first, rows)
         tokens, cu_seqlens, sample_ids = self._rows_on_device.batch(row_ids, self._capacity)
         masked = self._masker.packed(
             tokens, cu_seqlens, sample_ids=sample_ids, epoch=self._order.epoch()
@@ -129,13 +164,17 @@ class PretrainTask:
         return MicroBatch(masked, cu_seqlens, None, length, length)
 
     def held_out_batches(self) -> Iterator[MicroBatch]:
-        """The validation rows, with fixed masks."""
+        """This rank's part of the validation rows, with fixed masks; as many batches on every rank,
+        the last perhaps without targets.
+        """
         rows = list(range(self.num_held_out_rows))
-        micro = self._config.micro_rows()
-        for i in range(0, len(rows), micro):
-            yield self._mask(
-                self._held_out, self._held_out_masker, rows[i : i + micro], _VALIDATION_EPOCH
-            )
+        micro, world = self._micro_rows, self._ranks.world
+        parts = [rows[i : i + micro] for i in range(0, len(rows), micro)]
+        for turn in range(0, len(parts), world):
+            number = turn + self._ranks.rank
+            own = parts[min(number, len(parts) - 1)]
+            batch = self._mask(self._held_out, self._held_out_masker, own, _VALIDATION_EPOCH)
+            yield batch if number < len(parts) else without_targets(batch)
 
     def _mask(self, rows: PackedRows, masker: SpanMasker, row_ids, epoch: int) -> MicroBatch:
         packed = rows.batch(row_ids, pad=self._padded)
@@ -153,10 +192,6 @@ class PretrainTask:
         if self._device.type == "cuda":  # a copy from pageable memory would wait for the stream
             tensor = tensor.pin_memory()
         return tensor.to(self._device, non_blocking=True)
-
-    def num_tokens(self, micro_batch: MicroBatch) -> int:
-        """Tokens that are not padding, of a batch that the host made."""
-        return micro_batch.tokens
 
     def counts(self, micro_batch: MicroBatch) -> torch.Tensor:
         """[2] int64: targets of the masked language model and of the span boundary objective."""
@@ -178,6 +213,13 @@ class PretrainTask:
             num_sbo_targets=totals[1],
         )
         return output.loss, torch.stack([output.mlm_loss, output.sbo_loss]).detach().float()
+
+
+def without_targets(micro: MicroBatch) -> MicroBatch:
+    """The batch with nothing to predict: its losses and counts are 0."""
+    nothing = torch.full_like(micro.masked.target_ids, -100)
+    masked = dataclasses.replace(micro.masked, target_ids=nothing, sbo_ids=nothing)
+    return dataclasses.replace(micro, masked=masked)
 
 
 def fits_on_device(rows: PackedRows, device: torch.device) -> bool:

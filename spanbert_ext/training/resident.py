@@ -119,6 +119,8 @@ class ResidentOrder:
         self._rows, self._batch_rows, self._seed = rows, batch_rows, seed
         self.steps_per_epoch = len(rows) // batch_rows
         self.step = torch.zeros(1, dtype=torch.int64, device=device)
+        self._shift = torch.zeros(1, dtype=torch.int64, device=device)
+        self._host_shift = 0
         self._epoch = self._at = -1
         self._host = np.empty(0, dtype=np.int64)
         places = self.steps_per_epoch * batch_rows
@@ -129,7 +131,7 @@ class ResidentOrder:
 
         Where the counter stands there already, as it does after `advance`, nothing is written.
         """
-        epoch, place = divmod(step, self.steps_per_epoch)
+        epoch, place = divmod(step + self._host_shift, self.steps_per_epoch)
         if epoch != self._epoch:
             self._load(epoch)
         if step != self._at:
@@ -137,6 +139,11 @@ class ResidentOrder:
         self._at = step + 1
         own = self._host[place * self._batch_rows : (place + 1) * self._batch_rows]
         return int(self._rows.row_tokens(own).sum())
+
+    def shift_by(self, batches: int) -> None:
+        """From here step s sees batch s + `batches`."""
+        self._host_shift = batches
+        self._shift.fill_(batches)
 
     def _load(self, epoch: int) -> None:
         ids = np.arange(self._order.numel(), dtype=np.int64)
@@ -153,10 +160,10 @@ class ResidentOrder:
 
     def row_ids(self, first: torch.Tensor | int, count: int) -> torch.Tensor:
         """[count] int64, the step's rows from place `first` ([1] int64 or a number) on."""
-        start = self.step % self.steps_per_epoch * self._batch_rows + first
+        start = (self.step + self._shift) % self.steps_per_epoch * self._batch_rows + first
         places = start + torch.arange(count, device=start.device)
         return self._order.index_select(0, places)
 
     def epoch(self) -> torch.Tensor:
         """[1] int64."""
-        return self.step // self.steps_per_epoch
+        return (self.step + self._shift) // self.steps_per_epoch

@@ -34,7 +34,7 @@ class RunLog:
     """Writes metrics.jsonl and the console.
 
     Args:
-        path: the JSONL file; None writes none.
+        path: the JSONL file; None, as on ranks above 0, writes and says nothing.
         first_step, steps: where this process starts and where the run ends, for the bar and the
             ETA.
         device, backend: shown on every line.
@@ -49,7 +49,7 @@ class RunLog:
         self._backend = backend
         self._began = time.monotonic()
         self._first_step = first_step
-        on_terminal = sys.stderr.isatty()
+        on_terminal = path is not None and sys.stderr.isatty()
         self._bar = (
             tqdm(total=steps, initial=first_step, unit="step", dynamic_ncols=True)
             if on_terminal
@@ -63,6 +63,8 @@ class RunLog:
 
     def say(self, text: str) -> None:
         """A line for the person watching."""
+        if self._path is None:
+            return
         if self._bar is not None:
             self._bar.write(text, file=sys.stdout)
         else:
@@ -72,6 +74,14 @@ class RunLog:
         """Move the bar to `step` finished updates."""
         if self._bar is not None:
             self._bar.update(step - self._bar.n)
+
+    def go_back(self, step: int) -> None:
+        """The run continues behind an earlier step: what was logged since then did not happen."""
+        if self._path is not None:
+            rewind(self._path, step)
+        if self._bar is not None:
+            self._bar.n = step
+            self._bar.refresh()
 
     def train(
         self, step: int, losses: dict[str, float], lr: float, norm: float, rate: float

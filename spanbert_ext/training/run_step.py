@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import nn
 
@@ -13,6 +11,8 @@ from spanbert_ext.training.device_step import DeviceStep
 from spanbert_ext.training.graphed_step import GraphedStep
 from spanbert_ext.training.loop import HostStep, LoopSettings, Step
 from spanbert_ext.training.pretrain_task import PretrainTask
+from spanbert_ext.training.ranks import ALONE, Ranks
+from spanbert_ext.training.replica import Replica
 
 
 def choose_compile(wanted: str) -> bool:
@@ -25,9 +25,12 @@ def choose_compile(wanted: str) -> bool:
     return wanted == "on"
 
 
-def compiled_forward(model: nn.Module, compiled: bool) -> Callable:
+def build_replica(
+    model: nn.Module, compiled: bool, ranks: Ranks = ALONE, strategy: str = "ddp"
+) -> Replica:
     """What a step calls in place of the model; parameters and names stay the model's."""
-    return torch.compile(model) if compiled else model
+    forward = torch.compile(model) if compiled else model
+    return Replica(forward, ranks, strategy, idle_parameters=model.config.sbo_weight == 0)
 
 
 def build_step(
@@ -36,21 +39,29 @@ def build_step(
     task: PretrainTask,
     settings: LoopSettings,
     options: RuntimeOptions,
+    ranks: Ranks = ALONE,
+    strategy: str = "ddp",
 ) -> Step:
     """The step of a run.
 
+    Args:
+        strategy: how ranks share the model, as in `Replica`.
+
     Raises:
-        ConfigError: graphs are required where there are no resident rows or no GPU.
+        ConfigError: graphs are required where there are no resident rows or no GPU, or several
+            processes.
     """
     device = next(model.parameters()).device
-    forward = compiled_forward(model, choose_compile(options.compile))
     if options.graph == "on" and not (task.resident and device.type == "cuda"):
         what = "a CUDA device" if device.type != "cuda" else "rows that fit on it (batch.resident)"
         raise ConfigError(f"runtime.graph: graphs need {what}; choose auto or off")
+    if options.graph == "on" and ranks.world > 1:
+        raise ConfigError("runtime.graph: the exchange between processes is not captured")
+    replica = build_replica(model, choose_compile(options.compile), ranks, strategy)
     if not task.resident:
-        return HostStep(model, optimizer, task, settings, forward)
-    step = DeviceStep(model, optimizer, task, settings, forward)
-    if options.graph == "off" or device.type != "cuda":
+        return HostStep(model, optimizer, task, settings, replica)
+    step = DeviceStep(model, optimizer, task, settings, replica)
+    if options.graph == "off" or device.type != "cuda" or ranks.world > 1:
         return step
     return GraphedStep(step, required=options.graph == "on")
 

@@ -15,11 +15,14 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 import spanbert_ext
 from spanbert_ext.errors import ConfigError, StorageError
 from spanbert_ext.training.checkpoint import fail_point
 from spanbert_ext.training.config import FREE_ON_RESUME
+from spanbert_ext.training.ranks import ALONE, Ranks
+from spanbert_ext.training.replica import divided_like, whole
 
 logger = logging.getLogger("spanbert_ext")
 
@@ -41,6 +44,9 @@ class RunState:
         latest_losses: held-out losses of the last validation.
         versions: of Python and the libraries.
         world_size: processes that trained.
+        shift: batches that the run has jumped over; step s sees batch s + shift.
+        rollbacks: how often it went back because of a gradient spike.
+        recent_norms: gradient norms that spikes are measured against.
     """
 
     step: int = 0
@@ -55,6 +61,9 @@ class RunState:
     latest_losses: dict[str, float] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     world_size: int = 1
+    shift: int = 0
+    rollbacks: int = 0
+    recent_norms: list[float] = field(default_factory=list)
 
 
 def current_versions() -> dict[str, str]:
@@ -68,23 +77,55 @@ def current_versions() -> dict[str, str]:
     }
 
 
+@dataclass(frozen=True)
+class Snapshot:
+    """Host tensors of a moment of training, whole whatever the ranks' shares are.
+
+    Args:
+        weights: by parameter name; None means those of the model itself.
+        moments: `<parameter name>:<slot>`.
+        generators: of every rank, as `rng-<rank>.safetensors` holds them.
+    """
+
+    weights: dict[str, torch.Tensor] | None
+    moments: dict[str, torch.Tensor]
+    generators: list[dict[str, torch.Tensor]]
+
+
+def take_snapshot(
+    model: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device, ranks: Ranks = ALONE
+) -> Snapshot:
+    """What a checkpoint holds of this moment; all ranks must call it, rank 0 writes it."""
+    divided = any(isinstance(p, DTensor) for p in model.parameters())
+    weights = None
+    if divided:
+        weights = {name: whole(value).cpu() for name, value in model.state_dict().items()}
+    own = generator_tensors(device)
+    gathered = {name: ranks.gather(state) for name, state in own.items()}
+    generators = [
+        {name: states[rank] for name, states in gathered.items()}
+        for rank in range(ranks.world if ranks.is_main else 0)
+    ]
+    return Snapshot(weights, optimizer_tensors(model, optimizer), generators)
+
+
 def write_training_state(
     directory: Path,
     model: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    snapshot: Snapshot,
     state: RunState,
     tokenizer_dir: Path | None,
-    device: torch.device,
 ) -> None:
     """Fill a checkpoint directory: model, tokenizer, optimizer, generators, state."""
-    model.save_pretrained(directory)
+    model.save_pretrained(directory, state_dict=snapshot.weights)
     fail_point("after_model")
     if tokenizer_dir is not None:
         for path in sorted(p for p in Path(tokenizer_dir).iterdir() if p.is_file()):
             shutil.copyfile(path, directory / path.name)
-    save_file(optimizer_tensors(model, optimizer), directory / "optimizer.safetensors")
+    save_file(snapshot.moments, directory / "optimizer.safetensors")
     fail_point("after_optimizer")
-    save_file(generator_tensors(device), directory / "rng-0.safetensors")
+    for rank, tensors in enumerate(snapshot.generators):
+        save_file(tensors, directory / f"rng-{rank}.safetensors")
     text = json.dumps(asdict(state), indent=1, sort_keys=True)
     (directory / "state.json").write_text(text + "\n", "utf-8")
 
@@ -104,11 +145,11 @@ def read_state(directory: Path) -> RunState:
 def optimizer_tensors(
     model: nn.Module, optimizer: torch.optim.Optimizer
 ) -> dict[str, torch.Tensor]:
-    """Optimizer state as `<parameter name>:<slot>` -> contiguous CPU tensor."""
+    """Optimizer state as `<parameter name>:<slot>` -> whole, contiguous CPU tensor."""
     tensors = {}
     for name, parameter in model.named_parameters():
         for slot, value in optimizer.state.get(parameter, {}).items():
-            tensors[f"{name}:{slot}"] = value.detach().cpu().contiguous()
+            tensors[f"{name}:{slot}"] = whole(value).cpu().contiguous()
     return tensors
 
 
@@ -131,7 +172,11 @@ def load_optimizer(directory: Path, model: nn.Module, optimizer: torch.optim.Opt
         )
     for key, value in stored.items():
         name, _, slot = key.rpartition(":")
-        optimizer.state[parameters[name]][slot] = value.to(parameters[name].device)
+        slots, own = optimizer.state[parameters[name]], divided_like(value, parameters[name])
+        if slot in slots:  # in place: captured graphs go on with the same memory
+            slots[slot].copy_(own)
+        else:
+            slots[slot] = own
 
 
 def generator_tensors(device: torch.device) -> dict[str, torch.Tensor]:
@@ -142,14 +187,27 @@ def generator_tensors(device: torch.device) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def load_generators(directory: Path, device: torch.device) -> None:
-    """Restore what `generator_tensors` gave; a checkpoint of another kind of device continues with
-    a warning.
+def load_generators(
+    directory: Path, device: torch.device, ranks: Ranks = ALONE, written_by: int = 1
+) -> None:
+    """Restore what `generator_tensors` gave; a checkpoint of another kind of device, or of another
+    number of processes, continues with a warning and with draws of its own.
+
+    Args:
+        written_by: number of processes that wrote the checkpoint.
 
     Raises:
         StorageError: the file is missing.
     """
-    path = directory / "rng-0.safetensors"
+    if written_by != ranks.world:
+        logger.warning(
+            "the checkpoint was written by %d process(es), now there are %d: dropout is drawn anew "
+            "from here",
+            written_by,
+            ranks.world,
+        )
+        return
+    path = directory / f"rng-{ranks.rank}.safetensors"
     if not path.is_file():
         raise StorageError(f"{path} is missing; without it the run cannot continue exactly")
     stored = load_file(path)
@@ -160,6 +218,14 @@ def load_generators(directory: Path, device: torch.device) -> None:
         logger.warning(
             "the checkpoint comes from another kind of device: dropout is drawn anew from here"
         )
+
+
+def seed_generators(seed: int, rank: int, step: int) -> None:
+    """Streams that differ between ranks, and between the starts of a run at different steps; rank 0
+    of a new run has the seed itself.
+    """
+    mixed = seed + rank * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9
+    torch.manual_seed(mixed % (1 << 63))
 
 
 def check_same_run(stored: RunState, current: RunState, directory: Path) -> None:
