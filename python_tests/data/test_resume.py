@@ -1,5 +1,6 @@
 """A preparation that was interrupted goes on where it was, to the same bytes."""
 
+import gzip
 import json
 import os
 import signal
@@ -132,9 +133,14 @@ def test_a_killed_worker_is_named_and_nothing_is_lost(source, clean, tmp_path):
     assert watch.first["encoding"] > 0
 
 
-def test_workers_die_with_their_parent(source, tmp_path):
-    """A process that is killed leaves nobody behind who writes into the staging directory."""
-    config = PrepareConfig([str(source)], str(tmp_path / "out"), workers=2, **OPTIONS)
+def test_workers_die_with_their_parent(source, clean, tmp_path):
+    """In the middle of a unit: whoever starts again finds nobody writing."""
+    write(tmp_path / "in" / "a.txt", PROSE)
+    # Seconds of work that read next to nothing, so this worker is not told that nobody listens.
+    write(tmp_path / "in" / "b.txt.gz", gzip.compress(b"a small red house\n" * 600_000))
+    tokenizer = str(source.parent.parent / "clean" / "tokenizer")
+    how = {"workers": 2, "unit_bytes": 1, "documents": "file", "tokenizer": tokenizer}
+    config = PrepareConfig([str(tmp_path / "in")], str(tmp_path / "out"), **how)
     told, tell = os.pipe()
 
     def report_and_die():
@@ -144,13 +150,15 @@ def test_workers_die_with_their_parent(source, tmp_path):
     child = os.fork()
     if child == 0:
         try:
-            prepare(config, Interrupt("counting words", 0.3, report_and_die))
+            prepare(config, Interrupt("encoding", 0.01, report_and_die))
         finally:
             os._exit(1)
     assert os.waitpid(child, 0)[1] == signal.SIGKILL
     workers = json.loads(os.read(told, 999))
     assert len(workers) == 2
-    end = time.monotonic() + 20
+    end = time.monotonic() + 60
     while any(Path(f"/proc/{pid}").exists() for pid in workers):
         assert time.monotonic() < end
         time.sleep(0.05)
+    parts = tmp_path / ".out.staging" / "parts"
+    assert [path.parent.name for path in parts.glob("*.encode/done")] == ["00000.encode"]

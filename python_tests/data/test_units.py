@@ -134,6 +134,14 @@ def test_the_first_fault_of_the_input_is_told_with_its_line(tmp_path, workers):
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
 
 
+def test_the_first_fault_is_told_even_if_it_is_found_last(tmp_path):
+    write(tmp_path / "in" / "a.txt.gz", gzip.compress(b"fine\n" * 400_000 + b"nul \0"))
+    write(tmp_path / "in" / "b.txt", b"nul \0")
+    inputs, output = str(tmp_path / "in"), str(tmp_path / "out")
+    with pytest.raises(DataError, match=r"a\.txt\.gz:400001: a NUL byte"):
+        prepare(PrepareConfig([inputs], output, unit_bytes=1, workers=2))
+
+
 def test_a_file_that_changes_is_noticed(tmp_path):
     source = write(tmp_path / "in" / "a.txt", "some text\n")
 

@@ -123,14 +123,18 @@ def submit(job: Job, output: Path) -> str:
 
 def slurm_executor(job: Job, output: Path):
     """The last datatrove executor of the chain; running it submits all of them."""
-    steps = [(stage, UnitTask(job.directory, stage), len(job.units)) for stage in ("encode",)]
+    units = len(job.units)
+    steps = [
+        ("encode", UnitTask(job.directory, "encode"), units),
+        ("corpus", StepTask(job.directory, output), 1),
+    ]
     if job.finished(TOKENIZER_PART) is None:
         steps.insert(0, ("vocabulary", StepTask(job.directory), 1))
-        if job.learns:
-            steps.insert(0, ("count", UnitTask(job.directory, "count"), len(job.units)))
-    steps.append(("corpus", StepTask(job.directory, output), 1))
+        if job.config.tokenizer is None:
+            steps.insert(0, ("count", UnitTask(job.directory, "count"), units))
     executor = None
     for name, task, tasks in steps:
+        waiting = [n for n in range(tasks) if job.finished(unit_part(name, n)) is None]
         executor = _datatrove().SlurmPipelineExecutor(
             pipeline=[task],
             tasks=tasks,
@@ -139,7 +143,7 @@ def slurm_executor(job: Job, output: Path):
             qos="",
             workers=job.config.workers or -1,
             job_name=f"spanbert-{name}",
-            logging_dir=_logs(job, name, range(tasks)),
+            logging_dir=_logs(job, name, waiting),
             depends=executor,
         )
     return executor

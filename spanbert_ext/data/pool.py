@@ -148,8 +148,7 @@ class _Pool:
             doing = f"in unit {worker.unit + 1} of {len(self._job.units)} ({unit})"
         advice = "; if the memory was full, fewer workers need less" if code == -9 else ""
         return StorageError(
-            f"{worker.name} (pid {worker.process.pid}) {how} {doing} while it did "
-            f"{self._stage!r}{advice}"
+            f"{self._stage}: {worker.name} (pid {worker.process.pid}) {how} {doing}{advice}"
         )
 
     def close(self) -> None:

@@ -30,6 +30,8 @@ _PREFIX = "##"
 _MAX_ALPHABET = 1000
 _MAX_LENGTH = 512
 _PRE_TOKENIZER = pre_tokenizers.BertPreTokenizer()
+# Different texts between spaces that are counted before they are taken apart.
+_COUNTED = 1 << 20
 # Occurrences of a word handed to the trainer at a time.
 _REPEATED = 4096
 _COPIED = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt")
@@ -44,15 +46,21 @@ def count_words(texts: Iterable[str], lowercase: bool) -> collections.Counter[st
         texts: any portions of text cut at white space.
         lowercase: lower-case and strip accents.
     """
-    raw = collections.Counter()
+    normalizer = normalizers.BertNormalizer(lowercase=lowercase)
+    raw, words = collections.Counter(), collections.Counter()
+
+    def add_words() -> None:
+        for chunk, count in raw.items():
+            for word, _ in _PRE_TOKENIZER.pre_tokenize_str(normalizer.normalize_str(chunk)):
+                words[word] += count
+        raw.clear()
+
+    # The library is called once for what stands between spaces, not once for each occurrence.
     for text in texts:
         raw.update(text.split(" "))
-    # The library is called once for what stands between spaces, not once for each occurrence.
-    normalizer, pre_tokenizer = normalizers.BertNormalizer(lowercase=lowercase), _PRE_TOKENIZER
-    words = collections.Counter()
-    for chunk, count in raw.items():
-        for word, _ in pre_tokenizer.pre_tokenize_str(normalizer.normalize_str(chunk)):
-            words[word] += count
+        if len(raw) >= _COUNTED:
+            add_words()
+    add_words()
     return words
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import array
 import collections
 import json
 from collections.abc import Callable, Iterator, Mapping
@@ -100,7 +101,7 @@ class _UnitWriter:
     """
 
     def __init__(self, files: Mapping[str, DigestedFile], vocabulary: VocabularyInfo):
-        self.ends: list[int] = []
+        self.ends = array.array("Q")
         self.empty_documents = 0
         self.unknown_pieces = 0
         self.spans: collections.Counter[str] = collections.Counter()
