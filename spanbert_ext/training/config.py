@@ -159,8 +159,9 @@ class PretrainConfig:
 
     Args:
         output: directory of the run: checkpoints, config.yaml, metrics.jsonl.
-        corpus: directory written by `spanbert prepare`; null runs the demonstration on text every
-            Python carries.
+        corpus: directory written by `spanbert prepare`, or several with weights, as in
+            books=3,news=1 (a row in four from news; a small one repeats sooner, with new masks);
+            null runs the demonstration on text every Python carries.
         init: continue from this Hugging Face directory (BERT or SpanBERT) instead of random
             weights.
         preset: size of a new model.

@@ -12,7 +12,7 @@ import yaml
 from transformers import AutoTokenizer
 
 from spanbert_ext import _backend
-from spanbert_ext.data import Corpus
+from spanbert_ext.data import Corpus, open_corpus
 from spanbert_ext.errors import ConfigError, Preempted, StorageError
 from spanbert_ext.training import checkpoint
 from spanbert_ext.training.config import PretrainConfig
@@ -71,7 +71,7 @@ def pretrain(config: PretrainConfig) -> PretrainResult:
     config.validate()
     if config.corpus is None:
         raise ConfigError("corpus: a directory written by `spanbert prepare` is required")
-    corpus = Corpus.open(config.corpus)
+    corpus = open_corpus(config.corpus)
     run = Path(config.output)
     start = choose_start(run, config.resume)
     if start is not None and start.parent == run:

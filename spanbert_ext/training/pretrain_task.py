@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from spanbert_ext.data import Corpus, PackedRows, batch_of_step
+from spanbert_ext.data import Corpus, PackedRows, open_rows
 from spanbert_ext.errors import DataError
 from spanbert_ext.masked_batch import MaskedBatch
 from spanbert_ext.masking import SpanMasker
@@ -67,8 +67,9 @@ class PretrainTask:
     ):
         self._config = config
         self._device = device
-        self._train = PackedRows(corpus, max_length=config.batch.max_length, split="train")
-        self._held_out = PackedRows(corpus, max_length=config.batch.max_length, split="validation")
+        length, step_rows = config.batch.max_length, config.batch.rows
+        self._train = open_rows(corpus, length, "train", step_rows)
+        self._held_out = open_rows(corpus, length, "validation", step_rows)
         self._masker = build_masker(tokenizer, config.masking, config.seed)
         self._held_out_masker = build_masker(tokenizer, config.masking, _VALIDATION_SEED)
         if len(self._train) < config.batch.rows:
@@ -77,6 +78,7 @@ class PretrainTask:
                 f"tokens, one batch takes batch.rows={config.batch.rows}; "
                 "prepare more text, or use fewer or shorter rows"
             )
+        self._rows_of = self._train.order(config.batch.rows, config.seed)
         self.num_micro_batches = config.batch.rows // config.micro_rows()
         wanted = config.batch.resident
         self.resident = wanted == "on" or (wanted == "auto" and fits_on_device(self._train, device))
@@ -94,8 +96,7 @@ class PretrainTask:
 
     def batches(self, step: int) -> list[MicroBatch]:
         """The micro-batches of a step: a pure function of the settings and the step."""
-        batch = self._config.batch
-        epoch, row_ids = batch_of_step(step, batch.rows, len(self._train), self._config.seed)
+        epoch, row_ids = self._rows_of.of_step(step)
         micro = self._config.micro_rows()
         return [
             self._mask(self._train, self._masker, row_ids[i : i + micro], epoch)
@@ -130,7 +131,7 @@ class PretrainTask:
 
     def held_out_batches(self) -> Iterator[MicroBatch]:
         """The validation rows, with fixed masks."""
-        rows = list(range(self.num_held_out_rows))
+        rows = self._held_out.selection(self.num_held_out_rows)
         micro = self._config.micro_rows()
         for i in range(0, len(rows), micro):
             yield self._mask(
