@@ -116,6 +116,11 @@ def newest(run: Path) -> Path | None:
     return None
 
 
+def model_directory(path: Path) -> Path:
+    """Where a model lies that a user names: the newest whole checkpoint of a run, else the path."""
+    return newest(path) if list_steps(path) else path
+
+
 def save(run: Path, step: int, write: Callable[[Path], None], keep: int) -> Path:
     """Commit one checkpoint and drop those beyond the newest `keep`.
 
