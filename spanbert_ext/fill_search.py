@@ -58,12 +58,14 @@ def batch_of_spans(spans: Sequence[MaskedSpan]) -> tuple[MaskedBatch, torch.Tens
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-    """A sequence of pieces with its sums over positions."""
+    """A sequence of pieces with its sums over positions: log-probabilities as they count, by the
+    MLM head, by the SBO head, and how many of its pieces the SBO head predicts."""
 
     ids: tuple[int, ...] = ()
     total: float = 0.0
     mlm: float = 0.0
     sbo: float = 0.0
+    sbo_pieces: int = 0
 
     @property
     def score(self) -> float:
@@ -71,8 +73,8 @@ class Found:
 
     def followed_by(self, piece: Found) -> Found:
         """This sequence and one more."""
-        sums = (getattr(self, n) + getattr(piece, n) for n in ("total", "mlm", "sbo"))
-        return Found(self.ids + piece.ids, *sums)
+        pairs = zip(dataclasses.astuple(self), dataclasses.astuple(piece), strict=True)
+        return Found(*(mine + other for mine, other in pairs))
 
 
 def k_best(columns: Sequence[Sequence[float]]) -> Iterator[tuple[float, tuple[int, ...]]]:
@@ -122,12 +124,14 @@ def best_pieces(
     best = total.topk(min(limit, total.shape[1]))
     by_mlm = mlm.gather(1, best.indices).tolist()
     by_sbo = sbo.gather(1, best.indices[: sbo.shape[0]]).tolist()
-    by_sbo += [[0.0] * best.indices.shape[1]] * (len(by_mlm) - len(by_sbo))
-    parts = zip(best.indices.tolist(), best.values.tolist(), by_mlm, by_sbo, strict=True)
-    return [
-        [Found((i,), t, m, s) for i, t, m, s in zip(*column, strict=True) if t > -torch.inf]
-        for column in parts
-    ]
+    ids, totals = best.indices.tolist(), best.values.tolist()
+    columns = []
+    for place in range(len(ids)):
+        predicted = int(place < len(by_sbo))
+        third = by_sbo[place] if predicted else [0.0] * len(ids[place])
+        entries = zip(ids[place], totals[place], by_mlm[place], third, strict=True)
+        columns.append([Found((i,), t, *s, predicted) for i, t, *s in entries if t > -torch.inf])
+    return columns
 
 
 def sequences(columns: list[list[Found]]) -> Iterator[Found]:

@@ -152,8 +152,8 @@ class SpanFiller:
             by: heads that decide: combined, mlm or sbo.
             weights: of MLM and SBO in "combined".
             refine: 0 takes positions as independent. Otherwise the width of a search from left to
-                right that asks the MLM again with each piece it has chosen; `mlm` is then the sum
-                of those. The SBO head goes on seeing the whole span masked.
+                right, and the most fillings of a length, that asks the MLM again with each piece it
+                has chosen; `mlm` is the sum of those. The SBO goes on seeing the whole span masked.
 
         Returns:
             Best first.
@@ -168,21 +168,16 @@ class SpanFiller:
         if len(ranges) != len(texts):
             raise ConfigError(f"span: {len(ranges)} ranges for {len(texts)} texts")
         gaps = [self._read(n, texts[n], ranges[n], pieces) for n in range(len(texts))]
-        owners, spans = [], []
-        for n, gap in enumerate(gaps):
-            for size in [gap.pieces] if gap.pieces else range(1, max_pieces + 1):
-                owners.append(n)
-                spans.append(self._frame(gap, size))
-        owned = [gaps[n] for n in owners]
+        sizes = [[gap.pieces] if gap.pieces else range(1, max_pieces + 1) for gap in gaps]
+        owned = [gap for gap, own in zip(gaps, sizes, strict=True) for _ in own]
+        spans = [self._frame(gap, n) for gap, own in zip(gaps, sizes, strict=True) for n in own]
         if refine:
-            found = self._refined(spans, owned, (by, *weights), refine)
+            found = iter(self._refined(spans, owned, (by, *weights), refine))
         else:
             limit = max(_AT_LEAST, _LOOKED_AT * top_k)
-            found = self._independent(spans, owned, (by, *weights), limit)
-        of_text: list[list[Iterable[tuple[Found, int]]]] = [[] for _ in texts]
-        for n, own, framed in zip(owners, found, spans, strict=True):
-            of_text[n].append(zip(own, itertools.repeat(framed.sbo_pieces), strict=False))
-        fillings = [self._fillings(g, f, top_k) for g, f in zip(gaps, of_text, strict=True)]
+            found = iter(self._independent(spans, owned, (by, *weights), limit))
+        parts = [list(itertools.islice(found, len(own))) for own in sizes]
+        fillings = [self._fillings(g, part, top_k) for g, part in zip(gaps, parts, strict=True)]
         return fillings[0] if isinstance(text, str) else fillings
 
     def _check(self, by, weights, pieces, max_pieces, top_k, refine) -> None:
@@ -288,13 +283,10 @@ class SpanFiller:
         by_sbo = rows[-1]  # those of the MLM where no span has boundaries; none is taken then
         return [(m, s[: n.sbo_pieces]) for m, s, n in zip(rows[0], by_sbo, spans, strict=True)]
 
-    def _fillings(
-        self, gap: Gap, found: list[Iterable[tuple[Found, int]]], top_k: int
-    ) -> list[Filling]:
-        """The first different texts, over all lengths; `found` pairs sequences, best first, with
-        the number of pieces that the SBO head predicted."""
+    def _fillings(self, gap: Gap, found: list[Iterable[Found]], top_k: int) -> list[Filling]:
+        """The first different texts, over all lengths; those of one length come best first."""
         fillings: dict[str, Filling] = {}
-        for sequence, predicted in heapq.merge(*found, key=lambda pair: -pair[0].score):
+        for sequence in heapq.merge(*found, key=lambda sequence: -sequence.score):
             text = self._reader.write(gap, sequence.ids)
             if text is None or text in fillings:
                 continue
@@ -307,8 +299,8 @@ class SpanFiller:
                 pieces=tuple(self._reader.info.pieces[i] for i in sequence.ids),
                 score=sequence.score,
                 mlm=sequence.mlm,
-                sbo=sequence.sbo if predicted else None,
-                sbo_pieces=predicted,
+                sbo=sequence.sbo if sequence.sbo_pieces else None,
+                sbo_pieces=sequence.sbo_pieces,
             )
             if len(fillings) == top_k:
                 break
