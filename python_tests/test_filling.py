@@ -165,7 +165,7 @@ def test_a_batch_is_its_texts_one_by_one(filler):
         for one, other in zip(several, alone, strict=True):
             assert one.score == pytest.approx(other.score, abs=1e-5)
             assert (one.filled, one.sbo_pieces) == (other.filled, other.sbo_pieces)
-    assert filler([]) == []
+    assert filler([]) == filler([], refine=2) == []
 
 
 def test_batches_are_cut(filler, monkeypatch):

@@ -241,7 +241,7 @@ class SpanFiller:
         """The best fillings found from left to right, each piece given those before it."""
         beams = [[Found()] for _ in spans]
         by_sbo = [sbo for _, sbo in self._predictions(spans)]
-        for place in range(max(span.stop - span.first for span in spans)):
+        for place in range(max((span.stop - span.first for span in spans), default=0)):
             open_spans = [n for n, s in enumerate(spans) if s.first + place < s.stop]
             tried = [(n, begun) for n in open_spans for begun in beams[n]]
             asked = [begun_span(spans[n], begun.ids) for n, begun in tried]
