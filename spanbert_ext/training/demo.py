@@ -119,18 +119,19 @@ def report(
 
 
 def _filled_lines(filler: SpanFiller, example: tuple[str, int, int] | None) -> list[str]:
-    """What each head puts in place of three words of a sentence, with its probability."""
+    """What each head puts in place of three words of a sentence, with their geometric mean
+    probability."""
     if example is None:
         return []
     text, start, end = example
     lines = [
-        f"A held-out sentence that hides {text[start:end]!r}:",
+        f"A held-out sentence that hides {text[start:end]!r} (with the mean chance of a word):",
         f"  {text[:start]}____ ____ ____{text[end:]}",
     ]
     columns = []
     for by, label in (("mlm", "MLM fills"), ("sbo", "SBO fills"), ("combined", "together")):
         found = filler(text, span=(start, end), pieces=3, top_k=3, by=by)
-        columns.append([label, *(f"{f.text} {math.exp(3 * f.score):.1%}" for f in found)])
+        columns.append([label, *(f"{f.text} {math.exp(f.score):.1%}" for f in found)])
     rows = itertools.zip_longest(*columns, fillvalue="")
     return lines + [("  " + "".join(f"{cell:38s}" for cell in row)).rstrip() for row in rows]
 
