@@ -105,6 +105,32 @@ def run_export(words: Sequence[str]) -> int:
     return 0
 
 
+def _fill_settings() -> type:
+    from spanbert_ext.fill_config import FillConfig
+
+    return FillConfig
+
+
+def run_fill(words: Sequence[str]) -> int:
+    """`spanbert fill MODEL TEXT [TEXT ...]`."""
+    config = parse_settings(VERBS["fill"], words)
+    _quiet_console()
+    from spanbert_ext.filling import SpanFiller, table
+
+    model, *texts = config.inputs
+    found = SpanFiller(model, device=config.device)(
+        texts,
+        pieces=config.pieces,
+        max_pieces=config.max_pieces,
+        top_k=config.top_k,
+        by=config.by,
+        refine=config.refine,
+    )
+    for text, fillings in zip(texts, found, strict=True):
+        print("\n".join([text, *(f"  {line}" for line in table(fillings))]))
+    return 0
+
+
 def _bench_settings() -> type:
     from spanbert_ext.bench import BenchConfig
 
@@ -173,6 +199,15 @@ VERBS = {
             "package: a run (its newest checkpoint), a checkpoint, or an archive of the original "
             "SpanBERT.",
             run_export,
+        ),
+        Verb(
+            "fill",
+            "spanbert fill MODEL TEXT [TEXT ...] [options]",
+            "Propose what is hidden at [MASK] or ___ in a text, by the masked language model, by "
+            "the span boundary objective, and by both.",
+            run_fill,
+            _fill_settings,
+            "inputs",
         ),
         Verb(
             "bench",

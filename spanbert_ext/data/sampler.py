@@ -103,3 +103,24 @@ def batch_of_step(step: int, batch_rows: int, num_rows: int, seed: int) -> tuple
     epoch, batch = divmod(step, num_rows // batch_rows)
     ids = np.arange(batch * batch_rows, (batch + 1) * batch_rows, dtype=np.int64)
     return epoch, KeyedPermutation(num_rows, seed, epoch)(ids)
+
+
+class RowOrder:
+    """Which rows of one corpus a step sees.
+
+    Args:
+        num_rows, batch_rows, seed: as in `batch_of_step`.
+    """
+
+    def __init__(self, num_rows: int, batch_rows: int, seed: int):
+        self._num_rows, self._batch_rows, self._seed = num_rows, batch_rows, seed
+        self.steps_per_epoch = num_rows // batch_rows
+
+    def of_step(self, step: int) -> tuple[int, np.ndarray]:
+        """(epoch, [batch_rows] int64 rows), as `batch_of_step`."""
+        return batch_of_step(step, self._batch_rows, self._num_rows, self._seed)
+
+    def of_epoch(self, epoch: int) -> np.ndarray:
+        """[steps_per_epoch * batch_rows] int64, the rows of the epoch's steps."""
+        places = np.arange(self.steps_per_epoch * self._batch_rows, dtype=np.int64)
+        return KeyedPermutation(self._num_rows, self._seed, epoch)(places)

@@ -225,8 +225,9 @@ class PretrainConfig:
 
     Args:
         output: directory of the run: checkpoints, config.yaml, metrics.jsonl.
-        corpus: directory written by `spanbert prepare`; null runs the demonstration on text every
-            Python carries.
+        corpus: directory written by `spanbert prepare`, or several with weights, as in
+            books=3,news=1 (a row in four from news; a small one repeats sooner, with new masks);
+            null runs the demonstration on text every Python carries.
         init: start from these weights instead of random ones: a Hugging Face directory or hub name
             of BERT, SpanBERT or another encoder (RoBERTa, ModernBERT ...), a run, or an archive of
             the original SpanBERT (.tar.gz, its directory, or model.pt). init.json in the output

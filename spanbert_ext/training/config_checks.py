@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from spanbert_ext.data.corpus_choice import parse_corpora
+from spanbert_ext.errors import ConfigError
 from spanbert_ext.presets import model_size
 
 if TYPE_CHECKING:
@@ -147,6 +149,10 @@ def _batch_faults(c: PretrainConfig) -> list[str]:
 
 def _run_faults(c: PretrainConfig) -> list[str]:
     faults = []
+    try:
+        parse_corpora(c.corpus or "")
+    except ConfigError as error:
+        faults.append(str(error))
     if c.optimizer.warmup_steps > c.steps:
         faults.append(
             f"optimizer.warmup_steps: {c.optimizer.warmup_steps} steps of warm-up do not fit into "

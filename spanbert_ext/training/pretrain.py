@@ -17,7 +17,7 @@ import yaml
 from transformers import AutoTokenizer
 
 from spanbert_ext import _backend
-from spanbert_ext.data import Corpus
+from spanbert_ext.data import Corpus, open_corpus
 from spanbert_ext.data.corpus import vocabulary_hash
 from spanbert_ext.errors import ConfigError, NumericsError, Preempted, StorageError
 from spanbert_ext.load_report import LoadReport
@@ -114,7 +114,7 @@ def _pretrain_in_processes(config: PretrainConfig) -> PretrainResult:
 def _pretrain_among(ranks: Ranks, config: PretrainConfig, device: torch.device) -> PretrainResult:
     if not ranks.is_main:  # what is worth saying is said once
         logging.getLogger("spanbert_ext").setLevel(logging.ERROR)
-    corpus = ranks.main_first(lambda: Corpus.open(config.corpus))
+    corpus = ranks.main_first(lambda: open_corpus(config.corpus))
     run = Path(config.output)
     if ranks.decide(lambda: _finished(config) is not None):
         return _finished(config)

@@ -12,8 +12,9 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from spanbert_ext.data import Corpus, PackedRows, PairedRows, batch_of_step
-from spanbert_ext.errors import DataError
+from spanbert_ext.data import Corpus, PackedRows, PairedRows, open_rows
+from spanbert_ext.data.mixture import MixedCorpus
+from spanbert_ext.errors import ConfigError, DataError
 from spanbert_ext.masked_batch import MaskedBatch
 from spanbert_ext.masking import SpanMasker
 from spanbert_ext.training.config import MaskingOptions, PretrainConfig
@@ -92,6 +93,7 @@ class PretrainTask:
                 f"tokens, one batch takes batch.rows={config.batch.rows}; "
                 "prepare more text, or use fewer or shorter rows"
             )
+        self._rows_of = self._train.order(config.batch.rows, config.seed)
         self.num_micro_batches = config.batch.rows // ranks.world // self._micro_rows
         wanted = config.batch.resident
         fits = not config.batch.pairs and fits_on_device(self._train, device)
@@ -121,7 +123,7 @@ class PretrainTask:
 
     def batches(self, step: int) -> list[MicroBatch]:
         """This rank's micro-batches of a step: a pure function of settings, shift and step."""
-        epoch, row_ids = self._rows_of(step)
+        epoch, row_ids = self._rows_of.of_step(step + self._shift)
         share = row_ids[self._ranks.share_of(len(row_ids))]
         return [
             self._mask(self._train, self._masker, share[i : i + self._micro_rows], epoch)
@@ -130,17 +132,14 @@ class PretrainTask:
 
     def num_tokens(self, step: int) -> int:
         """Tokens of a step on all ranks that are not padding."""
-        return int(self._train.row_tokens(self._rows_of(step)[1]).sum())
+        _, row_ids = self._rows_of.of_step(step + self._shift)
+        return int(self._train.row_tokens(row_ids).sum())
 
     def describe(self, step: int) -> dict[str, Any]:
         """What identifies a step's batch: epoch, row numbers, sequence numbers."""
-        epoch, row_ids = self._rows_of(step)
+        epoch, row_ids = self._rows_of.of_step(step + self._shift)
         samples = self._train.batch(row_ids).sample_ids.tolist()
         return {"epoch": int(epoch), "rows": row_ids.tolist(), "sample_ids": samples}
-
-    def _rows_of(self, step: int) -> tuple[int, np.ndarray]:
-        rows = self._config.batch.rows
-        return batch_of_step(step + self._shift, rows, len(self._train), self._config.seed)
 
     @property
     def step_counter(self) -> torch.Tensor:
@@ -177,7 +176,7 @@ class PretrainTask:
         """This rank's part of the validation rows, with fixed masks; as many batches on every rank,
         the last perhaps without targets.
         """
-        rows = list(range(self.num_held_out_rows))
+        rows = self._held_out.selection(self.num_held_out_rows)
         micro, world = self._micro_rows, self._ranks.world
         parts = [rows[i : i + micro] for i in range(0, len(rows), micro)]
         for turn in range(0, len(parts), world):
@@ -262,10 +261,12 @@ def _loss_names(config: PretrainConfig) -> tuple[str, ...]:
 def _rows(corpus: Corpus, config: PretrainConfig, split: str) -> PackedRows:
     batch, candidates = config.batch, config.masking.candidates()
     if batch.pairs:
+        if isinstance(corpus, MixedCorpus):
+            raise ConfigError("batch.pairs: pairs are made of one corpus; corpus names a mixture")
         return PairedRows(
             corpus, batch.max_length, split, candidates=candidates, short_prob=batch.short_prob
         )
-    return PackedRows(corpus, batch.max_length, split, candidates=candidates)
+    return open_rows(corpus, batch.max_length, split, batch.rows, candidates)
 
 
 def without_targets(micro: MicroBatch) -> MicroBatch:
