@@ -143,13 +143,14 @@ def parse_settings(
             )
         given[verb.positional] = list(arguments.positionals)
     defaults = defaults_for(given) if defaults_for else None
-    settings.build(
-        cls, given, defaults
-    )  # reports every fault; jsonargparse would stop at the first
-
+    # Reports every fault; jsonargparse would stop at the first.
+    built = settings.as_flat_dict(settings.build(cls, given, defaults))
     parser = make_parser(verb.name, verb.usage, verb.description, cls, defaults)
     options = [f"--config={path}" for path in arguments.files]
-    options += [f"--{name}={value}" for name, value in arguments.values.items()]
+    options += [
+        f"--{name}={json.dumps(built[name]) if isinstance(built[name], list) else value}"
+        for name, value in arguments.values.items()
+    ]
     if arguments.positionals:
         options.append(f"--{verb.positional}={json.dumps(arguments.positionals)}")
     options += [word for word in words if word.startswith("--print_config")]

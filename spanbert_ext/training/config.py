@@ -211,6 +211,8 @@ class PretrainConfig:
         resume: auto continues the newest whole checkpoint of the output directory, never refuses if
             there is one, anything else is the checkpoint directory to continue.
         log_every: steps between log lines.
+        report_to: where losses and speed go besides metrics.jsonl: any of tensorboard, wandb
+            (offline unless WANDB_MODE is set) and trackio, separated by commas.
     """
 
     output: str = "spanbert-run"
@@ -224,6 +226,7 @@ class PretrainConfig:
     nproc: int = 1
     resume: str = "auto"
     log_every: int = 100
+    report_to: list[Literal["tensorboard", "wandb", "trackio"]] = field(default_factory=list)
     model: ModelOptions = field(default_factory=ModelOptions)
     masking: MaskingOptions = field(default_factory=MaskingOptions)
     loss: LossOptions = field(default_factory=LossOptions)
@@ -285,6 +288,7 @@ FREE_ON_RESUME = frozenset(
         "resume",
         "device",
         "log_every",
+        "report_to",
         "batch.micro_rows",
         "batch.resident",
         "runtime.graph",

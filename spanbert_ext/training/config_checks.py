@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from spanbert_ext.presets import model_size
+from spanbert_ext.training import trackers
 
 if TYPE_CHECKING:
     from spanbert_ext.training.config import PretrainConfig
@@ -110,7 +111,7 @@ def _batch_faults(c: PretrainConfig) -> list[str]:
 
 
 def _run_faults(c: PretrainConfig) -> list[str]:
-    faults = []
+    faults = trackers.missing(c.report_to)
     if c.optimizer.warmup_steps > c.steps:
         faults.append(
             f"optimizer.warmup_steps: {c.optimizer.warmup_steps} steps of warm-up do not fit into "

@@ -47,6 +47,7 @@ from spanbert_ext.training.state import (
     take_snapshot,
     write_training_state,
 )
+from spanbert_ext.training.trackers import Trackers
 
 
 @dataclass(frozen=True)
@@ -251,7 +252,10 @@ class _Run:
         self.ranks.decide(self._prepare_files)
         metrics = self.run / "metrics.jsonl" if self.ranks.is_main else None
         backend = _backend.name(self.device)
-        self.log = RunLog(metrics, state.step, config.steps, self.device, backend)
+        next_step = state.step + 1 if self.start is not None else 0
+        names = config.report_to if self.ranks.is_main else []
+        trackers = Trackers(names, self.run, state.settings, next_step)
+        self.log = RunLog(metrics, state.step, config.steps, self.device, backend, trackers)
         self.progress = Progress(state.step, state.tokens, state.skipped)
         self.began, self.seconds_before = time.monotonic(), state.seconds
         self._introduce()
@@ -275,6 +279,8 @@ class _Run:
         )
         compiled = choose_compile(config.runtime.compile)
         self.log.say(f"the step: {describe_step(self.step, compiled)}")
+        for where in trackers.where:
+            self.log.say(f"curves: {where}")
         try:
             with StopRequest(self.ranks) as stop:
                 if self.start is None:
