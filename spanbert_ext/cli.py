@@ -15,6 +15,7 @@ from typing import Any
 
 import spanbert_ext
 from spanbert_ext.arguments import Verb, parse_settings, split_arguments
+from spanbert_ext.console import patient_output
 from spanbert_ext.errors import ConfigError, ReportedElsewhere, SpanBertError
 from spanbert_ext.training import settings
 
@@ -172,6 +173,7 @@ VERBS = {
             "on text every Python carries, with its own small settings; options override them too.",
             run_pretrain,
             _pretrain_settings,
+            other_case="without --corpus",
         ),
         Verb(
             "export",
@@ -208,8 +210,8 @@ def _overview() -> str:
         + "\n".join(lines)
         + "\n\n`spanbert VERB --help` lists the settings of a verb. "
         "--config FILE reads them from YAML; --debug shows tracebacks.\n"
-        "Exit codes: 0 done, 2 settings, 65 data, 70 internal, 74 storage, 75 stopped and "
-        "resumable, 76 numerics."
+        "Exit codes: 0 done, 2 settings, 65 data, 70 internal, 71 memory, 74 storage, "
+        "75 stopped and resumable, 76 numerics."
     )
 
 
@@ -217,7 +219,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code. `--help` and `--print_config` leave through
     SystemExit(0).
     """
-    words = list(sys.argv[1:] if argv is None else argv)
+    with patient_output():
+        return _run(list(sys.argv[1:] if argv is None else argv))
+
+
+def _run(words: list[str]) -> int:
     if not words or words[0] in ("--help", "-h", "help"):
         print(_overview())
         return 0

@@ -18,7 +18,7 @@ from transformers import AutoTokenizer
 from spanbert_ext import _backend
 from spanbert_ext.data import Corpus
 from spanbert_ext.errors import ConfigError, NumericsError, Preempted, StorageError
-from spanbert_ext.training import checkpoint
+from spanbert_ext.training import checkpoint, memory
 from spanbert_ext.training.config import PretrainConfig
 from spanbert_ext.training.guard import BAD_BATCHES, NumericsWatch, check_finite
 from spanbert_ext.training.loop import LoopSettings, Progress, StopRequest, evaluate, train
@@ -81,6 +81,7 @@ def pretrain(config: PretrainConfig) -> PretrainResult:
         NumericsError: gradients stayed non-finite, or spikes came back.
         RankLost: another process died or stopped answering.
         ReportedElsewhere: another process of the run reports the fault.
+        OutOfMemory: the device or the host is too small for the settings.
     """
     config.validate()
     if config.corpus is None:
@@ -134,7 +135,8 @@ def _pretrain_among(ranks: Ranks, config: PretrainConfig, device: torch.device) 
         start = None if chosen is None else Path(chosen)
         if start is not None:
             checkpoint.wait_until_visible(start, config.parallel.timeout)
-        return _Run(config, corpus, run, start, device, ranks).finish()
+        with memory.explained(config):
+            return _Run(config, corpus, run, start, device, ranks).finish()
 
 
 def _finished(config: PretrainConfig) -> PretrainResult | None:
