@@ -15,7 +15,7 @@ from typing import Any
 
 import spanbert_ext
 from spanbert_ext.arguments import Verb, parse_settings, split_arguments
-from spanbert_ext.console import patient_output
+from spanbert_ext.console import patient_output, plain_console
 from spanbert_ext.errors import ConfigError, ReportedElsewhere, SpanBertError
 from spanbert_ext.training import settings
 
@@ -129,6 +129,24 @@ def run_bench(words: Sequence[str]) -> int:
     return 0
 
 
+def _plot_settings() -> type:
+    from spanbert_ext.curves import PlotConfig
+
+    return PlotConfig
+
+
+def run_plot(words: Sequence[str]) -> int:
+    """`spanbert plot RUN ...`."""
+    config = parse_settings(VERBS["plot"], words)
+    _quiet_console(loads_models=False)
+    from spanbert_ext import curves
+
+    for run in curves.plot(config):
+        print(run.summary())
+    print(f"wrote {config.output}")
+    return 0
+
+
 def run_doctor(words: Sequence[str]) -> int:
     """`spanbert doctor`."""
     verb = VERBS["doctor"]
@@ -144,8 +162,6 @@ def run_doctor(words: Sequence[str]) -> int:
 
 
 def _quiet_console(loads_models: bool = True) -> None:
-    from spanbert_ext.training.run_log import plain_console
-
     plain_console()
     if loads_models:
         from transformers.utils import logging
@@ -182,6 +198,15 @@ VERBS = {
             "loads "
             "without this package.",
             run_export,
+        ),
+        Verb(
+            "plot",
+            "spanbert plot RUN [RUN ...] [--output FILE]",
+            "Draw the learning curves of runs over each other: losses in training and held out, "
+            "gradient norm, tokens a second, learning rate.",
+            run_plot,
+            _plot_settings,
+            "runs",
         ),
         Verb(
             "bench",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -74,3 +75,16 @@ def patient_output() -> Iterator[None]:
             sys.stdout.flush()
             sys.stderr.flush()
             sys.stdout, sys.stderr = before
+
+
+def plain_console() -> None:
+    """Send the package's log records to stderr as `spanbert: level: text` lines and quiet the
+    libraries' bars.
+    """
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("spanbert: %(levelname)s: %(message)s"))
+    logger = logging.getLogger("spanbert_ext")
+    logger.handlers = [handler]
+    logger.propagate = False
+    logger.setLevel(logging.INFO)

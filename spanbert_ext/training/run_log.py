@@ -7,7 +7,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 import resource
 import sys
 import time
@@ -213,15 +212,3 @@ def rewind(path: Path, step: int) -> None:
         except (ValueError, KeyError, TypeError):
             continue
     write_text(path, "".join(line + "\n" for line in kept))
-
-
-def plain_console() -> None:
-    """Send the package's log records to stderr as `spanbert: level: text` lines and quiet the
-    libraries' bars.
-    """
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("spanbert: %(levelname)s: %(message)s"))
-    logger.handlers = [handler]
-    logger.propagate = False
-    logger.setLevel(logging.INFO)
