@@ -54,6 +54,18 @@ def test_tensorboard_shows_what_metrics_hold_even_after_a_rewind(tiny, change, t
     assert b"    masking.mask_ratio: 0.15" in text
 
 
+def test_tensorboard_forgets_what_a_rollback_undid(tmp_path):
+    opened = trackers.Trackers(["tensorboard"], tmp_path, {}, 0)
+    for step in (1, 2, 3):
+        opened.log(step, "train", {"mlm_loss": 9.0})
+    opened.go_back(1)
+    for step in (2, 3):
+        opened.log(step, "train", {"mlm_loss": 5.0})
+    opened.close()
+    found = [(e.step, e.value) for e in read_events(tmp_path).Scalars("train/mlm_loss")]
+    assert found == [(1, 9.0), (2, 5.0), (3, 5.0)]
+
+
 def test_a_tracker_that_cannot_open_does_not_stop_the_run(tiny, change, tmp_path, caplog):
     run = tmp_path / "run"
     run.mkdir()

@@ -104,6 +104,8 @@ class RunLog:
         """The run continues behind an earlier step: what was logged since then did not happen."""
         if self._path is not None:
             rewind(self._path, step)
+        if self._trackers is not None:
+            self._trackers.go_back(step)
         if self._bar is not None:
             self._bar.n = step
             self._bar.refresh()

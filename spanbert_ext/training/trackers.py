@@ -4,8 +4,8 @@ Every tracker is opened once for a process, gets one dict of numbers for every l
 closed. None of them may cost the run anything: whatever one raises is said once, and that tracker
 is left alone from then on. Torch-free and without any of the three packages until one is opened.
 
-A run that is continued from a checkpoint logs the steps behind it again. TensorBoard drops the
-earlier ones, trackio and Weights & Biases keep one run whose repeated steps lie on each other.
+A run that is continued from a checkpoint, or goes back to one, logs the steps behind it again.
+TensorBoard drops the earlier ones, trackio and Weights & Biases keep both in one run.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ class Tracker(Protocol):
     where: str
 
     def log(self, step: int, values: Mapping[str, float]) -> None: ...
+    def go_back(self, step: int) -> None: ...
     def close(self) -> None: ...
 
 
@@ -76,11 +77,9 @@ class _TensorBoard:
     """
 
     def __init__(self, run: Path, settings: Mapping[str, Any], next_step: int):
-        from torch.utils.tensorboard import SummaryWriter
-
-        folder = run / "tensorboard"
-        self.where = f"tensorboard --logdir {folder}"
-        self._writer = SummaryWriter(str(folder), purge_step=next_step)
+        self._folder = run / "tensorboard"
+        self.where = f"tensorboard --logdir {self._folder}"
+        self._writer = self._open(next_step)
         text = yaml.safe_dump(dict(settings), sort_keys=False)
         indented = "".join(f"    {line}\n" for line in text.splitlines())  # Markdown for code
         self._writer.add_text("settings", indented, next_step)
@@ -89,6 +88,15 @@ class _TensorBoard:
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
         self._writer.flush()  # what a checkpoint knows must not be lost with a killed process
+
+    def go_back(self, step: int) -> None:
+        self._writer.close()
+        self._writer = self._open(step + 1)
+
+    def _open(self, next_step: int):
+        from torch.utils.tensorboard import SummaryWriter
+
+        return SummaryWriter(str(self._folder), purge_step=next_step)
 
     def close(self) -> None:
         self._writer.close()
@@ -128,6 +136,9 @@ class _WeightsAndBiases:
     def log(self, step: int, values: Mapping[str, float]) -> None:
         self._run.log({"step": step, **values})
 
+    def go_back(self, step: int) -> None:
+        """W&B cannot drop what it has; the repeated steps lie beside the earlier ones."""
+
     def close(self) -> None:
         self._run.finish()
 
@@ -151,6 +162,9 @@ class _Trackio:
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         self._run.log(dict(values), step=step)
+
+    def go_back(self, step: int) -> None:
+        """As Weights & Biases."""
 
     def close(self) -> None:
         with contextlib.redirect_stdout(io.StringIO()):
@@ -206,16 +220,21 @@ class Trackers:
     def log(self, step: int, group: str, values: Mapping[str, float]) -> None:
         """Hand `values` on as `group/name`."""
         numbers = {f"{group}/{name}": value for name, value in values.items()}
-        for name, tracker in list(self._open.items()):
-            with self._forgiven(name):
-                tracker.log(step, numbers)
+        self._each(lambda tracker: tracker.log(step, numbers))
+
+    def go_back(self, step: int) -> None:
+        """What was logged behind `step` did not happen."""
+        self._each(lambda tracker: tracker.go_back(step))
 
     def close(self) -> None:
         """Write what is left and end the trackers."""
+        self._each(lambda tracker: tracker.close())
+        self._open.clear()
+
+    def _each(self, call: Callable[[Tracker], None]) -> None:
         for name, tracker in list(self._open.items()):
             with self._forgiven(name):
-                tracker.close()
-        self._open.clear()
+                call(tracker)
 
     @contextlib.contextmanager
     def _forgiven(self, name: str) -> Iterator[None]:
