@@ -147,6 +147,9 @@ def test_prepare_pretrain_export(tmp_path):
     assert "is finished" in run("pretrain", "--corpus", "corpus", "--output", "run", *TINY)
     assert "loads it without this package" in run("export", "run", "plain")
     assert json.loads((tmp_path / "plain" / "config.json").read_text())["model_type"] == "bert"
+    card = (tmp_path / "plain" / "README.md").read_text()
+    assert "| documents | 30 |" in card
+    assert "| steps | 3 |" in card
     code = (
         "from transformers import AutoModelForMaskedLM\n"
         "print(type(AutoModelForMaskedLM.from_pretrained('plain')).__name__)"

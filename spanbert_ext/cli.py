@@ -104,8 +104,10 @@ def run_export(words: Sequence[str]) -> int:
         raise ConfigError(f"{source} is not a directory")
     _quiet_console()
     from spanbert_ext import conversion
+    from spanbert_ext.training import model_card
 
     conversion.export_bert(source, target, tokenizer_dir=source)
+    model_card.write_card(source, target)
     print(
         f"wrote {target}: AutoModelForMaskedLM.from_pretrained({str(target)!r}) loads it without "
         f"this package"

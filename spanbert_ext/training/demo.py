@@ -19,7 +19,7 @@ from spanbert_ext.data import Corpus, PackedRows, PrepareConfig, prepare
 from spanbert_ext.errors import StorageError
 from spanbert_ext.masked_batch import MaskedBatch
 from spanbert_ext.modeling import SpanBertForPreTraining
-from spanbert_ext.training import demo_text
+from spanbert_ext.training import demo_text, model_card
 from spanbert_ext.training.checkpoint import write_text
 from spanbert_ext.training.config import PretrainConfig
 from spanbert_ext.training.models import load_checkpoint
@@ -76,6 +76,7 @@ def run_demonstration(config: PretrainConfig) -> None:
     plain = home / "bert"
     if not plain.exists():
         conversion.export_bert(result.checkpoint, plain, tokenizer_dir=corpus.tokenizer_dir)
+        model_card.write_card(result.checkpoint, plain)
     for line in report(result, corpus, run, plain):
         print(line)
     print(f"({format_seconds(time.monotonic() - began)} in all)")

@@ -27,6 +27,7 @@ from spanbert_ext.training.models import (
     checkpoint_bytes,
     choose_device,
     choose_precision,
+    describe_hardware,
     load_checkpoint,
 )
 from spanbert_ext.training.optimizer import build_optimizer
@@ -205,6 +206,8 @@ class _Run:
             settings=as_flat_dict(config) | {"precision": self.precision},
             corpus=corpus.fingerprint,
             vocabulary=corpus.vocab_hash,
+            corpus_facts=corpus.facts,
+            hardware=describe_hardware(device, ranks.world),
             versions=current_versions(),
             world_size=ranks.world,
         )

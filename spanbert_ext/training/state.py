@@ -40,6 +40,8 @@ class RunState:
         settings: resolved settings with dotted names.
         corpus: fingerprint of the token files.
         vocabulary: hash of the tokenizer.
+        corpus_facts: sizes of the corpus, for the model card.
+        hardware: what trained last, in words.
         starting_losses: held-out losses before the first update.
         latest_losses: held-out losses of the last validation.
         versions: of Python and the libraries.
@@ -57,6 +59,8 @@ class RunState:
     settings: dict[str, Any] = field(default_factory=dict)
     corpus: str = ""
     vocabulary: str = ""
+    corpus_facts: dict[str, Any] = field(default_factory=dict)
+    hardware: str = ""
     starting_losses: dict[str, float] = field(default_factory=dict)
     latest_losses: dict[str, float] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
