@@ -37,10 +37,14 @@ def test_the_message_says_what_to_set(tiny, change, fail, said):
     assert caught.value.exit_code == 71
 
 
-@pytest.mark.parametrize(("rows", "micro", "fewer"), [(9, None, 3), (7, None, 1), (12, 6, 3)])
-def test_the_advice_divides_the_batch(tiny, change, rows, micro, fewer):
+@pytest.mark.parametrize(
+    ("rows", "micro", "processes", "fewer"),
+    [(9, None, 1, 3), (7, None, 1, 1), (12, 6, 1, 3), (36, None, 2, 9), (30, None, 2, 5)],
+)
+def test_the_advice_divides_the_rows_of_a_process(tiny, change, rows, micro, processes, fewer):
     config = change(tiny, **{"batch.rows": rows, "batch.micro_rows": micro})
-    with pytest.raises(OutOfMemory, match=f"micro_rows {fewer}`"), explained(config):
+    change(config, **{"batch.micro_rows": fewer}).micro_rows(processes)  # is accepted
+    with pytest.raises(OutOfMemory, match=f"micro_rows {fewer}`"), explained(config, processes):
         raise MemoryError
 
 

@@ -22,12 +22,12 @@ def ran_out(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(t in str(error) for t in _CPU_ALLOCATOR)
 
 
-def advice(config: PretrainConfig) -> str:
+def advice(config: PretrainConfig, processes: int) -> str:
     """How to make do with less, for a run that has these settings."""
-    rows = config.micro_rows()
+    rows = config.micro_rows(processes)
     now = f"{rows} rows of {config.batch.max_length} tokens are computed at a time"
     if rows > 1:
-        fewer = max(n for n in range(1, rows // 2 + 1) if config.batch.rows % n == 0)
+        fewer = max(n for n in range(1, rows // 2 + 1) if rows % n == 0)
         return (
             f"{now}: `--batch.micro_rows {fewer}` takes less, with the same update, also in a run "
             "that has begun. Weights, gradients and moments alone take 16 bytes a parameter"
@@ -39,8 +39,11 @@ def advice(config: PretrainConfig) -> str:
 
 
 @contextlib.contextmanager
-def explained(config: PretrainConfig) -> Iterator[None]:
+def explained(config: PretrainConfig, processes: int = 1) -> Iterator[None]:
     """Turn running out of memory into one line with advice.
+
+    Args:
+        processes: that share the rows of a batch.
 
     Raises:
         OutOfMemory: in place of the exception of torch, numpy or Python.
@@ -50,7 +53,9 @@ def explained(config: PretrainConfig) -> Iterator[None]:
     except (MemoryError, RuntimeError) as error:
         if not ran_out(error):
             raise
-        raise OutOfMemory(f"memory ran out ({_said(error)}). {advice(config)}") from error
+        raise OutOfMemory(
+            f"memory ran out ({_said(error)}). {advice(config, processes)}"
+        ) from error
 
 
 def _said(error: BaseException) -> str:

@@ -136,7 +136,7 @@ def _pretrain_among(ranks: Ranks, config: PretrainConfig, device: torch.device) 
         start = None if chosen is None else Path(chosen)
         if start is not None:
             checkpoint.wait_until_visible(start, config.parallel.timeout)
-        with memory.explained(config):
+        with memory.explained(config, ranks.world):
             return _Run(config, corpus, run, start, device, ranks).finish()
 
 

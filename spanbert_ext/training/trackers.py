@@ -17,6 +17,7 @@ import json
 import logging
 import os
 import secrets
+import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -78,7 +79,7 @@ class _TensorBoard:
 
     def __init__(self, run: Path, settings: Mapping[str, Any], next_step: int):
         self._folder = run / "tensorboard"
-        self.where = f"tensorboard --logdir {self._folder}"
+        self.where = f"tensorboard --logdir {shlex.quote(str(self._folder))}"
         self._writer = self._open(next_step)
         text = yaml.safe_dump(dict(settings), sort_keys=False)
         indented = "".join(f"    {line}\n" for line in text.splitlines())  # Markdown for code
@@ -115,11 +116,6 @@ class _WeightsAndBiases:
         import wandb
 
         identity = run_identity(run)
-        self.where = "Weights & Biases" + (
-            f", offline; to upload: wandb sync {run / 'wandb'}/offline-run-*-{identity}"
-            if mode == "offline"
-            else f", WANDB_MODE={mode}"
-        )
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", PROJECT),
             id=identity,
@@ -130,6 +126,9 @@ class _WeightsAndBiases:
             resume="allow",
             settings=wandb.Settings(silent=True, console="off"),
         )
+        parts = f"{shlex.quote(str(run / 'wandb'))}/offline-run-*-{identity}"
+        where = f"to upload: wandb sync {parts}" if mode == "offline" else self._run.url
+        self.where = f"Weights & Biases, {mode}; {where}"
         self._run.define_metric("step")
         self._run.define_metric("*", step_metric="step")
 
