@@ -25,7 +25,13 @@ _FLAGS = ("--help", "-h", "--debug", "--print_config")
 
 @dataclass(frozen=True)
 class Verb:
-    """One word of the command."""
+    """One word of the command.
+
+    Args:
+        settings: the class of its settings; None for a verb that takes them apart itself.
+        positional: the setting that bare words belong to.
+        other_case: when other defaults hold than the class's own, for the help.
+    """
 
     name: str
     usage: str
@@ -33,6 +39,7 @@ class Verb:
     run: Callable[[Sequence[str]], int]
     settings: Callable[[], type] | None = None
     positional: str | None = None
+    other_case: str = ""
 
 
 @dataclass(frozen=True)
@@ -121,13 +128,22 @@ def read_yaml(path: str) -> dict[str, Any]:
     return settings.flatten(loaded)
 
 
-def make_parser(
-    verb: str, usage: str, description: str, cls: type, defaults: Any
-) -> ArgumentParser:
-    """A parser with one option for every setting of a dataclass."""
+def make_parser(verb: Verb, defaults: Any, other_defaults: Any = None) -> ArgumentParser:
+    """A parser with one option for every setting of a verb.
+
+    Args:
+        defaults: an instance whose values are the defaults, None for the class's own.
+        other_defaults: what holds where nothing is given, named in the help where it differs.
+    """
+    cls = verb.settings()
     parser = ArgumentParser(
-        prog=f"spanbert {verb}", usage=usage, description=description, exit_on_error=False
+        prog=f"spanbert {verb.name}",
+        usage=verb.usage,
+        description=verb.description,
+        exit_on_error=False,
     )
+    others = settings.options(cls, other_defaults) if other_defaults is not None else []
+    other_values = {option.name: option.default for option in others}
     parser.add_argument(
         "--config",
         action="config",
@@ -135,9 +151,11 @@ def make_parser(
         f"of one of the paper's models: {', '.join(config_names())}.",
     )
     for option in settings.options(cls, defaults):
-        parser.add_argument(
-            f"--{option.name}", type=option.type, default=option.default, help=option.help
-        )
+        text = option.help
+        other = other_values.get(option.name, option.default)
+        if other != option.default:
+            text += f" [{verb.other_case}: {other}]"
+        parser.add_argument(f"--{option.name}", type=option.type, default=option.default, help=text)
     return parser
 
 
@@ -155,7 +173,8 @@ def parse_settings(
     """
     cls = verb.settings()
     if any(word in ("--help", "-h") for word in words):
-        make_parser(verb.name, verb.usage, verb.description, cls, None).parse_args(["--help"])
+        other = defaults_for({}) if defaults_for else None
+        make_parser(verb, None, other).parse_args(["--help"])
     arguments = split_arguments(words)
     _check_values(arguments, {option.name: option for option in settings.options(cls, None)})
     given: dict[str, Any] = {}
@@ -169,13 +188,14 @@ def parse_settings(
             )
         given[verb.positional] = list(arguments.positionals)
     defaults = defaults_for(given) if defaults_for else None
-    settings.build(
-        cls, given, defaults
-    )  # reports every fault; jsonargparse would stop at the first
-
-    parser = make_parser(verb.name, verb.usage, verb.description, cls, defaults)
+    # Reports every fault; jsonargparse would stop at the first.
+    built = settings.as_flat_dict(settings.build(cls, given, defaults))
+    parser = make_parser(verb, defaults)
     options = [f"--config={path}" for path in arguments.files]
-    options += [f"--{name}={value}" for name, value in arguments.values.items()]
+    options += [
+        f"--{name}={json.dumps(built[name]) if isinstance(built[name], list) else value}"
+        for name, value in arguments.values.items()
+    ]
     if arguments.positionals:
         options.append(f"--{verb.positional}={json.dumps(arguments.positionals)}")
     options += [word for word in words if word.startswith("--print_config")]

@@ -15,6 +15,7 @@ from typing import Any
 
 import spanbert_ext
 from spanbert_ext.arguments import Verb, parse_settings, split_arguments
+from spanbert_ext.console import patient_output, plain_console
 from spanbert_ext.errors import ConfigError, ReportedElsewhere, SpanBertError
 from spanbert_ext.training import settings
 
@@ -67,8 +68,8 @@ def run_prepare(words: Sequence[str]) -> int:
     """`spanbert prepare`."""
     config = parse_settings(VERBS["prepare"], words)
     _quiet_console(loads_models=False)
-    from spanbert_ext.console import ByteProgress
     from spanbert_ext.data import prepare
+    from spanbert_ext.progress import ByteProgress
 
     progress = ByteProgress()
     try:
@@ -98,9 +99,11 @@ def run_export(words: Sequence[str]) -> int:
         raise ConfigError(f"{source}: there is no such file or directory")
     _quiet_console()
     from spanbert_ext import starting_points
-    from spanbert_ext.training import checkpoint
+    from spanbert_ext.training import checkpoint, model_card
 
-    print(starting_points.export_start(str(checkpoint.model_directory(source)), target))
+    folder = checkpoint.model_directory(source)
+    print(starting_points.export_start(str(folder), target))
+    model_card.write_card(folder, target)
     print(f"wrote {target}: transformers loads it without this package")
     return 0
 
@@ -147,6 +150,24 @@ def run_bench(words: Sequence[str]) -> int:
     return 0
 
 
+def _plot_settings() -> type:
+    from spanbert_ext.curves import PlotConfig
+
+    return PlotConfig
+
+
+def run_plot(words: Sequence[str]) -> int:
+    """`spanbert plot RUN ...`."""
+    config = parse_settings(VERBS["plot"], words)
+    _quiet_console(loads_models=False)
+    from spanbert_ext import curves
+
+    for run in curves.plot(config):
+        print(run.summary())
+    print(f"wrote {config.output}")
+    return 0
+
+
 def run_doctor(words: Sequence[str]) -> int:
     """`spanbert doctor`."""
     verb = VERBS["doctor"]
@@ -162,8 +183,6 @@ def run_doctor(words: Sequence[str]) -> int:
 
 
 def _quiet_console(loads_models: bool = True) -> None:
-    from spanbert_ext.console import plain_console
-
     plain_console()
     if loads_models:
         from transformers.utils import logging
@@ -191,6 +210,7 @@ VERBS = {
             "on text every Python carries, with its own small settings; options override them too.",
             run_pretrain,
             _pretrain_settings,
+            other_case="without --corpus",
         ),
         Verb(
             "export",
@@ -208,6 +228,15 @@ VERBS = {
             run_fill,
             _fill_settings,
             "inputs",
+        ),
+        Verb(
+            "plot",
+            "spanbert plot RUN [RUN ...] [--output FILE]",
+            "Draw the learning curves of runs over each other: losses in training and held out, "
+            "gradient norm, tokens a second, learning rate.",
+            run_plot,
+            _plot_settings,
+            "runs",
         ),
         Verb(
             "bench",
@@ -236,8 +265,8 @@ def _overview() -> str:
         + "\n".join(lines)
         + "\n\n`spanbert VERB --help` lists the settings of a verb. "
         "--config FILE reads them from YAML; --debug shows tracebacks.\n"
-        "Exit codes: 0 done, 2 settings, 65 data, 70 internal, 74 storage, 75 stopped and "
-        "resumable, 76 numerics."
+        "Exit codes: 0 done, 2 settings, 65 data, 70 internal, 71 memory, 74 storage, "
+        "75 stopped and resumable, 76 numerics."
     )
 
 
@@ -245,7 +274,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code. `--help` and `--print_config` leave through
     SystemExit(0).
     """
-    words = list(sys.argv[1:] if argv is None else argv)
+    with patient_output():
+        return _run(list(sys.argv[1:] if argv is None else argv))
+
+
+def _run(words: list[str]) -> int:
     if not words or words[0] in ("--help", "-h", "help"):
         print(_overview())
         return 0

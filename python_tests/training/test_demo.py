@@ -87,6 +87,7 @@ def test_the_whole_demonstration_with_three_steps(tmp_path, capsys):
     assert len(closing) <= 15
     loaded = AutoModelForMaskedLM.from_pretrained(home / "bert")
     assert loaded.config.model_type == "bert"
+    assert "| preset | base | tiny |" in (home / "bert" / "README.md").read_text()
     run_demonstration(config)
     again = capsys.readouterr().out
     assert "is finished" in again

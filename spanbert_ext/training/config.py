@@ -248,6 +248,8 @@ class PretrainConfig:
         weights_only: accept a checkpoint whose optimizer or generator file is missing or damaged,
             and start these anew.
         log_every: steps between log lines.
+        report_to: where losses and speed go besides metrics.jsonl: any of tensorboard, wandb
+            (offline unless WANDB_MODE is set) and trackio, separated by commas.
     """
 
     output: str = "spanbert-run"
@@ -263,6 +265,7 @@ class PretrainConfig:
     strict_resume: bool = False
     weights_only: bool = False
     log_every: int = 100
+    report_to: list[Literal["tensorboard", "wandb", "trackio"]] = field(default_factory=list)
     model: ModelOptions = field(default_factory=ModelOptions)
     masking: MaskingOptions = field(default_factory=MaskingOptions)
     loss: LossOptions = field(default_factory=LossOptions)
@@ -326,6 +329,7 @@ FREE_ON_RESUME = frozenset(
         "weights_only",
         "device",
         "log_every",
+        "report_to",
         "batch.micro_rows",
         "batch.resident",
         "runtime.graph",

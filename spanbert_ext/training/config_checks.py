@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from spanbert_ext.data.corpus_choice import parse_corpora
 from spanbert_ext.errors import ConfigError
 from spanbert_ext.presets import model_size
+from spanbert_ext.training import trackers
 
 if TYPE_CHECKING:
     from spanbert_ext.training.config import PretrainConfig
@@ -148,7 +149,7 @@ def _batch_faults(c: PretrainConfig) -> list[str]:
 
 
 def _run_faults(c: PretrainConfig) -> list[str]:
-    faults = []
+    faults = trackers.missing(c.report_to)
     try:
         parse_corpora(c.corpus or "")
     except ConfigError as error:

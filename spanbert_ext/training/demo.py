@@ -15,11 +15,11 @@ import numpy as np
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from spanbert_ext import conversion
-from spanbert_ext.console import format_seconds
 from spanbert_ext.data import Corpus, PackedRows, PrepareConfig, prepare
 from spanbert_ext.errors import StorageError
 from spanbert_ext.filling import SpanFiller
-from spanbert_ext.training import demo_text
+from spanbert_ext.progress import format_seconds
+from spanbert_ext.training import demo_text, model_card
 from spanbert_ext.training.checkpoint import write_text
 from spanbert_ext.training.config import PretrainConfig
 from spanbert_ext.training.models import load_checkpoint
@@ -58,6 +58,7 @@ def run_demonstration(config: PretrainConfig) -> None:
     plain = home / "bert"
     if not plain.exists():
         conversion.export_bert(result.checkpoint, plain, tokenizer_dir=corpus.tokenizer_dir)
+        model_card.write_card(result.checkpoint, plain)
     for line in report(result, corpus, run, plain):
         print(line)
     print(f"({format_seconds(time.monotonic() - began)} in all)")

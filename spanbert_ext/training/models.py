@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from pathlib import Path
 
 import torch
@@ -39,6 +40,16 @@ def choose_precision(name: str, device: torch.device) -> str:
     if device.type == "cuda":
         return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp32"
     return "bf16" if _backend.cpu_multiplies(torch.bfloat16) else "fp32"
+
+
+def describe_hardware(device: torch.device, processes: int = 1) -> str:
+    """The kind and number of what computes, as a model card names it."""
+    if device.type == "cuda":
+        return f"{processes} x {torch.cuda.get_device_name(device)}"
+    features = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    name = features.get("cpu_name") or platform.machine()
+    threads = processes * torch.get_num_threads()
+    return f"{name}, {threads} thread" + ("s" if threads > 1 else "")
 
 
 def head_options(config: PretrainConfig) -> dict:

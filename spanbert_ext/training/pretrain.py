@@ -21,7 +21,7 @@ from spanbert_ext.data import Corpus, open_corpus
 from spanbert_ext.data.corpus import vocabulary_hash
 from spanbert_ext.errors import ConfigError, NumericsError, Preempted, StorageError
 from spanbert_ext.load_report import LoadReport
-from spanbert_ext.training import checkpoint
+from spanbert_ext.training import checkpoint, memory
 from spanbert_ext.training.config import PretrainConfig
 from spanbert_ext.training.guard import BAD_BATCHES, NumericsWatch, check_finite
 from spanbert_ext.training.loop import LoopSettings, Progress, StopRequest, evaluate, train
@@ -30,6 +30,7 @@ from spanbert_ext.training.models import (
     checkpoint_bytes,
     choose_device,
     choose_precision,
+    describe_hardware,
     load_checkpoint,
 )
 from spanbert_ext.training.optimizer import build_optimizer
@@ -51,6 +52,7 @@ from spanbert_ext.training.state import (
     take_snapshot,
     write_training_state,
 )
+from spanbert_ext.training.trackers import Trackers
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,7 @@ def pretrain(config: PretrainConfig) -> PretrainResult:
         NumericsError: gradients stayed non-finite, or spikes came back.
         RankLost: another process died or stopped answering.
         ReportedElsewhere: another process of the run reports the fault.
+        OutOfMemory: the device or the host is too small for the settings.
     """
     config.validate()
     if config.corpus is None:
@@ -137,7 +140,8 @@ def _pretrain_among(ranks: Ranks, config: PretrainConfig, device: torch.device) 
         start = None if chosen is None else Path(chosen)
         if start is not None:
             checkpoint.wait_until_visible(start, config.parallel.timeout)
-        return _Run(config, corpus, run, start, device, ranks).finish()
+        with memory.explained(config, ranks.world):
+            return _Run(config, corpus, run, start, device, ranks).finish()
 
 
 def _finished(config: PretrainConfig) -> PretrainResult | None:
@@ -174,6 +178,8 @@ class _Run:
             corpus=corpus.fingerprint,
             corpus_sample=content_sample(corpus),
             vocabulary=vocabulary_hash(corpus.vocabulary.pieces),
+            corpus_facts=corpus.facts,
+            hardware=describe_hardware(device, ranks.world),
             versions=current_versions(),
             world_size=ranks.world,
         )
@@ -226,7 +232,10 @@ class _Run:
         self.ranks.decide(self._prepare_files)
         metrics = self.run / "metrics.jsonl" if self.ranks.is_main else None
         backend = _backend.name(self.device)
-        self.log = RunLog(metrics, state.step, config.steps, self.device, backend)
+        next_step = state.step + 1 if self.start is not None else 0
+        names = config.report_to if self.ranks.is_main else []
+        trackers = Trackers(names, self.run, state.settings, next_step)
+        self.log = RunLog(metrics, state.step, config.steps, self.device, backend, trackers)
         self.progress = Progress(state.step, state.tokens, state.skipped)
         self.began, self.seconds_before = time.monotonic(), state.seconds
         self._introduce()
@@ -250,6 +259,8 @@ class _Run:
         )
         compiled = choose_compile(config.runtime.compile)
         self.log.say(f"the step: {describe_step(self.step, compiled)}")
+        for where in trackers.where:
+            self.log.say(f"curves: {where}")
         try:
             with StopRequest(self.ranks) as stop:
                 if self.start is None:

@@ -41,6 +41,8 @@ class RunState:
         corpus: fingerprint of the token files, as recorded beside them.
         corpus_sample: digest of blocks of the files themselves (`resume.content_sample`).
         vocabulary: hash of the tokenizer.
+        corpus_facts: sizes of the corpus, for the model card.
+        hardware: what trained last, in words.
         starting_losses: held-out losses before the first update.
         latest_losses: held-out losses of the last validation.
         versions: of Python and the libraries.
@@ -59,6 +61,8 @@ class RunState:
     corpus: str = ""
     corpus_sample: str = ""
     vocabulary: str = ""
+    corpus_facts: dict[str, Any] = field(default_factory=dict)
+    hardware: str = ""
     starting_losses: dict[str, float] = field(default_factory=dict)
     latest_losses: dict[str, float] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
