@@ -19,14 +19,15 @@ def test_signals_then_the_end_then_nothing_to_do(command, warm, corpus, clean):
     """
     words = pretrain_words(corpus)
     run = command.directory / "run"
-    for number, step in (("SIGTERM", 3), ("SIGINT", 9), ("SIGUSR1", 15), ("SIGUSR2", 21)):
+    stopped = 0
+    for number in ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2"):
         process = (command if number == "SIGTERM" else warm).start(*words)
-        process.wait_for(f"step {step}/30 ")
+        process.wait_for("tok/s")  # a step is done
         process.send(signal.Signals[number])
         code, output = process.finish()
         assert code == 75, output
-        stopped = int(checkpoint.newest(run).name.removeprefix("step-"))
-        assert stopped >= step
+        before, stopped = stopped, int(checkpoint.newest(run).name.removeprefix("step-"))
+        assert before < stopped < 30
         message = f"spanbert: error: stopped by {number} after step {stopped} of 30; saved in run/"
         assert message in output
         assert "checkpoint(s) took " in output
@@ -70,7 +71,7 @@ def test_two_runs_in_one_directory(warm, corpus):
     lock = warm.directory / "run" / ".lock"
     assert str(first.pid) in lock.read_text()
     third = warm.start(*words)
-    third.wait_for("step 2/", "step 7/", "step 12/")
+    third.wait_for("tok/s")
     assert f"pid {third.pid} " in lock.read_text()
     third.send(signal.SIGKILL)
     third.finish()

@@ -304,3 +304,21 @@ def test_lock_names_its_holder_and_dies_with_it(tmp_path):
     with RunLock(tmp_path):
         assert f"pid {os.getpid()} " in (tmp_path / ".lock").read_text()
     RunLock(tmp_path).__exit__()
+
+
+def test_a_file_system_without_locks(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("spanbert_ext.training.run_lock.fcntl.flock", refuse)
+    with pytest.raises(StorageError, match="cannot lock .*: No locks available"):
+        RunLock(tmp_path)
+
+
+def test_a_directory_that_cannot_be_read(tmp_path, monkeypatch):
+    def refuse(_):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr("pathlib.Path.iterdir", refuse)
+    with pytest.raises(StorageError, match="cannot read the run's directory .*: Permission denied"):
+        checkpoint.newest(tmp_path)

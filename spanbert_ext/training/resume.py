@@ -44,10 +44,10 @@ def choose_start(run: Path, config: PretrainConfig) -> Path | None:
                 f"another output"
             )
         return None
-    added = checkpoint.newest(run, **rules)
+    added = checkpoint.newest(run, weights_only=config.weights_only)
     if added is not None and read_state(added).settings.get("resume") == config.resume:
         logger.info("this command has continued %s before: going on from there", config.resume)
-        return added
+        return checkpoint.newest(run, **rules) if config.strict_resume else added
     return _named_start(run, Path(config.resume), bool(existing), rules)
 
 

@@ -77,6 +77,10 @@ def test_the_same_command_goes_on_from_what_it_added(two_runs, tmp_path):
     assert [step for step, _ in checkpoint.list_steps(run)] == [5, 8]
     assert start(run, "one/step-0000005") == run / "step-0000008"
     assert start(run, run / "step-0000005") == run / "step-0000005"  # another command goes back
+    (save(run, 9, resume="one/step-0000005") / checkpoint.OPTIMIZER).unlink()
+    assert start(run, "one/step-0000005") == run / "step-0000008"
+    with pytest.raises(StorageError, match="step-0000009 is damaged"):
+        start(run, "one/step-0000005", strict_resume=True)
 
 
 def test_a_damaged_one(two_runs, tmp_path):
@@ -91,6 +95,7 @@ def test_a_damaged_one(two_runs, tmp_path):
             start(where, resume, strict_resume=True)
     with pytest.raises(StorageError, match="damaged: optimizer.safetensors is missing"):
         start(tmp_path / "empty", other / "step-0000010")
+    assert start(run, run / "step-0000005", strict_resume=True) == run / "step-0000005"
     assert start(run, weights_only=True) == run / "step-0000010"
     named = other / "step-0000010"
     assert start(tmp_path / "empty", named, weights_only=True) == named
