@@ -170,8 +170,8 @@ SPANBERT_HD int64_t close_candidates(const Group& g, const RowBits& bits, int64_
   int64_t closed = 0;
   for (int64_t begin = last_bit_to(bits.borders, first); begin < end;) {
     const int64_t stop = nth_bit_from(bits.borders, begin + 1, 1, n);
-    const bool wanted = test_bit(bits.open, begin) && nth_bit_from(bits.free, begin, 1, stop) == stop;
-    if (wanted) {
+    const bool spent = test_bit(bits.open, begin) && nth_bit_from(bits.free, begin, 1, stop) == stop;
+    if (spent) {
       ++closed;
       g.sync();  // all have read the word
       if (g.rank() == 0) bits.open[begin >> 6] &= ~(uint64_t(1) << (begin & 63));
