@@ -41,17 +41,18 @@ def rows_of(case: Case, timings: Sequence[Timing]) -> list[dict[str, str]]:
             "threads": case.threads or torch.get_num_threads(),
             "note": timing.fault or variant.note,
         }
-        rows.append({name: _text(value) for name, value in (shared | row).items()})
+        rows.append({name: as_text(value) for name, value in (shared | row).items()})
     return rows
 
 
-def _text(value: object) -> str:
+def as_text(value: object) -> str:
+    """A cell of the file: nothing for None, six digits of a float."""
     if value is None:
         return ""
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
-def append(path: Path, rows: Sequence[dict[str, str]]) -> None:
+def append(path: Path, rows: Sequence[dict[str, str]], columns: Sequence[str] = COLUMNS) -> None:
     """Append rows to a CSV file, which gets its header when it is new.
 
     Raises:
@@ -62,10 +63,10 @@ def append(path: Path, rows: Sequence[dict[str, str]]) -> None:
     if not is_new:
         with path.open(newline="") as file:
             header = tuple(next(csv.reader(file)))
-        if header != COLUMNS:
+        if header != tuple(columns):
             raise ValueError(f"{path} has other columns than this version writes; move it away")
     with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
         if is_new:
             writer.writeheader()
         writer.writerows(rows)

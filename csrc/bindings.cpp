@@ -46,7 +46,8 @@ T* at(uintptr_t address) {
 
 SamplerSettings settings_of(uint64_t seed, int64_t mask_id, std::pair<int64_t, int64_t> ratio, int64_t min_words,
                             const std::vector<uint64_t>& length_thresholds, uint64_t mask_threshold,
-                            uint64_t random_threshold, bool per_piece, int64_t max_span_targets) {
+                            uint64_t random_threshold, bool per_piece, int64_t max_span_targets,
+                            uint64_t candidate_threshold, bool internal_endpoints) {
   if (length_thresholds.empty() || length_thresholds.size() > size_t(kMaxLengths)) {
     throw std::invalid_argument("max_words - min_words + 1 must lie in [1, " + std::to_string(kMaxLengths) + "]; got " +
                                 std::to_string(length_thresholds.size()));
@@ -63,14 +64,16 @@ SamplerSettings settings_of(uint64_t seed, int64_t mask_id, std::pair<int64_t, i
   for (size_t i = 0; i < length_thresholds.size(); ++i) s.length_thresholds[i] = length_thresholds[i];
   s.num_lengths = int(length_thresholds.size());
   s.per_piece = per_piece;
+  s.candidate_threshold = candidate_threshold;
+  s.internal_endpoints = internal_endpoints;
   return s;
 }
 
 // outputs: input_ids, labels, target_{positions,ids,spans,offsets}, sbo_ids, span_left, span_right, dropped_spans.
 int64_t span_mask(const Place& place, const SamplerSettings& settings, bool wide_tokens, uintptr_t tokens,
                   uintptr_t starts, uintptr_t ends, uintptr_t sample_ids, uintptr_t epoch, uintptr_t vocabulary,
-                  uintptr_t random_tokens, std::vector<uintptr_t> outputs, uintptr_t bitmaps, uintptr_t row_counts,
-                  std::vector<int64_t> sizes) {
+                  uintptr_t random_tokens, uintptr_t candidates, std::vector<uintptr_t> outputs, uintptr_t bitmaps,
+                  uintptr_t row_counts, std::vector<int64_t> sizes) {
   SpanMaskArgs a{};
   a.settings = settings;
   a.tokens = at<void>(tokens);
@@ -81,6 +84,7 @@ int64_t span_mask(const Place& place, const SamplerSettings& settings, bool wide
   a.epoch = at<int64_t>(epoch);
   a.vocabulary = at<uint8_t>(vocabulary);
   a.random_tokens = at<int64_t>(random_tokens);
+  a.candidates = at<uint8_t>(candidates);
   a.total = sizes.at(0);
   a.sequences = sizes.at(1);
   a.vocab_size = sizes.at(2);
@@ -169,7 +173,7 @@ bool sbo_indices_fit(uintptr_t left, uintptr_t right, uintptr_t target_spans, ui
   bool fit = true;
   for (int64_t s = 0; s < spans; ++s) {
     const int64_t first = at<int64_t>(left)[s], last = at<int64_t>(right)[s];
-    if (last > first) fit &= first >= 0 && last < tokens;
+    if (last > 0) fit &= first >= 0 && first < tokens && last < tokens;
   }
   for (int64_t k = 0; k < targets; ++k) {
     if (at<int64_t>(sbo_ids)[k] == kIgnore) continue;

@@ -50,7 +50,6 @@ void copy_tokens(const SpanMaskArgs& args, int64_t first, int64_t end) {
 template <class Token>
 int64_t span_mask_as(const SpanMaskArgs& args) {
   if (!are_in_order(args)) return kOutOfOrder;
-  const Token* tokens = static_cast<const Token*>(args.tokens);
   int64_t* targets = args.row_counts;
   int64_t* spans = args.row_counts + args.sequences + 1;
   int64_t bad = args.total;
@@ -59,11 +58,11 @@ int64_t span_mask_as(const SpanMaskArgs& args) {
   {
 #pragma omp for schedule(static) reduction(min : bad)
     for (int64_t row = 0; row < args.sequences; ++row) {
-      const int64_t start = args.starts[row], n = args.ends[row] - start;
-      const RowCounts counts = sample_row(kAlone, tokens + start, n, args, draws_of(args, row), row_bits(args, row, n));
+      const RowCounts counts = sample_row<OneThread, Token>(kAlone, args, row, draws_of(args, row));
       targets[row + 1] = counts.targets;
       spans[row + 1] = counts.spans;
-      if (counts.bad_place >= 0 && start + counts.bad_place < bad) bad = start + counts.bad_place;
+      const int64_t bad_flat = args.starts[row] + counts.bad_place;
+      if (counts.bad_place >= 0 && bad_flat < bad) bad = bad_flat;
     }
 #pragma omp single
     {
@@ -101,7 +100,7 @@ void gather_boundaries_as(const BoundaryArgs& args) {
 #pragma omp parallel for num_threads(threads_for(args.spans* size, kSerialElements))
   for (int64_t s = 0; s < args.spans; ++s) {
     T* pair = out + 2 * s * size;
-    if (args.span_right[s] > args.span_left[s]) {
+    if (has_boundaries(args, s)) {
       memcpy(pair, hidden + args.span_left[s] * size, sizeof(T) * size_t(size));
       memcpy(pair + size, hidden + args.span_right[s] * size, sizeof(T) * size_t(size));
     } else {
@@ -123,12 +122,12 @@ void gather_boundaries_backward_as(const BoundaryArgs& args) {
     for (int64_t t = 0; t < args.tokens; ++t) memset(grad_hidden + t * size, 0, sizeof(T) * size_t(size));
 #pragma omp for schedule(static)
     for (int64_t s = 0; s < args.spans; ++s) {
-      if (args.span_right[s] <= args.span_left[s]) continue;
+      if (!has_boundaries(args, s)) continue;
       memcpy(grad_hidden + args.span_left[s] * size, grad_pairs + 2 * s * size, sizeof(T) * size_t(size));
     }
 #pragma omp for schedule(static)
     for (int64_t s = 0; s < args.spans; ++s) {
-      if (args.span_right[s] <= args.span_left[s]) continue;
+      if (!has_boundaries(args, s)) continue;
       T* row = grad_hidden + args.span_right[s] * size;
       const T* add = grad_pairs + (2 * s + 1) * size;
       SPANBERT_SIMD

@@ -23,15 +23,14 @@ __device__ SequenceDraws draws_of(const SpanMaskArgs& args, int64_t row) {
 
 __device__ int64_t warp_index() { return int64_t(blockIdx.x) * kWarpsPerBlock + (threadIdx.x >> 5); }
 
-// The bounds of a sequence; a cu_seqlens that falls or leaves the stream stops the kernel instead of reading wildly.
-__device__ int64_t checked_length(const SpanMaskArgs& args, int64_t row) {
+// A cu_seqlens that falls or leaves the stream stops the kernel instead of reading wildly.
+__device__ void check_bounds(const SpanMaskArgs& args, int64_t row) {
   const int64_t start = args.starts[row], end = args.ends[row];
   if (start < 0 || end < start || end > args.total) {
     printf("spanbert_ext: sequence %lld has bounds [%lld, %lld) in a batch of %lld tokens\n", (long long)row,
            (long long)start, (long long)end, (long long)args.total);
     assert(false && "sequence bounds");
   }
-  return end - start;
 }
 
 template <class Token>
@@ -44,11 +43,11 @@ __global__ void __launch_bounds__(kThreads, 4) span_sample_kernel(const __grid_c
   }
   const int64_t row = warp_index();
   if (row >= args.sequences) return;
-  const int64_t start = args.starts[row], n = checked_length(args, row);
+  check_bounds(args, row);
   const Warp warp;
-  const RowCounts counts = sample_row(warp, tokens + start, n, args, draws_of(args, row), row_bits(args, row, n));
+  const RowCounts counts = sample_row<Warp, Token>(warp, args, row, draws_of(args, row));
   if (counts.bad_place >= 0) {
-    const int64_t flat = start + counts.bad_place;
+    const int64_t flat = args.starts[row] + counts.bad_place;
     printf("spanbert_ext: token %lld of the flat batch has id %lld; expected 0 <= id < %lld\n", (long long)flat,
            (long long)tokens[flat], (long long)args.vocab_size);
     assert(false && "token id outside the vocabulary");

@@ -54,33 +54,35 @@ __global__ void __launch_bounds__(kCopyThreads) gather_boundaries_kernel(const B
   const int64_t s = blockIdx.x, left = args.span_left[s], right = args.span_right[s];
   const Piece* hidden = static_cast<const Piece*>(args.hidden);
   Piece* pair = static_cast<Piece*>(args.out) + 2 * s * pieces;
-  const bool used = right > left;
-  assert((!used || (left >= 0 && right < args.tokens)) && "span boundary outside the batch");
+  const bool used = has_boundaries(args, s);
+  assert((!used || (left >= 0 && left < args.tokens && right < args.tokens)) && "span boundary outside the batch");
   for (int64_t i = threadIdx.x; i < pieces; i += kCopyThreads) {
     pair[i] = used ? hidden[left * pieces + i] : Piece{};
     pair[pieces + i] = used ? hidden[right * pieces + i] : Piece{};
   }
 }
 
-// Spans ascend, so only the neighbour can share a boundary token: the later span adds both gradients to it.
+// Spans ascend, so only the neighbour can share a boundary token: the later span adds both gradients to it. Both
+// boundaries of a span of one token between internal endpoints are that token, and no neighbour's.
 template <class T, int kPack>
 __global__ void __launch_bounds__(kCopyThreads) gather_boundaries_backward_kernel(const BoundaryArgs args) {
   const int64_t s = blockIdx.x, left = args.span_left[s], right = args.span_right[s], size = args.hidden_size;
-  if (right <= left) return;
-  assert(left >= 0 && right < args.tokens && "span boundary outside the batch");
+  if (!has_boundaries(args, s)) return;
+  assert(left >= 0 && left < args.tokens && right < args.tokens && "span boundary outside the batch");
   const T* grad = static_cast<const T*>(args.hidden) + 2 * s * size;
   T* out = static_cast<T*>(args.out);
   const bool joins = s > 0 && args.span_right[s - 1] == left && args.span_left[s - 1] < left;
   const bool joined = s + 1 < args.spans && args.span_left[s + 1] == right && args.span_right[s + 1] > right;
+  const bool alone = left == right;
   for (int64_t h = int64_t(threadIdx.x) * kPack; h < size; h += kCopyThreads * kPack) {
     Pack<working_t<T>, kPack> sum = load_pack<kPack>(grad + h);
-    if (joins) {
-      const Pack<working_t<T>, kPack> other = load_pack<kPack>(grad + h - size);
+    if (joins || alone) {
+      const Pack<working_t<T>, kPack> other = load_pack<kPack>(alone ? grad + size + h : grad + h - size);
       SPANBERT_EACH
       for (int j = 0; j < kPack; ++j) sum.at[j] += other.at[j];
     }
     store_pack(out + left * size + h, sum);
-    if (!joined) store_pack(out + right * size + h, load_pack<kPack>(grad + size + h));
+    if (!joined && !alone) store_pack(out + right * size + h, load_pack<kPack>(grad + size + h));
   }
 }
 

@@ -33,13 +33,16 @@ SamplerSettings some_settings(std::mt19937_64& random) {
   s.num_lengths = 1 + int(random() % 10);
   for (int i = 0; i < s.num_lengths; ++i) s.length_thresholds[i] = (uint64_t(i + 1) << 32) / uint64_t(s.num_lengths);
   s.per_piece = random() % 2;
+  s.candidate_threshold = (random() % 5) << 30;
+  s.internal_endpoints = random() % 2;
   return s;
 }
 
-// One sequence in the middle of a batch, sampled and written out by the given group.
+// One sequence in the middle of a batch, sampled and written out by the given group. No marks: no candidates.
 template <class Run>
-Masked mask_sequence(const SamplerSettings& settings, std::vector<int64_t>& tokens, std::vector<uint8_t>& vocabulary,
-                     std::vector<int64_t>& pool, const Run& run) {
+Masked mask_sequence(const SamplerSettings& settings, const std::vector<int64_t>& tokens,
+                     const std::vector<uint8_t>& marks, const std::vector<uint8_t>& vocabulary,
+                     const std::vector<int64_t>& pool, const Run& run) {
   const int64_t total = int64_t(tokens.size()), start = 3, end = total - 2, capacity = total, epoch = 7, sample = 11;
   Masked m;
   m.ids = tokens;
@@ -47,7 +50,7 @@ Masked mask_sequence(const SamplerSettings& settings, std::vector<int64_t>& toke
   for (auto& column : m.columns) column.assign(size_t(capacity), -1);
   m.left.assign(size_t(capacity), -1);
   m.right = m.left;
-  m.bitmaps.assign(size_t(3 * ((total >> 6) + 2)), ~uint64_t(0));
+  m.bitmaps.assign(size_t(5 * ((total >> 6) + 2)), ~uint64_t(0));
   std::vector<int64_t> row_counts(4, 0);
   SpanMaskArgs args{};
   args.settings = settings;
@@ -59,6 +62,7 @@ Masked mask_sequence(const SamplerSettings& settings, std::vector<int64_t>& toke
   args.epoch = &epoch;
   args.vocabulary = vocabulary.data();
   args.random_tokens = pool.data();
+  args.candidates = marks.empty() ? nullptr : marks.data();
   args.total = total;
   args.sequences = 1;
   args.vocab_size = int64_t(vocabulary.size());
@@ -78,8 +82,7 @@ Masked mask_sequence(const SamplerSettings& settings, std::vector<int64_t>& toke
   const SequenceDraws draws{settings.seed, uint64_t(sample), uint32_t(epoch)};
   run([&](const auto& g) {
     using Group = std::decay_t<decltype(g)>;
-    const RowCounts counts =
-        sample_row(g, tokens.data() + start, end - start, args, draws, row_bits(args, 0, end - start));
+    const RowCounts counts = sample_row<Group, int64_t>(g, args, 0, draws);
     if (g.rank() == 0) {
       row_counts[1] = m.targets = counts.targets;
       row_counts[3] = m.spans = counts.spans;
@@ -90,15 +93,20 @@ Masked mask_sequence(const SamplerSettings& settings, std::vector<int64_t>& toke
   return m;
 }
 
-void test_masking(std::mt19937_64& random, int64_t n) {
+void test_masking(std::mt19937_64& random, int64_t n, bool with_candidates) {
   std::vector<uint8_t> vocabulary(50);
   for (size_t i = 0; i < vocabulary.size(); ++i) vocabulary[i] = i < 4 ? kSpecial : (random() % 4 ? kWordStart : 0);
   std::vector<int64_t> tokens(size_t(n + 5)), pool;
+  std::vector<uint8_t> marks(with_candidates ? tokens.size() : 0);
   for (auto& token : tokens) token = random() % 12 ? int64_t(4 + random() % 46) : int64_t(random() % 4);
+  // Candidates of a piece, of many, and across words of the bitmaps.
+  const uint64_t going_on = 1 + random() % 40;
+  for (auto& mark : marks) mark = random() % going_on ? kCandidateContinues : uint8_t(random() % 2);
   for (int64_t i = 4; i < 50; ++i) pool.push_back(i);
   const SamplerSettings settings = some_settings(random);
-  const Masked one = mask_sequence(settings, tokens, vocabulary, pool, [](const auto& work) { work(OneThread()); });
-  const Masked many = mask_sequence(settings, tokens, vocabulary, pool, [](const auto& work) { run_lanes(work); });
+  const auto masked = [&](const auto& run) { return mask_sequence(settings, tokens, marks, vocabulary, pool, run); };
+  const Masked one = masked([](const auto& work) { work(OneThread()); });
+  const Masked many = masked([](const auto& work) { run_lanes(work); });
   expect(one.targets == many.targets && one.spans == many.spans, "target and span counts", n);
   expect(one.ids == many.ids && one.labels == many.labels, "ids and labels", n);
   for (int i = 0; i < 5; ++i) expect(one.columns[i] == many.columns[i], "target columns", i);
@@ -296,7 +304,7 @@ int main(int argc, char** argv) {
   const int64_t lengths[] = {0, 1, 2, 31, 32, 63, 64, 65, 127, 128, 200, 510, 2100};
   int sequences = 0;
   for (int64_t n : lengths) {
-    for (int repeat = 0; repeat < 3; ++repeat, ++sequences) test_masking(random, n);
+    for (int repeat = 0; repeat < 3; ++repeat, ++sequences) test_masking(random, n, repeat == 2);
   }
   const int64_t sizes[] = {1, 31, 32, 33, 96, 769};
   for (int64_t size : sizes) {

@@ -11,6 +11,7 @@ enum class Dtype : int { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2, kFloat64 = 3
 constexpr int kMaxLengths = 256;  // span lengths max_words - min_words + 1; bounds the kernel's argument size
 constexpr int64_t kIgnore = -100;
 constexpr uint8_t kWordStart = 1, kSpecial = 2;
+constexpr uint8_t kCandidateBegins = 1, kCandidateContinues = 2;  // marks of a piece in an annotation, 0 outside
 // Parameter gradients are summed in chunks of this many rows or spans, then chunk by chunk in order: the result depends
 // on the shape alone, never on the number of threads or blocks.
 constexpr int64_t kRowsPerChunk = 16;
@@ -26,11 +27,13 @@ struct SamplerSettings {
   int64_t mask_id;
   int64_t ratio_numerator, ratio_denominator;
   int64_t min_words;
-  int64_t max_span_targets;
+  int64_t max_span_targets;                   // 0: spans have no boundaries
   uint64_t mask_threshold, random_threshold;  // in units of 2^-32, up to 2^32 inclusive
   uint64_t length_thresholds[kMaxLengths];
   int num_lengths;
   bool per_piece;
+  uint64_t candidate_threshold;  // in units of 2^-32: a draw takes a candidate span, while there is one
+  bool internal_endpoints;       // the boundaries of a span are its own first and last token
 };
 
 struct SpanMaskArgs {
@@ -41,13 +44,14 @@ struct SpanMaskArgs {
   const int64_t* epoch;                       // [1]
   const uint8_t* vocabulary;                  // [V]
   const int64_t* random_tokens;               // [random_count]
+  const uint8_t* candidates;                  // [T] marks of candidate spans, or null
   int64_t total, sequences, vocab_size, random_count, target_capacity, span_capacity;
   void* input_ids;                                                                   // [T]
   int64_t* labels;                                                                   // [T]
   int64_t *target_positions, *target_ids, *target_spans, *target_offsets, *sbo_ids;  // [K]
   int64_t *span_left, *span_right;                                                   // [S]
   int64_t* dropped_spans;                                                            // [1]
-  uint64_t* bitmaps;                                                                 // [3, T / 64 + N + 1]
+  uint64_t* bitmaps;    // [3, T / 64 + N + 1], with candidates [5, ...]
   int64_t* row_counts;  // [2, N + 1]: targets and spans of each sequence, then their running sums
 };
 

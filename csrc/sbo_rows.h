@@ -15,6 +15,9 @@
 namespace spanbert {
 namespace SPANBERT_VARIANT {
 
+// Spans without boundary tokens and unused slots hold (0, 0), and no span has its right one at token 0.
+SPANBERT_HD bool has_boundaries(const BoundaryArgs& args, int64_t s) { return args.span_right[s] > 0; }
+
 template <class W>
 struct Moments {
   W mean, rstd;

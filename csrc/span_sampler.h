@@ -1,6 +1,7 @@
-// Span masking of one sequence (paper section 3.1). Positions are bits: `eligible` pieces, word `starts`, and `free`
-// pieces, which are eligible and not yet masked. Drawing an anchor and drawing again while it is masked equals one
-// uniform draw among the free pieces, so every draw takes bounded time at any mask ratio.
+// Masking of one sequence (paper sections 3.1 and 6.1). Positions are bits: `eligible` pieces, word `starts`, and
+// `free` pieces, which are eligible and not yet masked. Drawing an anchor and drawing again while it is masked equals
+// one uniform draw among the free pieces, so every draw takes bounded time at any mask ratio. So does a draw among the
+// candidate spans that still have a free piece: each is a bit of `open` at its first piece.
 #pragma once
 
 #include "ops.h"
@@ -14,9 +15,11 @@ struct RowCounts {
   int64_t targets, spans, bad_place;  // bad_place: first id outside the vocabulary, or -1
 };
 
-// The bitmaps of one sequence, ceil(n / 64) words each; `masked` shares storage with `free`.
+// The bitmaps of one sequence, ceil(n / 64) words each; `masked` shares storage with `free`. The last two exist where
+// there are candidates only: a candidate span reaches from its bit of `open` to the next of `borders`, which holds the
+// first piece of every candidate and all pieces outside; position 0 is always one.
 struct RowBits {
-  uint64_t *eligible, *starts, *free;
+  uint64_t *eligible, *starts, *free, *open, *borders;
   int64_t words;
 };
 
@@ -24,7 +27,7 @@ struct RowBits {
 SPANBERT_HD RowBits row_bits(const SpanMaskArgs& args, int64_t row, int64_t n) {
   const int64_t words = (args.total >> 6) + args.sequences + 1;
   uint64_t* first = args.bitmaps + (args.starts[row] >> 6) + row;
-  return {first, first + words, first + 2 * words, (n + 63) >> 6};
+  return {first, first + words, first + 2 * words, first + 3 * words, first + 4 * words, (n + 63) >> 6};
 }
 
 SPANBERT_HD bool test_bit(const uint64_t* bits, int64_t i) { return (bits[i >> 6] >> (i & 63)) & 1; }
@@ -82,17 +85,17 @@ SPANBERT_HD int64_t count_bits(const uint64_t* bits, int64_t first, int64_t end)
 // Bits that begin a run of set bits, for one word; `before` is the word to the left (0 for the first).
 SPANBERT_HD uint64_t run_starts(uint64_t w, uint64_t before) { return w & ~((w << 1) | (before >> 63)); }
 
-// Position of the bit of rank r over the whole bitmap, found by the group together.
+// Position of the bit of rank r over a whole bitmap of so many words, found by the group together.
 template <class Group>
-SPANBERT_HD int64_t select_free(const Group& g, const RowBits& bits, int64_t r) {
+SPANBERT_HD int64_t select_in(const Group& g, const uint64_t* bits, int64_t words, int64_t r) {
   if constexpr (Group::kSize == 1) {
     int64_t word = 0;
-    for (int here; r >= (here = popcount(bits.free[word])); ++word) r -= here;
-    return word * 64 + select_bit(bits.free[word], int(r));
+    for (int here; r >= (here = popcount(bits[word])); ++word) r -= here;
+    return word * 64 + select_bit(bits[word], int(r));
   } else {
     for (int64_t base = 0;; base += g.size()) {
       const int64_t word = base + g.rank();
-      const uint64_t w = word < bits.words ? bits.free[word] : 0;
+      const uint64_t w = word < words ? bits[word] : 0;
       int total = 0;
       const int here = popcount(w), before = g.exclusive_sum(here, total);
       if (r < total) {
@@ -135,13 +138,75 @@ SPANBERT_HD RowCounts mark_pieces(const Group& g, const Token* tokens, int64_t n
   return {g.sum(eligible), 0, bad};
 }
 
-// Samples the mask of one sequence; afterwards bits.free holds the masked pieces. Returns targets and merged spans.
+// Fills open and borders from the marks of a sequence's pieces; returns the number of candidate spans. Special tokens
+// belong to none; a piece that continues a span whose beginning is not there begins one.
+template <class Group>
+SPANBERT_HD int64_t mark_candidates(const Group& g, const uint8_t* marks, int64_t n, const RowBits& bits) {
+  static_assert(kCandidateBegins == 1 && kCandidateContinues == 2, "the bits that pack_flags takes apart");
+  g.pack_flags(n, [&](int64_t i) { return marks[i]; }, bits.open, bits.borders);
+  g.sync();
+  uint64_t* inside = bits.borders;  // until the starts are known
+  for (int64_t word = g.rank(); word < bits.words; word += g.size()) {
+    inside[word] = (bits.open[word] | inside[word]) & bits.eligible[word];
+  }
+  g.sync();
+  int64_t candidates = 0;
+  for (int64_t word = g.rank(); word < bits.words; word += g.size()) {
+    const uint64_t here = inside[word];
+    bits.open[word] = (bits.open[word] & here) | run_starts(here, word > 0 ? inside[word - 1] : 0);
+    candidates += popcount(bits.open[word]);
+  }
+  g.sync();
+  for (int64_t word = g.rank(); word < bits.words; word += g.size()) {
+    bits.borders[word] = bits.open[word] | ~inside[word];
+  }
+  g.sync();
+  return g.sum(candidates);
+}
+
+// Closes the candidate spans that lost their last free piece when [first, end) was masked; returns how many.
+template <class Group>
+SPANBERT_HD int64_t close_candidates(const Group& g, const RowBits& bits, int64_t first, int64_t end, int64_t n) {
+  int64_t closed = 0;
+  for (int64_t begin = last_bit_to(bits.borders, first); begin < end;) {
+    const int64_t stop = nth_bit_from(bits.borders, begin + 1, 1, n);
+    const bool wanted = test_bit(bits.open, begin) && nth_bit_from(bits.free, begin, 1, stop) == stop;
+    if (wanted) {
+      ++closed;
+      g.sync();  // all have read the word
+      if (g.rank() == 0) bits.open[begin >> 6] &= ~(uint64_t(1) << (begin & 63));
+      g.sync();
+    }
+    begin = nth_bit_from(bits.open, begin + 1, 1, end);
+  }
+  return closed;
+}
+
+// Pieces [first, end).
+struct Pieces {
+  int64_t first, end;
+};
+
+// So many words from the start of the anchor's on, ended by a special token.
+SPANBERT_HD Pieces word_span(const RowBits& bits, int64_t anchor, int64_t words, int64_t n) {
+  const int64_t first = last_bit_to(bits.starts, anchor);
+  const int64_t limit = first_clear_from(bits.eligible, first, n);
+  return {first, nth_bit_from(bits.starts, first + 1, words, limit)};
+}
+
+// Rank of a 32-bit word among `count` places.
+SPANBERT_HD int64_t rank_among(uint32_t word, int64_t count) {
+  return int64_t((uint64_t(word) * uint64_t(count)) >> 32);
+}
+
+// Samples the mask of one sequence; afterwards its bits.free holds the masked pieces. Returns targets and merged spans.
 template <class Group, class Token>
-SPANBERT_HD RowCounts sample_row(const Group& g, const Token* tokens, int64_t n, const SpanMaskArgs& args,
-                                 const SequenceDraws& draws, const RowBits& bits) {
+SPANBERT_HD RowCounts sample_row(const Group& g, const SpanMaskArgs& args, int64_t row, const SequenceDraws& draws) {
   const SamplerSettings& s = args.settings;
-  RowCounts counts = mark_pieces(g, tokens, n, args, bits);
-  int64_t free = counts.targets;
+  const int64_t start = args.starts[row], n = args.ends[row] - start;
+  const RowBits bits = row_bits(args, row, n);
+  const RowCounts counts = mark_pieces(g, static_cast<const Token*>(args.tokens) + start, n, args, bits);
+  int64_t free = counts.targets, open = args.candidates ? mark_candidates(g, args.candidates + start, n, bits) : 0;
   const int64_t budget = (free * s.ratio_numerator + s.ratio_denominator - 1) / s.ratio_denominator;
   int64_t left = budget;
   Words block{};
@@ -155,25 +220,29 @@ SPANBERT_HD RowCounts sample_row(const Group& g, const Token* tokens, int64_t n,
       if (turn == 0) block = draws.span(number + uint32_t(g.rank()));
       draw = {g.broadcast(block.first, turn), g.broadcast(block.second, turn)};
     }
-    int64_t words = s.min_words;
-    for (int i = 0; i + 1 < s.num_lengths; ++i) words += draw.first >= s.length_thresholds[i];
-    const int64_t anchor = select_free(g, bits, int64_t((uint64_t(draw.second) * uint64_t(free)) >> 32));
-    const int64_t first = last_bit_to(bits.starts, anchor);
-    int64_t end = first_clear_from(bits.eligible, first, n);
-    end = nth_bit_from(bits.starts, first + 1, words, end);
-    const int64_t taken = nth_bit_from(bits.free, first, left, end);  // place of the piece that ends the budget
-    if (taken < end) end = taken + 1;
-    const int64_t fresh = count_bits(bits.free, first, end);
+    Pieces span;
+    if (open > 0 && draw.first < s.candidate_threshold) {
+      span.first = select_in(g, bits.open, bits.words, rank_among(draw.second, open));
+      span.end = nth_bit_from(bits.borders, span.first + 1, 1, n);
+    } else {
+      int64_t words = s.min_words;
+      for (int i = 0; i + 1 < s.num_lengths; ++i) words += draw.first >= s.length_thresholds[i];
+      span = word_span(bits, select_in(g, bits.free, bits.words, rank_among(draw.second, free)), words, n);
+    }
+    const int64_t taken = nth_bit_from(bits.free, span.first, left, span.end);  // the piece that ends the budget
+    if (taken < span.end) span.end = taken + 1;
+    const int64_t fresh = count_bits(bits.free, span.first, span.end);
     g.sync();
-    for (int64_t word = (first >> 6) + g.rank(); word * 64 < end; word += g.size()) {
-      uint64_t span = ~uint64_t(0);
-      if (word == first >> 6) span &= ~bits_below(int(first & 63));
-      if (end - word * 64 < 64) span &= bits_below(int(end - word * 64));
-      bits.free[word] &= ~span;
+    for (int64_t word = (span.first >> 6) + g.rank(); word * 64 < span.end; word += g.size()) {
+      uint64_t covered = ~uint64_t(0);
+      if (word == span.first >> 6) covered &= ~bits_below(int(span.first & 63));
+      if (span.end - word * 64 < 64) covered &= bits_below(int(span.end - word * 64));
+      bits.free[word] &= ~covered;
     }
     g.sync();
     left -= fresh;
     free -= fresh;
+    if (open > 0 && left > 0) open -= close_candidates(g, bits, span.first, span.end, n);
   }
   for (int64_t word = g.rank(); word < bits.words; word += g.size())
     bits.free[word] = bits.eligible[word] & ~bits.free[word];
@@ -192,16 +261,22 @@ struct Span {
   Words draw;
 };
 
+// External boundaries are the neighbours, if both are eligible. Internal ones are the span's own ends, but for a span
+// of one token that begins its sequence: the boundaries of the batch's first one, (0, 0), would read as none.
 SPANBERT_HD Span describe_span(const SpanMaskArgs& args, const RowBits& bits, Words draw, int64_t n, int64_t first,
                                int64_t end, int64_t number) {
-  const bool has_sbo = first > 0 && test_bit(bits.eligible, first - 1) && end < n && test_bit(bits.eligible, end);
-  return {first, end, number, has_sbo && number < args.span_capacity, draw};
+  const SamplerSettings& s = args.settings;
+  const bool has_ends =
+      s.internal_endpoints ? end > 1
+                           : first > 0 && test_bit(bits.eligible, first - 1) && end < n && test_bit(bits.eligible, end);
+  return {first, end, number, has_ends && s.max_span_targets > 0 && number < args.span_capacity, draw};
 }
 
 SPANBERT_HD void emit_span(const SpanMaskArgs& args, int64_t start, const Span& span) {
   if (span.number >= args.span_capacity) return;
-  args.span_left[span.number] = span.has_sbo ? start + span.first - 1 : 0;
-  args.span_right[span.number] = span.has_sbo ? start + span.end : 0;
+  const int64_t outside = args.settings.internal_endpoints ? 0 : 1;
+  args.span_left[span.number] = span.has_sbo ? start + span.first - outside : 0;
+  args.span_right[span.number] = span.has_sbo ? start + span.end - 1 + outside : 0;
 }
 
 // Writes target slot k, which selects `place` of `span`, and the piece that replaces it.

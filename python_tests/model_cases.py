@@ -27,10 +27,11 @@ def config(**changes) -> SpanBertConfig:
     return SpanBertConfig(**{**fields, **changes})
 
 
-def make_masker() -> SpanMasker:
+def make_masker(**options) -> SpanMasker:
     """Many short spans, some longer than the SBO's four targets."""
     starts = [True, True, False] * 22 + [True]
-    return SpanMasker(starts, SPECIAL, MASK_ID, seed=1, mask_ratio=0.4, max_span_targets=4)
+    options = {"seed": 1, "mask_ratio": 0.4, "max_span_targets": 4, **options}
+    return SpanMasker(starts, SPECIAL, MASK_ID, **options)
 
 
 def make_ids() -> torch.Tensor:

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import strategies as st
 
+from spanbert_ext.mask_settings import SCHEMES
 from spanbert_ext.masked_batch import MaskedBatch
 from spanbert_ext.masking import SpanMasker
 
@@ -111,7 +112,7 @@ ratios = st.one_of(st.sampled_from([0.15, 1.0, 1e-6, 0.5, 1 / 3, 0.999999]), st.
 
 @st.composite
 def maskers(draw):
-    """SpanMasker with any legal options."""
+    """SpanMasker with any legal options. Its batches take `marks_for` with the ids."""
     shortest = draw(st.integers(1, 6))
     mask_prob = draw(st.sampled_from([0.0, 0.1, 0.5, 0.8, 1.0]))
     return make_masker(
@@ -125,7 +126,21 @@ def maskers(draw):
         random_prob=draw(st.sampled_from([0.0, 0.1, 0.5, 1.0])) * (1 - mask_prob),
         max_span_targets=draw(st.sampled_from([1, 3, 15])),
         random_tokens=draw(st.sampled_from([None, [7], list(POOL)])),
+        scheme=draw(st.sampled_from(["span", "span", *SCHEMES])),
+        candidate_prob=draw(st.sampled_from([0.0, 0.3, 0.5, 1.0])),
+        endpoints=draw(st.sampled_from(["external", "internal"])),
     )
+
+
+def marks_for(masker: SpanMasker, ids: torch.Tensor, seed: int = 0) -> dict[str, torch.Tensor]:
+    """`candidates` of random marks where the masker needs them: few or many spans, short or longer
+    than a word of a bitmap, some without a beginning."""
+    if not masker.needs_candidates:
+        return {}
+    shares = ((0.5, 0.2, 0.3), (0.1, 0.01, 0.89), (0.98, 0.01, 0.01), (0.0, 1.0, 0.0))[seed % 4]
+    generator = torch.Generator().manual_seed(seed)
+    marks = torch.multinomial(torch.tensor(shares), max(ids.numel(), 1), True, generator=generator)
+    return {"candidates": marks[: ids.numel()].to(ids.device, torch.uint8).view(ids.shape)}
 
 
 @st.composite

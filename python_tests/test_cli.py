@@ -44,6 +44,16 @@ def test_help_explains_every_setting(capsys):
         assert option.help.split(";")[0][:30] in text
 
 
+def test_help_names_both_kinds_of_defaults(capsys):
+    with pytest.raises(SystemExit):
+        main(["pretrain", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "number of updates. [without --corpus: 1200] (type: int, default: 2400000)" in text
+    assert "[without --corpus: spanbert-demo] (type: str, default: spanbert-run)" in text
+    ours, demonstration = as_flat_dict(PretrainConfig()), as_flat_dict(DEMONSTRATION)
+    assert text.count("[without --corpus: ") == sum(ours[n] != demonstration[n] for n in ours)
+
+
 def printed_settings(capsys, *words):
     with pytest.raises(SystemExit) as left:
         main(["pretrain", *words, "--print_config"])
@@ -137,6 +147,9 @@ def test_prepare_pretrain_export(tmp_path):
     assert "is finished" in run("pretrain", "--corpus", "corpus", "--output", "run", *TINY)
     assert "loads it without this package" in run("export", "run", "plain")
     assert json.loads((tmp_path / "plain" / "config.json").read_text())["model_type"] == "bert"
+    card = (tmp_path / "plain" / "README.md").read_text()
+    assert "| documents | 30 |" in card
+    assert "| steps | 3 |" in card
     code = (
         "from transformers import AutoModelForMaskedLM\n"
         "print(type(AutoModelForMaskedLM.from_pretrained('plain')).__name__)"

@@ -1,29 +1,86 @@
-"""What a command says while it works."""
+"""Output whose reader leaves, whose disk is full, or whose encoding lacks a character."""
+
+import io
+import os
+import sys
 
 import pytest
 
-from spanbert_ext.console import ByteProgress, format_seconds
+from spanbert_ext.console import patient_output
 
 
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(5.4, "5s"), (65, "1m05s"), (3700, "1h01m"), (200_000, "2d07h")]
-)
-def test_format_seconds(seconds, text):
-    assert format_seconds(seconds) == text
+@pytest.fixture
+def outputs(monkeypatch):
+    """`outputs(out, err)`: put text streams over these descriptors in place of sys.stdout and
+    sys.stderr.
+    """
+    opened = []
+
+    def replace(*descriptors):
+        for name, descriptor in zip(("stdout", "stderr"), descriptors, strict=True):
+            stream = open(descriptor, "w", encoding="ascii")  # noqa: SIM115 - closed below
+            opened.append(stream)
+            monkeypatch.setattr(sys, name, stream)
+
+    yield replace
+    monkeypatch.undo()
+    for stream in opened:
+        stream.close()  # writes what is still buffered, as the interpreter does at its end
 
 
-def test_byte_progress_gives_rate_and_rest(capsys, monkeypatch):
-    """A second pass has its own rate, and what was there before does not count for it."""
-    clock = [0.0]
-    monkeypatch.setattr("time.monotonic", lambda: clock[0])
-    progress = ByteProgress(seconds=1.0)
-    for doing, moments in {
-        "counting": [(0, 0), (0.5, 500_000), (2, 1_000_000)],
-        "encoding": [(10, 2_000_000), (14, 3_000_000), (14.5, 4_000_000)],
-    }.items():
-        for clock[0], done in moments:
-            progress(doing, done, 4_000_000)
-    assert capsys.readouterr().out.splitlines() == [
-        "counting 1.0/4.0 MB  0.50 MB/s  ETA 6s",
-        "encoding 3.0/4.0 MB  0.25 MB/s  ETA 4s",
-    ]
+def test_a_reader_that_leaves(outputs, tmp_path):
+    reader, writer = os.pipe()
+    notes = os.open(tmp_path / "notes", os.O_WRONLY | os.O_CREAT)
+    outputs(writer, notes)
+    with patient_output():
+        print("first", flush=True)
+        assert os.read(reader, 100) == b"first\n"
+        os.close(reader)
+        for _ in range(3):
+            print("nobody reads this", flush=True)
+            print("x" * 10**6)
+        print("still here", file=sys.stderr)
+    assert (tmp_path / "notes").read_text() == "still here\n"
+
+
+def test_a_full_disk_is_said_on_stderr_once(outputs, tmp_path):
+    notes = os.open(tmp_path / "notes", os.O_WRONLY | os.O_CREAT)
+    outputs(os.open("/dev/full", os.O_WRONLY), notes)
+    with patient_output():
+        print("lost", flush=True)
+        print("lost too", flush=True)
+    (line,) = (tmp_path / "notes").read_text().splitlines()
+    assert "the output cannot be written any more (No space left on device)" in line
+
+
+def test_both_gone(outputs):
+    outputs(os.open("/dev/full", os.O_WRONLY), os.open("/dev/full", os.O_WRONLY))
+    with patient_output():
+        print("lost", flush=True)
+        print("lost", file=sys.stderr, flush=True)
+
+
+def test_closed_from_the_start(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)
+    monkeypatch.setattr(sys, "stderr", None)
+    with patient_output():
+        print("nowhere", flush=True)
+        assert not sys.stderr.isatty()
+    assert sys.stdout is None
+
+
+def test_characters_the_console_lacks(outputs, tmp_path):
+    written = [os.open(tmp_path / name, os.O_WRONLY | os.O_CREAT) for name in ("out", "err")]
+    outputs(*written)
+    with patient_output():
+        print("größer 模型")
+    assert (tmp_path / "out").read_text() == "gr\\xf6\\xdfer \\u6a21\\u578b\n"
+
+
+def test_other_streams_pass_through(monkeypatch):
+    out = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", out)
+    with patient_output():
+        print("text")
+    assert out.getvalue() == "text\n"
+    assert sys.stdout is out

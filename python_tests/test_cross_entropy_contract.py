@@ -207,6 +207,7 @@ def test_positions_in_messages_count_in_the_callers_rows(force_backend, monkeypa
         ({"bias": None}, (TypeError, ValueError), "bias"),
         ({"bias": torch.zeros(7)}, ValueError, "bias"),
         ({"bias": torch.zeros(3, 7)}, ValueError, "bias.*2.*3"),
+        ({"bias": torch.zeros(1, 7)}, ValueError, "bias.*2.*1"),
     ],
     ids=case_id,
 )

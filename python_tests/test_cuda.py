@@ -13,6 +13,7 @@ from strategies import (
     epochs,
     fields,
     make_masker,
+    marks_for,
     maskers,
     randn,
     run_python,
@@ -49,9 +50,12 @@ def test_native_code_runs():
 def test_masks_equal_the_cpu(masker, texts, epoch, dtype):
     tokens = torch.tensor([i for t in texts for i in t], dtype=dtype)
     cu_seqlens = torch.tensor([0, *(len(t) for t in texts)]).cumsum(0)
-    on_gpu = masker.packed(tokens.cuda(), cu_seqlens.cuda(), epoch=epoch)
+    marks = marks_for(masker, tokens, len(texts))
+    on_gpu = masker.packed(
+        tokens.cuda(), cu_seqlens.cuda(), epoch=epoch, **{k: v.cuda() for k, v in marks.items()}
+    )
     assert {t.device.type for t in fields(on_gpu).values()} == {"cuda"}
-    assert_same_batch(on_gpu, masker.packed(tokens, cu_seqlens, epoch=epoch))
+    assert_same_batch(on_gpu, masker.packed(tokens, cu_seqlens, epoch=epoch, **marks))
 
 
 @pytest.mark.parametrize("rows, width", [(1, 1), (256, 512), (3000, 64), (2, 5000), (1, 100_000)])
@@ -96,6 +100,15 @@ def check_span_overflow(device, monkeypatch):
 
 def test_span_overflow(monkeypatch):
     check_span_overflow("cuda", monkeypatch)
+
+
+@pytest.mark.parametrize("scheme", ["span", "word"])
+def test_head_with_internal_endpoints(scheme):
+    """A span of one word has one token for both boundaries."""
+    batch = framed_batch(8, 200, endpoints="internal", scheme=scheme)
+    assert bool((batch.span_left == batch.span_right)[batch.span_right > 0].any())
+    for size in (24, 97):
+        check_head("cuda", torch.float32, size, batch)
 
 
 # Operations --------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from strategies import (
     epochs,
     inside_larger_buffer,
     make_masker,
+    marks_for,
     maskers,
     sample_id_values,
     sequences,
@@ -23,7 +24,7 @@ from strategies import (
     word_text,
 )
 
-from spanbert_ext import SpanMasker, _mask_op, reference
+from spanbert_ext import SpanMasker, _mask_op, mask_reference, reference
 from spanbert_ext.masked_batch import MaskedBatch
 
 BLOCK = 510
@@ -64,7 +65,10 @@ def test_packed_native_is_reference(
     )
     ids = None if ids is None else ids.to(torch.int64)
     given_tokens = tokens.clone()
-    native, slow = both_paths(force_backend, lambda: masker.packed(tokens, cu_seqlens, ids, epoch))
+    marks = marks_for(masker, tokens, samples.draw(st.integers(0, 99)))
+    native, slow = both_paths(
+        force_backend, lambda: masker.packed(tokens, cu_seqlens, ids, epoch, **marks)
+    )
     assert_same_batch(native, slow)
     assert torch.equal(tokens, given_tokens)
     check_invariants(masker, tokens, cu_seqlens[:-1], cu_seqlens[1:], native)
@@ -83,7 +87,7 @@ def test_padded_native_is_reference(force_backend, masker, rows, width, dtype, h
     generator = torch.Generator().manual_seed(data.draw(st.integers(0, 2**31)))
     ids = torch.randint(0, 140, (rows, width), generator=generator).to(dtype)
     ids = inside_larger_buffer(ids, data.draw(st.integers(0, 3)))
-    options = {}
+    options = marks_for(masker, ids, width)
     if how in ("lengths", "both"):
         options["lengths"] = torch.randint(0, width + 1, (rows,), generator=generator)
     if how in ("attention_mask", "both"):
@@ -119,14 +123,15 @@ def check_invariants(masker, tokens, starts, ends, batch: MaskedBatch) -> None:
     for name, fill in (("target_positions", 0), ("target_ids", -100), ("target_spans", 0)):
         assert bool((getattr(batch, name)[used:] == fill).all()), name
     assert bool((batch.target_offsets[used:] == 0).all() and (batch.sbo_ids[used:] == -100).all())
-    assert int(batch.dropped_spans) == 0
 
     numerator, denominator = masker.settings.ratio
     for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
         count = int(eligible[start:end].sum())
         assert int(selected[start:end].sum()) == -(-count * numerator // denominator)
 
-    spans = spans_of(batch)
+    spans, capacity = spans_of(batch), batch.span_left.numel()
+    # Special tokens may cut a text into more spans than its shape lets expect.
+    assert int(batch.dropped_spans) == max(0, len(spans) - capacity)
     owner = {
         p: i
         for i, (s, e) in enumerate(zip(starts.tolist(), ends.tolist(), strict=True))
@@ -138,14 +143,17 @@ def check_invariants(masker, tokens, starts, ends, batch: MaskedBatch) -> None:
         assert len({owner[p] for p in span.positions}) == 1
         neighbours = [p for p in (first - 1, last + 1) if owner.get(p) == owner[first]]
         assert not any(bool(selected[p]) for p in neighbours)  # merged spans are maximal
-        inside = len(neighbours) == 2 and all(bool(eligible[p]) for p in neighbours)
-        expected = (
-            [int(tokens[p]) for p in span.positions[: masker.settings.max_span_targets]]
-            if inside
-            else []
-        )
+        if number >= capacity:
+            assert set(span.sbo) == {-100}
+            continue
+        pair, slots = (first - 1, last + 1), masker.settings.max_span_targets
+        has_sbo = len(neighbours) == 2 and all(bool(eligible[p]) for p in neighbours)
+        if masker.settings.internal_endpoints:
+            pair, has_sbo = (first, last), owner.get(last - 1) == owner[last]
+        has_sbo &= masker.scheme != "piece"
+        expected = [int(tokens[p]) for p in span.positions[:slots]] if has_sbo else []
         assert span.sbo == expected + [-100] * (len(span.positions) - len(expected))
-        assert (span.left, span.right) == ((first - 1, last + 1) if inside else (0, 0))
+        assert (span.left, span.right) == (pair if has_sbo else (0, 0))
         assert int(batch.span_left[number]) == span.left
     assert bool(
         (batch.span_left[len(spans) :] == 0).all() and (batch.span_right[len(spans) :] == 0).all()
@@ -164,9 +172,10 @@ def test_invariants_on_long_text(force_backend, masker, lengths):
     ends = torch.tensor(lengths).cumsum(0)
     tokens = word_text(int(ends[-1]), seed=len(lengths))
     starts = ends - torch.tensor(lengths)
-    check_invariants(
-        masker, tokens, starts, ends, masker.packed(tokens, torch.cat([starts[:1], ends]))
-    )
+    marks = marks_for(masker, tokens, len(lengths))
+    batch = masker.packed(tokens, torch.cat([starts[:1], ends]), **marks)
+    check_invariants(masker, tokens, starts, ends, batch)
+    assert int(batch.dropped_spans) == 0
 
 
 # Independence ------------------------------------------------------------------------------------
@@ -281,7 +290,7 @@ def direct_arguments(capacity: int, ids: torch.Tensor, masker: SpanMasker):
     ends = torch.tensor([n // 2, n])
     starts, pool = torch.tensor([0, n // 2]), torch.tensor(list(POOL))
     targets = sum(
-        reference.budget_of(int(e - s), masker.settings.ratio)
+        mask_reference.budget_of(int(e - s), masker.settings.ratio)
         for s, e in zip(starts, ends, strict=True)
     )
     return (
@@ -295,12 +304,14 @@ def direct_arguments(capacity: int, ids: torch.Tensor, masker: SpanMasker):
         masker.settings,
         targets,
         capacity,
+        marks_for(masker, ids).get("candidates"),
     )
 
 
+@pytest.mark.parametrize("endpoints", ["external", "internal"])
 @pytest.mark.parametrize("capacity", [0, 1, 2, 5])
-def test_overflow_drops_sbo_targets_only(backend, capacity):
-    ids, masker = word_text(600, seed=8), make_masker(seed=3)
+def test_overflow_drops_sbo_targets_only(backend, capacity, endpoints):
+    ids, masker = word_text(600, seed=8), make_masker(seed=3, endpoints=endpoints)
     full = MaskedBatch(*_mask_op.span_mask(*direct_arguments(200, ids, masker)))
     small = MaskedBatch(*_mask_op.span_mask(*direct_arguments(capacity, ids, masker)))
     spans = len(spans_of(full))
@@ -324,8 +335,9 @@ def test_overflow_agrees_between_paths(force_backend):
         assert_same_batch(native, slow)
 
 
+@pytest.mark.parametrize("scheme", ["span", "entity"])
 @pytest.mark.parametrize("capacity", [1, 4, 200])
-def test_nothing_is_written_outside_the_outputs(force_backend, monkeypatch, capacity):
+def test_nothing_is_written_outside_the_outputs(force_backend, monkeypatch, capacity, scheme):
     """Every output and working buffer stands between guard zones, which survive (RELIABILITY
     G7)."""
     force_backend("native")
@@ -343,7 +355,8 @@ def test_nothing_is_written_outside_the_outputs(force_backend, monkeypatch, capa
     monkeypatch.setattr(
         torch, "empty_like", lambda t, dtype=None: fenced(t, t.shape, dtype or t.dtype)
     )
-    arguments = direct_arguments(capacity, word_text(1111, seed=8), make_masker(mask_ratio=0.4))
+    masker = make_masker(mask_ratio=0.4, scheme=scheme)
+    arguments = direct_arguments(capacity, word_text(1111, seed=8), masker)
     outputs = _mask_op.span_mask(*arguments)
     assert len(buffers) == 12
     for buffer in buffers:

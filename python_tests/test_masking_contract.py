@@ -251,8 +251,8 @@ def call(tokens=torch.arange(10, 19), start=0, end=9, targets=9, pool=torch.tens
     rows = torch.tensor([start]), torch.tensor([end]), torch.tensor([0])
     return torch.ops.spanbert_ext.span_mask(
         tokens, *rows, torch.tensor([0]), torch.ones(200, dtype=torch.uint8), pool,
-        0, 3, s.ratio, 1, s.length_thresholds, s.mask_threshold, s.random_threshold, False, 15,
-        targets, 9)
+        None, 0, 3, s.ratio, 1, s.length_thresholds, s.mask_threshold, s.random_threshold,
+        False, 15, 0, False, targets, 9)
 call()
 try:
     call(CHANGE)

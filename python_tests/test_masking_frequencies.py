@@ -68,10 +68,16 @@ def test_numbers_of_the_published_sampler(n, spans, sbo_share, others):
     assert abs(long - 0.020) < 0.0005 + 5 * math.sqrt(0.02 / len(lengths))
 
 
-def test_one_word_spans_select_every_position_alike():
-    """geometric_p 1 and one-piece words: a simple random sample of 5 of 30 positions."""
+@pytest.mark.parametrize(
+    "options, second",
+    [({"geometric_p": 1.0}, 10), ({"scheme": "piece"}, 101)],
+    ids=["one-word spans", "pieces of two-piece words"],
+)
+def test_single_pieces_are_selected_alike_at_every_position(options, second):
+    """A simple random sample of 5 of 30 positions."""
     rows, n, budget = 20000, 30, 5
-    batch = make_masker(seed=2, geometric_p=1.0)(torch.full((rows, n), 10))
+    text = torch.tensor([10, second] * (n // 2)).expand(rows, -1).contiguous()
+    batch = make_masker(seed=2, **options)(text)
     counts = (batch.labels != -100).sum(0).double()
     expected = rows * budget / n
     # Without replacement the counts' covariance has n - 1 eigenvalues expected * (n - budget) / (n
@@ -81,44 +87,59 @@ def test_one_word_spans_select_every_position_alike():
     assert stats.chi2.cdf(statistic.item(), n - 1) > FALSE_ALARM
 
 
-def test_anchors_are_uniform_over_pieces():
+@pytest.mark.parametrize("scheme", ["span", "word"])
+def test_anchors_are_uniform_over_pieces(scheme):
     """With a budget of one the masked piece is the start of the anchor's word: chosen in proportion
     to its pieces."""
     rows = 30000
     text = [10, 11, 101, 102, 12, 13, 103, 14, 15, 104, 105, 106]
     words = {0: 1, 1: 3, 4: 1, 5: 2, 7: 1, 8: 4}
-    batch = make_masker(seed=3, mask_ratio=0.01)(torch.tensor(text).expand(rows, -1).contiguous())
+    masker = make_masker(seed=3, mask_ratio=0.01, scheme=scheme)
+    batch = masker(torch.tensor(text).expand(rows, -1).contiguous())
     counts = (batch.labels != -100).sum(0)
     assert int(counts.sum()) == rows == sum(int(counts[p]) for p in words)
     observed = [int(counts[p]) for p in words]
     assert stats.chisquare(observed, [rows * k / 12 for k in words.values()]).pvalue > FALSE_ALARM
 
 
-def exact_distribution(words: list[int], budget: int) -> dict[frozenset, float]:
+LENGTHS = [0.2 * 0.8**i / (1 - 0.8**10) for i in range(10)]
+
+
+def next_spans(words, mask, lengths, candidates) -> list[tuple[range, float]]:
+    """What a draw takes, with its probability: half of the draws take one of the candidate spans
+    that are not wholly masked, if there are any, the others so many words from the anchor's on."""
+    starts = [sum(words[:i]) for i in range(len(words) + 1)]
+    free = [p for p in range(starts[-1]) if p not in mask]
+    candidates = [c for c in candidates if not mask.issuperset(c)]
+    of_words = (0.5 if candidates else 1.0) / len(free)
+    spans = [(c, 0.5 / len(candidates)) for c in candidates]
+    for anchor in free:
+        first = max(w for w in range(len(words)) if starts[w] <= anchor)
+        for count, chance in enumerate(lengths, start=1):
+            end = starts[min(first + count, len(words))]
+            spans.append((range(starts[first], end), chance * of_words))
+    return spans
+
+
+def exact_distribution(
+    words: list[int], budget: int, lengths=LENGTHS, candidates=()
+) -> dict[frozenset, float]:
     """Probability of every mask of a block of words with the given pieces, by the rules of SPEC 1.2
-    alone.
+    and 1.6 alone.
 
     Written as the rules stand there: an anchor that is masked is drawn again together with the
     length, which leaves the free anchors equally likely.
     """
-    lengths = [0.2 * 0.8**i / (1 - 0.8**10) for i in range(10)]
-    starts = [sum(words[:i]) for i in range(len(words) + 1)]
     current = {frozenset(): 1.0}
     while any(len(mask) < budget for mask in current):
         after: dict[frozenset, float] = {}
         for mask, share in current.items():
-            free = [p for p in range(starts[-1]) if p not in mask]
             outcomes = [(mask, 1.0)]
             if len(mask) < budget:
                 outcomes = []
-                for anchor in free:
-                    first = max(w for w in range(len(words)) if starts[w] <= anchor)
-                    for count, chance in enumerate(lengths, start=1):
-                        grown = set(mask)
-                        for piece in range(starts[first], starts[min(first + count, len(words))]):
-                            if len(grown) < budget:
-                                grown.add(piece)
-                        outcomes.append((frozenset(grown), chance / len(free)))
+                for span, chance in next_spans(words, mask, lengths, candidates):
+                    fresh = [p for p in span if p not in mask][: budget - len(mask)]
+                    outcomes.append((mask.union(fresh), chance))
             for outcome, chance in outcomes:
                 after[outcome] = after.get(outcome, 0.0) + share * chance
         current = after
@@ -132,23 +153,16 @@ def test_the_exact_distribution_by_hand():
     assert exact[frozenset({0, 1})] == pytest.approx(1 / 3)
     assert exact[frozenset({0, 2})] == pytest.approx((1 + q) / 6)
     assert exact[frozenset({1, 2})] == pytest.approx((1 - q / 2) / 3 + 1 / 6)
+    # One word, the middle being a candidate: half the draws take it, and a third of the others.
+    exact = exact_distribution([1, 1, 1], 1, [1.0], [range(1, 2)])
+    assert exact[frozenset({1})] == pytest.approx(1 / 2 + 1 / 6)
 
 
-@pytest.mark.parametrize(
-    "words, budget",
-    [([1, 1, 1], 2), ([1, 2, 1, 3], 3), ([1] * 9, 3), ([2, 1, 1, 1, 4, 1], 6), ([1] * 12, 11)],
-)
-def test_masks_follow_the_exact_distribution(words, budget):
-    """Chi-square over all masks of a small block: lengths, anchors, word starts, cuts and overlaps
-    at once."""
-    rows, n = 40000, sum(words)
-    text = [10 if i == 0 else 101 for pieces in words for i in range(pieces)]
-    batch = make_masker(seed=17, mask_ratio=budget / n)(
-        torch.tensor(text).expand(rows, -1).contiguous()
-    )
+def assert_masks_follow(exact: dict[frozenset, float], batch: MaskedBatch) -> None:
+    """Chi-square over all masks of the rows of a small block."""
+    rows, n = batch.labels.shape
     codes = ((batch.labels != -100) * (1 << torch.arange(n))).sum(1)
     seen = torch.bincount(codes, minlength=1 << n)
-    exact = exact_distribution(words, budget)
     expected = {sum(1 << p for p in mask): share * rows for mask, share in exact.items()}
     assert sum(int(seen[code]) for code in expected) == rows  # nothing impossible
     rare = [code for code, value in expected.items() if value < 10]
@@ -158,6 +172,61 @@ def test_masks_follow_the_exact_distribution(words, budget):
         observed.append(sum(int(seen[code]) for code in rare))
         wanted.append(sum(expected[code] for code in rare))
     assert stats.chisquare(observed, wanted).pvalue > FALSE_ALARM
+
+
+def rows_of_words(words: list[int], rows: int = 40000) -> torch.Tensor:
+    """The same words of the given numbers of pieces in every row."""
+    text = [10 if i == 0 else 101 for pieces in words for i in range(pieces)]
+    return torch.tensor(text).expand(rows, -1).contiguous()
+
+
+@pytest.mark.parametrize(
+    "words, budget",
+    [([1, 1, 1], 2), ([1, 2, 1, 3], 3), ([1] * 9, 3), ([2, 1, 1, 1, 4, 1], 6), ([1] * 12, 11)],
+)
+def test_masks_follow_the_exact_distribution(words, budget):
+    """Lengths, anchors, word starts, cuts and overlaps at once."""
+    batch = make_masker(seed=17, mask_ratio=budget / sum(words))(rows_of_words(words))
+    assert_masks_follow(exact_distribution(words, budget), batch)
+
+
+@pytest.mark.parametrize("words, budget", [([1, 2, 1, 3], 3), ([2, 1, 1, 1, 4, 1], 6)])
+def test_words_follow_the_exact_distribution(words, budget):
+    masker = make_masker(seed=18, scheme="word", mask_ratio=budget / sum(words))
+    assert_masks_follow(exact_distribution(words, budget, [1.0]), masker(rows_of_words(words)))
+
+
+@pytest.mark.parametrize(
+    "words, budget, candidates",
+    [
+        ([1] * 10, 1, [range(4, 7)]),
+        ([1, 2, 1, 3, 1], 4, [range(1), range(1, 4), range(4, 7)]),
+        ([1, 1, 2, 1, 1, 2, 1], 5, [range(1, 4), range(4, 5), range(7, 9)]),
+        ([2, 1, 1, 1], 4, [range(1, 3)]),
+    ],
+)
+def test_candidates_follow_the_exact_distribution(words, budget, candidates):
+    """Half of the draws take a candidate, uniformly among those still open; neighbours stay apart,
+    the budget cuts them, and words take over when all are masked."""
+    masker = make_masker(seed=19, scheme="entity", mask_ratio=budget / sum(words))
+    marks = torch.zeros(sum(words), dtype=torch.uint8)
+    for span in candidates:
+        marks[span.start], marks[span.start + 1 : span.stop] = 1, 2
+    ids = rows_of_words(words)
+    batch = masker(ids, candidates=marks.expand(len(ids), -1).contiguous())
+    assert_masks_follow(exact_distribution(words, budget, [1.0], candidates), batch)
+
+
+def test_a_candidate_is_drawn_half_of_the_time():
+    """Where a word is one of a thousand pieces, what falls on the candidate was drawn as one."""
+    rows, n = 4000, 1000
+    marks = torch.zeros(rows, n, dtype=torch.uint8)
+    marks[:, 500] = 1
+    for share in (0.5, 0.1):
+        masker = make_masker(seed=20, scheme="phrase", mask_ratio=0.001, candidate_prob=share)
+        batch = masker(torch.full((rows, n), 10), candidates=marks)
+        hits = int((batch.labels[:, 500] != -100).sum())
+        assert_share(hits, rows, share + (1 - share) / n)
 
 
 def kinds(batch: MaskedBatch, ids: torch.Tensor) -> torch.Tensor:

@@ -22,7 +22,7 @@ from model_cases import (
     run,
 )
 from safetensors.torch import load_file, save_file
-from strategies import maskers, sequences
+from strategies import marks_for, maskers, sequences
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -69,11 +69,12 @@ def naive_losses(model, hidden, batch):
     return mlm_loss, F.cross_entropy(x @ weight.T + model.cls.sbo_bias, batch.sbo_ids[used])
 
 
+@pytest.mark.parametrize("endpoints", ["external", "internal"])
 @pytest.mark.parametrize("rows", [False, True])
-def test_losses_are_the_definition(masker, stream, rows):
+def test_losses_are_the_definition(stream, rows, endpoints):
     model = random_weights(SpanBertForPreTraining(config(last_layer_rows=rows, sbo_weight=0.5)))
     model.double()
-    batch = masker.packed(*stream)
+    batch = make_masker(endpoints=endpoints).packed(*stream)
     assert (batch.sbo_ids != -100).sum() > 3
     mlm, sbo = naive_losses(model, model.bert(batch.input_ids, stream[1]), batch)
     (mlm + 0.5 * sbo).backward()
@@ -151,7 +152,7 @@ def test_no_sequence_has_more_rows_than_promised(texts, masker):
     cu_seqlens = torch.tensor([0, *(len(t) for t in texts)]).cumsum(0)
     longest, sequence = int(cu_seqlens.diff().max()), torch.arange(len(texts))
     sequence = sequence.repeat_interleave(cu_seqlens.diff())
-    batch = masker.packed(tokens, cu_seqlens)
+    batch = masker.packed(tokens, cu_seqlens, **marks_for(masker, tokens, len(texts)))
     for kept in (batch, batch.used()):
         rows, most = wanted_rows(kept, tokens.numel(), longest)
         assert not rows.numel() or sequence[rows].bincount().max() <= most

@@ -64,6 +64,15 @@ def test_a_token_between_two_spans_gets_both_gradients(backend):
     assert hidden.grad.tolist() == [[1, 2], [0, 0], [13, 24], [0, 0], [30, 40]]
 
 
+def test_a_span_between_two_mentions_of_a_token(backend):
+    """Internal endpoints: one token is both boundaries of its span."""
+    hidden = torch.arange(8.0).view(4, 2).requires_grad_()
+    pairs = _ops.gather_boundaries(hidden, torch.tensor([0, 3, 0]), torch.tensor([1, 3, 0]))
+    assert pairs.tolist() == [[0, 1, 2, 3], [6, 7, 6, 7], [0, 0, 0, 0]]
+    pairs.backward(torch.tensor([[1.0, 2, 3, 4], [10, 20, 30, 40], [7, 7, 7, 7]]))
+    assert hidden.grad.tolist() == [[1, 2], [3, 4], [0, 0], [40, 60]]
+
+
 # gelu_layer_norm ---------------------------------------------------------------------------------
 
 

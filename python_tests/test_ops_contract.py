@@ -28,9 +28,22 @@ def op_samples() -> dict[str, list[tuple]]:
         tables = torch.ones(200, dtype=torch.uint8), one + 150
         options = (-5, 3, s.ratio, 1, s.length_thresholds, s.mask_threshold, s.random_threshold)
         rows = (one, one + 40, one, one)
-        samples["span_mask"].append(
-            (word_text(40, 1).to(dtype), *rows, *tables, *options, False, 15, 6, 6)
-        )
+        for marks, threshold in ((None, 0), (torch.arange(40, dtype=torch.uint8) % 3, 2**31)):
+            samples["span_mask"].append(
+                (
+                    word_text(40, 1).to(dtype),
+                    *rows,
+                    *tables,
+                    marks,
+                    *options,
+                    False,
+                    15,
+                    threshold,
+                    marks is not None,
+                    6,
+                    6,
+                )
+            )
     for dtype in (torch.float32, torch.bfloat16, torch.float64):
         wide = working_dtype(dtype)
 

@@ -7,7 +7,7 @@ import torch
 from scipy import stats
 from strategies import assert_same_batch, fields, make_masker
 
-from spanbert_ext import reference
+from spanbert_ext import mask_reference, reference
 from spanbert_ext.masked_batch import MaskedBatch
 
 PUBLISHED_LENGTHS = [0.2241, 0.1792, 0.1434, 0.1147, 0.0918, 0.0734, 0.0587, 0.0470, 0.0376, 0.0301]
@@ -41,11 +41,11 @@ def test_philox_known_answers(counter, key, words):
 
 
 def test_draws_are_philox_of_number_epoch_and_sample():
-    draws = reference.SequenceDraws(
+    draws = mask_reference.SequenceDraws(
         seed=0x299F31D0A4093822, epoch=0x85A308D3, sample_id=0x0370734413198A2E
     )
     assert draws.span(0x243F6A88) == (0xD16CFE09, 0x94FDCCEB)
-    zero = reference.SequenceDraws(0, 0, 0)
+    zero = mask_reference.SequenceDraws(0, 0, 0)
     assert zero.span(0) == (0x6627E8D5, 0xE169C58D)
     assert zero.position(3) == reference.philox4x32((0x80000003, 0, 0, 0), (0, 0))[:2]
 
@@ -65,7 +65,7 @@ def test_draws_are_philox_of_number_epoch_and_sample():
     ],
 )
 def test_budget(pieces, ratio, budget):
-    assert reference.budget_of(pieces, ratio) == budget
+    assert mask_reference.budget_of(pieces, ratio) == budget
 
 
 def test_mask_ratio_is_held_as_the_fraction_it_was_written_as():
@@ -94,7 +94,7 @@ class Draws:
 
 def masked_places(n, starts, spans, **options):
     settings = make_masker(**options).settings
-    masked = reference.sample_mask([True] * n, starts, settings, Draws(settings, *spans))
+    masked = mask_reference.sample_mask([True] * n, starts, settings, Draws(settings, *spans))
     return [i for i, flag in enumerate(masked) if flag]
 
 
@@ -130,10 +130,10 @@ def test_a_special_token_ends_a_span_and_what_follows_it_begins_a_word():
     # there.
     starts = [True, True, False, False, False]
     draws = Draws(settings, (10, 3, 4), (10, 0, 2))
-    assert reference.sample_mask(eligible, starts, settings, draws) == eligible
+    assert mask_reference.sample_mask(eligible, starts, settings, draws) == eligible
     settings = make_masker(mask_ratio=0.25).settings
     draws = Draws(settings, (1, 3, 4))
-    assert reference.sample_mask(eligible, starts, settings, draws) == [
+    assert mask_reference.sample_mask(eligible, starts, settings, draws) == [
         False,
         False,
         False,
@@ -144,19 +144,21 @@ def test_a_special_token_ends_a_span_and_what_follows_it_begins_a_word():
 
 def test_runs():
     flags = [bool(int(c)) for c in "0110111001"]
-    assert reference.runs_of(flags) == [(1, 3), (4, 7), (9, 10)]
-    assert reference.runs_of([]) == []
-    assert reference.runs_of([True]) == [(0, 1)]
+    assert mask_reference.runs_of(flags) == [(1, 3), (4, 7), (9, 10)]
+    assert mask_reference.runs_of([]) == []
+    assert mask_reference.runs_of([True]) == [(0, 1)]
 
 
 def scripted_batch(monkeypatch, spans, kind, ids, **options):
-    """`reference.span_mask` of one sequence whose draws are written down."""
+    """`mask_reference.span_mask` of one sequence whose draws are written down."""
     settings = make_masker(random_tokens=[150, 151], **options).settings
-    monkeypatch.setattr(reference, "SequenceDraws", lambda *_: Draws(settings, *spans, kind=kind))
+    monkeypatch.setattr(
+        mask_reference, "SequenceDraws", lambda *_: Draws(settings, *spans, kind=kind)
+    )
     flags = torch.full((200,), reference.WORD_START, dtype=torch.uint8)
     flags[:4] = reference.SPECIAL
     n = len(ids)
-    columns = reference.span_mask(
+    columns = mask_reference.span_mask(
         torch.tensor(ids),
         torch.tensor([0]),
         torch.tensor([n]),
@@ -279,7 +281,7 @@ def test_lengths_drawn_follow_the_distribution():
     settings = make_masker(seed=11).settings
     counts = [0] * 10
     for sample in range(20000):
-        word = reference.SequenceDraws(settings.seed, 0, sample).span(0)[0]
+        word = mask_reference.SequenceDraws(settings.seed, 0, sample).span(0)[0]
         counts[sum(word >= t for t in settings.length_thresholds)] += 1
     expected = [20000 * 0.2 * 0.8**i / (1 - 0.8**10) for i in range(10)]
     assert stats.chisquare(counts, expected).pvalue > 1e-6

@@ -98,7 +98,17 @@ def test_head_is_the_formula(backend, dtype, formula):
 
 
 @pytest.mark.parametrize("rows, width", [(1, 9), (2, 17), (16, 64), (3, 200)])
-@pytest.mark.parametrize("options", [{}, {"mask_ratio": 1.0}, {"max_span_targets": 3}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"mask_ratio": 1.0},
+        {"max_span_targets": 3},
+        {"endpoints": "internal"},
+        {"endpoints": "internal", "scheme": "word"},
+        {"scheme": "piece"},
+    ],
+)
 def test_sizes(backend, rows, width, options):
     batch = framed_batch(rows, width, seed=width, **options)
     hidden, grad = randn(rows * width, 24, seed=1), randn(batch.sbo_ids.shape[0], 24, seed=2)

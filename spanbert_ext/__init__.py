@@ -15,6 +15,7 @@ _HOMES = {
     "linear_cross_entropy": "cross_entropy",
     "SpanBertConfig": "modeling",
     "SpanBertForPreTraining": "modeling",
+    "SpanFiller": "filling",
 }
 __all__ = [*_HOMES]
 

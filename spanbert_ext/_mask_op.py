@@ -10,18 +10,21 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from spanbert_ext import _backend, reference
+from spanbert_ext import _backend, mask_reference
 from spanbert_ext._boundary import check, define, place, readable
-from spanbert_ext.reference import SamplerSettings
+from spanbert_ext.mask_reference import SamplerSettings
 
 _C = _backend.native_module
 
 
 @lru_cache(maxsize=64)
-def _native_settings(seed, mask_id, ratio, min_words, lengths, mask, random, per_piece, slots):
+def _native_settings(
+    seed, mask_id, ratio, min_words, lengths, mask, random, per_piece, slots, candidate, internal
+):
     return _C.SamplerSettings(
-        seed, mask_id, ratio, min_words, list(lengths), mask, random, per_piece, slots
-    )
+        seed, mask_id, ratio, min_words, list(lengths), mask, random, per_piece, slots, candidate,
+        internal,
+    )  # fmt: skip
 
 
 def _signed(seed: int) -> int:
@@ -40,10 +43,13 @@ def span_mask(
     settings: SamplerSettings,
     target_capacity: int,
     span_capacity: int,
+    candidates: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
-    """`reference.span_mask`, natively where the back end allows."""
+    """`mask_reference.span_mask`, natively where the back end allows."""
     if not _backend.use_native(tokens.device):
-        _check_inputs(tokens, starts, ends, sample_ids, epoch, vocabulary, random_tokens)
+        _check_inputs(
+            tokens, starts, ends, sample_ids, epoch, vocabulary, random_tokens, candidates
+        )
         _check_order(starts, ends, tokens.numel())
         # Steps of +1 at a start and -1 at an end add up to 1 inside a sequence.
         steps = tokens.new_zeros(tokens.numel() + 1, dtype=torch.int64)
@@ -54,19 +60,22 @@ def span_mask(
         bad = (inside & ((tokens < 0) | (tokens >= vocabulary.numel()))).nonzero()
         if bad.numel():
             _raise_bad_id(tokens, int(bad[0]), vocabulary.numel())
-        return reference.span_mask(
+        return mask_reference.span_mask(
             tokens, starts, ends, sample_ids, epoch, vocabulary, random_tokens, settings,
-            target_capacity, span_capacity,
+            target_capacity, span_capacity, candidates,
         )  # fmt: skip
     return torch.ops.spanbert_ext.span_mask(
-        tokens, starts, ends, sample_ids, epoch, vocabulary, random_tokens,
+        tokens, starts, ends, sample_ids, epoch, vocabulary, random_tokens, candidates,
         _signed(settings.seed), settings.mask_id, settings.ratio, settings.min_words,
         settings.length_thresholds, settings.mask_threshold, settings.random_threshold,
-        settings.per_piece, settings.max_span_targets, target_capacity, span_capacity,
+        settings.per_piece, settings.max_span_targets, settings.candidate_threshold,
+        settings.internal_endpoints, target_capacity, span_capacity,
     )  # fmt: skip
 
 
-def _check_inputs(tokens, starts, ends, sample_ids, epoch, vocabulary, random_tokens) -> None:
+def _check_inputs(
+    tokens, starts, ends, sample_ids, epoch, vocabulary, random_tokens, candidates
+) -> None:
     if tokens.dtype not in (torch.int32, torch.int64):
         raise TypeError(f"tokens must be int32 or int64; got {tokens.dtype}")
     check("tokens", tokens, (None,), tokens.dtype, tokens)
@@ -78,6 +87,8 @@ def _check_inputs(tokens, starts, ends, sample_ids, epoch, vocabulary, random_to
     check("random_tokens", random_tokens, (None,), torch.int64, tokens)
     if random_tokens.numel() == 0:
         raise ValueError("random_tokens must hold at least one id")
+    if candidates is not None:
+        check("candidates", candidates, (tokens.numel(),), torch.uint8, tokens)
 
 
 def _check_order(starts: Tensor, ends: Tensor, total: int) -> None:
@@ -99,25 +110,27 @@ def _raise_bad_id(tokens: Tensor, place: int, size: int) -> None:
 
 
 def _span_mask(
-    tokens, starts, ends, sample_ids, epoch, vocabulary, random_tokens, seed, mask_id, ratio,
-    min_words, length_thresholds, mask_threshold, random_threshold, per_piece, max_span_targets,
-    target_capacity, span_capacity,
+    tokens, starts, ends, sample_ids, epoch, vocabulary, random_tokens, candidates, seed, mask_id,
+    ratio, min_words, length_thresholds, mask_threshold, random_threshold, per_piece,
+    max_span_targets, candidate_threshold, internal_endpoints, target_capacity, span_capacity,
 ):  # fmt: skip
-    _check_inputs(tokens, starts, ends, sample_ids, epoch, vocabulary, random_tokens)
+    _check_inputs(tokens, starts, ends, sample_ids, epoch, vocabulary, random_tokens, candidates)
     total, sequences = tokens.numel(), starts.numel()
     outputs = _empty_masks(tokens, target_capacity, span_capacity)
-    bitmaps = tokens.new_empty((3, total // 64 + sequences + 1), dtype=torch.int64)
+    maps = 3 if candidates is None else 5
+    bitmaps = tokens.new_empty((maps, total // 64 + sequences + 1), dtype=torch.int64)
     row_counts = tokens.new_empty((2, sequences + 1), dtype=torch.int64)
     settings = _native_settings(
         seed & (2**64 - 1), mask_id, tuple(ratio), min_words, tuple(length_thresholds),
-        mask_threshold, random_threshold, per_piece, max_span_targets,
+        mask_threshold, random_threshold, per_piece, max_span_targets, candidate_threshold,
+        internal_endpoints,
     )  # fmt: skip
-    inputs = (tokens, starts, ends, sample_ids, epoch, vocabulary, random_tokens)
+    inputs = (tokens, starts, ends, sample_ids, epoch, vocabulary, random_tokens, candidates)
     sizes = [total, sequences, vocabulary.numel(), random_tokens.numel()]
     bad = _C.span_mask(
-        place(tokens), settings, tokens.dtype == torch.int64, *(t.data_ptr() for t in inputs),
-        [t.data_ptr() for t in outputs], bitmaps.data_ptr(), row_counts.data_ptr(),
-        [*sizes, target_capacity, span_capacity],
+        place(tokens), settings, tokens.dtype == torch.int64,
+        *(0 if t is None else t.data_ptr() for t in inputs), [t.data_ptr() for t in outputs],
+        bitmaps.data_ptr(), row_counts.data_ptr(), [*sizes, target_capacity, span_capacity],
     )  # fmt: skip
     if bad >= 0:
         _raise_bad_id(tokens, bad, vocabulary.numel())
@@ -140,9 +153,10 @@ def _span_mask_fake(tokens, *arguments):
 
 define(
     "span_mask(Tensor tokens, Tensor starts, Tensor ends, Tensor sample_ids, Tensor epoch, "
-    "Tensor vocabulary, Tensor random_tokens, int seed, int mask_id, int[] ratio, int min_words, "
-    "int[] length_thresholds, int mask_threshold, int random_threshold, bool per_piece, "
-    "int max_span_targets, SymInt target_capacity, SymInt span_capacity) -> (Tensor input_ids, "
+    "Tensor vocabulary, Tensor random_tokens, Tensor? candidates, int seed, int mask_id, "
+    "int[] ratio, int min_words, int[] length_thresholds, int mask_threshold, "
+    "int random_threshold, bool per_piece, int max_span_targets, int candidate_threshold, "
+    "bool internal_endpoints, SymInt target_capacity, SymInt span_capacity) -> (Tensor input_ids, "
     "Tensor labels, Tensor target_positions, Tensor target_ids, Tensor target_spans, "
     "Tensor target_offsets, Tensor sbo_ids, Tensor span_left, Tensor span_right, "
     "Tensor dropped_spans)",

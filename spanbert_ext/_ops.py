@@ -44,8 +44,8 @@ def gather_boundaries(hidden: Tensor, span_left: Tensor, span_right: Tensor) -> 
 def _check_spans(span_left, span_right, tokens: int, like: Tensor) -> None:
     check("span_left", span_left, (None,), torch.int64, like)
     check("span_right", span_right, (span_left.numel(),), torch.int64, like)
-    check_range("span_left", span_left, tokens, lambda: span_right > span_left)
-    check_range("span_right", span_right, tokens, lambda: span_right > span_left)
+    check_range("span_left", span_left, tokens, lambda: span_right > 0)
+    check_range("span_right", span_right, tokens, lambda: span_right > 0)
 
 
 def _gather_boundaries(hidden, span_left, span_right):

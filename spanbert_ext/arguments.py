@@ -18,12 +18,20 @@ from jsonargparse import ArgumentParser
 from spanbert_ext.errors import ConfigError
 from spanbert_ext.training import settings
 
+# The paper's models: settings that `--config` takes by name.
+NAMED_CONFIGS = Path(__file__).parent / "configs"
 _FLAGS = ("--help", "-h", "--debug", "--print_config")
 
 
 @dataclass(frozen=True)
 class Verb:
-    """One word of the command."""
+    """One word of the command.
+
+    Args:
+        settings: the class of its settings; None for a verb that takes them apart itself.
+        positional: the setting that bare words belong to.
+        other_case: when other defaults hold than the class's own, for the help.
+    """
 
     name: str
     usage: str
@@ -31,6 +39,7 @@ class Verb:
     run: Callable[[Sequence[str]], int]
     settings: Callable[[], type] | None = None
     positional: str | None = None
+    other_case: str = ""
 
 
 @dataclass(frozen=True)
@@ -39,7 +48,7 @@ class Arguments:
 
     Args:
         values: setting -> text, in the order given; None where the value is missing.
-        files: YAML files named by --config.
+        files: YAML files of --config.
         positionals: words that belong to no option.
     """
 
@@ -70,11 +79,32 @@ def split_arguments(words: Sequence[str]) -> Arguments:
             value = next(rest, None)
         if name == "config":
             if value is None:
-                raise ConfigError("--config: a YAML file is required")
-            files.append(value)
+                raise ConfigError("--config: a YAML file or a name is required")
+            files.append(config_file(value))
         else:
             values[name.replace("-", "_")] = value
     return Arguments(values, tuple(files), tuple(positionals))
+
+
+def config_names() -> list[str]:
+    """Names that `--config` takes in place of a file."""
+    return sorted(path.stem for path in NAMED_CONFIGS.glob("*.yaml"))
+
+
+def config_file(value: str) -> str:
+    """The YAML file that `--config` means: a path, or a bare name of `config_names`.
+
+    Raises:
+        ConfigError: a bare name that is neither.
+    """
+    if Path(value).suffix or Path(value).name != value or Path(value).is_file():
+        return value
+    if value not in config_names():
+        raise ConfigError(
+            f"--config {value}: there is no such file, and no settings of this name (names: "
+            f"{', '.join(config_names())})"
+        )
+    return str(NAMED_CONFIGS / f"{value}.yaml")
 
 
 def read_yaml(path: str) -> dict[str, Any]:
@@ -98,20 +128,34 @@ def read_yaml(path: str) -> dict[str, Any]:
     return settings.flatten(loaded)
 
 
-def make_parser(
-    verb: str, usage: str, description: str, cls: type, defaults: Any
-) -> ArgumentParser:
-    """A parser with one option for every setting of a dataclass."""
+def make_parser(verb: Verb, defaults: Any, other_defaults: Any = None) -> ArgumentParser:
+    """A parser with one option for every setting of a verb.
+
+    Args:
+        defaults: an instance whose values are the defaults, None for the class's own.
+        other_defaults: what holds where nothing is given, named in the help where it differs.
+    """
+    cls = verb.settings()
     parser = ArgumentParser(
-        prog=f"spanbert {verb}", usage=usage, description=description, exit_on_error=False
+        prog=f"spanbert {verb.name}",
+        usage=verb.usage,
+        description=verb.description,
+        exit_on_error=False,
     )
+    others = settings.options(cls, other_defaults) if other_defaults is not None else []
+    other_values = {option.name: option.default for option in others}
     parser.add_argument(
-        "--config", action="config", help="YAML file of these settings; options override it."
+        "--config",
+        action="config",
+        help="YAML file of these settings; options override it. Pre-training also takes the name "
+        f"of one of the paper's models: {', '.join(config_names())}.",
     )
     for option in settings.options(cls, defaults):
-        parser.add_argument(
-            f"--{option.name}", type=option.type, default=option.default, help=option.help
-        )
+        text = option.help
+        other = other_values.get(option.name, option.default)
+        if other != option.default:
+            text += f" [{verb.other_case}: {other}]"
+        parser.add_argument(f"--{option.name}", type=option.type, default=option.default, help=text)
     return parser
 
 
@@ -129,7 +173,8 @@ def parse_settings(
     """
     cls = verb.settings()
     if any(word in ("--help", "-h") for word in words):
-        make_parser(verb.name, verb.usage, verb.description, cls, None).parse_args(["--help"])
+        other = defaults_for({}) if defaults_for else None
+        make_parser(verb, None, other).parse_args(["--help"])
     arguments = split_arguments(words)
     _check_values(arguments, {option.name: option for option in settings.options(cls, None)})
     given: dict[str, Any] = {}
@@ -143,13 +188,14 @@ def parse_settings(
             )
         given[verb.positional] = list(arguments.positionals)
     defaults = defaults_for(given) if defaults_for else None
-    settings.build(
-        cls, given, defaults
-    )  # reports every fault; jsonargparse would stop at the first
-
-    parser = make_parser(verb.name, verb.usage, verb.description, cls, defaults)
+    # Reports every fault; jsonargparse would stop at the first.
+    built = settings.as_flat_dict(settings.build(cls, given, defaults))
+    parser = make_parser(verb, defaults)
     options = [f"--config={path}" for path in arguments.files]
-    options += [f"--{name}={value}" for name, value in arguments.values.items()]
+    options += [
+        f"--{name}={json.dumps(built[name]) if isinstance(built[name], list) else value}"
+        for name, value in arguments.values.items()
+    ]
     if arguments.positionals:
         options.append(f"--{verb.positional}={json.dumps(arguments.positionals)}")
     options += [word for word in words if word.startswith("--print_config")]

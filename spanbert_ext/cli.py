@@ -15,6 +15,7 @@ from typing import Any
 
 import spanbert_ext
 from spanbert_ext.arguments import Verb, parse_settings, split_arguments
+from spanbert_ext.console import patient_output, plain_console
 from spanbert_ext.errors import ConfigError, ReportedElsewhere, SpanBertError
 from spanbert_ext.training import settings
 
@@ -67,8 +68,8 @@ def run_prepare(words: Sequence[str]) -> int:
     """`spanbert prepare`."""
     config = parse_settings(VERBS["prepare"], words)
     _quiet_console(loads_models=False)
-    from spanbert_ext.console import ByteProgress
     from spanbert_ext.data import prepare
+    from spanbert_ext.progress import ByteProgress
 
     progress = ByteProgress()
     try:
@@ -83,34 +84,53 @@ def run_prepare(words: Sequence[str]) -> int:
 
 
 def run_export(words: Sequence[str]) -> int:
-    """`spanbert export RUN_OR_CHECKPOINT OUTPUT`."""
+    """`spanbert export MODEL OUTPUT`."""
     verb = VERBS["export"]
     if any(word in ("--help", "-h") for word in words):
         print(f"usage: {verb.usage}\n\n{verb.description}")
         return 0
     arguments = split_arguments(words)
     if len(arguments.positionals) != 2 or arguments.values or arguments.files:
-        raise ConfigError(f"expected two directories and nothing else: {verb.usage}")
+        raise ConfigError(f"expected a model, a directory and nothing else: {verb.usage}")
     source, target = map(Path, arguments.positionals)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ConfigError(f"{target} exists and is not an empty directory; choose another output")
-    from spanbert_ext.training import checkpoint
-
-    if source.is_dir() and not (source / "config.json").is_file():
-        found = checkpoint.newest(source)
-        if found is None:
-            raise ConfigError(f"{source} holds no checkpoint (step-...) and no model (config.json)")
-        source = found
-    elif not source.is_dir():
-        raise ConfigError(f"{source} is not a directory")
+    if not source.exists():
+        raise ConfigError(f"{source}: there is no such file or directory")
     _quiet_console()
-    from spanbert_ext import conversion
+    from spanbert_ext import starting_points
+    from spanbert_ext.training import checkpoint, model_card
 
-    conversion.export_bert(source, target, tokenizer_dir=source)
-    print(
-        f"wrote {target}: AutoModelForMaskedLM.from_pretrained({str(target)!r}) loads it without "
-        f"this package"
+    folder = checkpoint.model_directory(source)
+    print(starting_points.export_start(str(folder), target))
+    model_card.write_card(folder, target)
+    print(f"wrote {target}: transformers loads it without this package")
+    return 0
+
+
+def _fill_settings() -> type:
+    from spanbert_ext.fill_config import FillConfig
+
+    return FillConfig
+
+
+def run_fill(words: Sequence[str]) -> int:
+    """`spanbert fill MODEL TEXT [TEXT ...]`."""
+    config = parse_settings(VERBS["fill"], words)
+    _quiet_console()
+    from spanbert_ext.filling import SpanFiller, table
+
+    model, *texts = config.inputs
+    found = SpanFiller(model, device=config.device)(
+        texts,
+        pieces=config.pieces,
+        max_pieces=config.max_pieces,
+        top_k=config.top_k,
+        by=config.by,
+        refine=config.refine,
     )
+    for text, fillings in zip(texts, found, strict=True):
+        print("\n".join([text, *(f"  {line}" for line in table(fillings))]))
     return 0
 
 
@@ -130,6 +150,24 @@ def run_bench(words: Sequence[str]) -> int:
     return 0
 
 
+def _plot_settings() -> type:
+    from spanbert_ext.curves import PlotConfig
+
+    return PlotConfig
+
+
+def run_plot(words: Sequence[str]) -> int:
+    """`spanbert plot RUN ...`."""
+    config = parse_settings(VERBS["plot"], words)
+    _quiet_console(loads_models=False)
+    from spanbert_ext import curves
+
+    for run in curves.plot(config):
+        print(run.summary())
+    print(f"wrote {config.output}")
+    return 0
+
+
 def run_doctor(words: Sequence[str]) -> int:
     """`spanbert doctor`."""
     verb = VERBS["doctor"]
@@ -145,8 +183,6 @@ def run_doctor(words: Sequence[str]) -> int:
 
 
 def _quiet_console(loads_models: bool = True) -> None:
-    from spanbert_ext.console import plain_console
-
     plain_console()
     if loads_models:
         from transformers.utils import logging
@@ -174,14 +210,33 @@ VERBS = {
             "on text every Python carries, with its own small settings; options override them too.",
             run_pretrain,
             _pretrain_settings,
+            other_case="without --corpus",
         ),
         Verb(
             "export",
-            "spanbert export RUN_OR_CHECKPOINT OUTPUT",
-            "Write a checkpoint (the newest of a run) as a plain BERT directory that transformers "
-            "loads "
-            "without this package.",
+            "spanbert export MODEL OUTPUT",
+            "Write a model as a plain Hugging Face directory that transformers loads without this "
+            "package: a run (its newest checkpoint), a checkpoint, or an archive of the original "
+            "SpanBERT.",
             run_export,
+        ),
+        Verb(
+            "fill",
+            "spanbert fill MODEL TEXT [TEXT ...] [options]",
+            "Propose what is hidden at [MASK] or ___ in a text, by the masked language model, by "
+            "the span boundary objective, and by both.",
+            run_fill,
+            _fill_settings,
+            "inputs",
+        ),
+        Verb(
+            "plot",
+            "spanbert plot RUN [RUN ...] [--output FILE]",
+            "Draw the learning curves of runs over each other: losses in training and held out, "
+            "gradient norm, tokens a second, learning rate.",
+            run_plot,
+            _plot_settings,
+            "runs",
         ),
         Verb(
             "bench",
@@ -210,8 +265,8 @@ def _overview() -> str:
         + "\n".join(lines)
         + "\n\n`spanbert VERB --help` lists the settings of a verb. "
         "--config FILE reads them from YAML; --debug shows tracebacks.\n"
-        "Exit codes: 0 done, 2 settings, 65 data, 70 internal, 74 storage, 75 stopped and "
-        "resumable, 76 numerics."
+        "Exit codes: 0 done, 2 settings, 65 data, 70 internal, 71 memory, 74 storage, "
+        "75 stopped and resumable, 76 numerics."
     )
 
 
@@ -219,7 +274,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code. `--help` and `--print_config` leave through
     SystemExit(0).
     """
-    words = list(sys.argv[1:] if argv is None else argv)
+    with patient_output():
+        return _run(list(sys.argv[1:] if argv is None else argv))
+
+
+def _run(words: list[str]) -> int:
     if not words or words[0] in ("--help", "-h", "help"):
         print(_overview())
         return 0

@@ -1,75 +1,80 @@
-"""What a command says while it works: log records, durations, progress over bytes.
+"""Output that may lose its reader: `spanbert pretrain | head` prints ten lines and trains on.
 
-Nothing here imports torch, so commands that do without it start at once.
+A run's numbers are in metrics.jsonl; what is printed is for whoever watches. So a closed pipe, a
+terminal that went away or a full disk under a redirected log must not end weeks of training, and
+a console that lacks a character must not either.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import logging
 import os
 import sys
-import time
-
-from tqdm import tqdm
-
-logger = logging.getLogger("spanbert_ext")
+from collections.abc import Iterator
+from typing import TextIO
 
 
-def format_seconds(seconds: float) -> str:
-    """5 -> 5s, 65 -> 1m05s, 3700 -> 1h01m, 200000 -> 2d07h."""
-    seconds = round(seconds)
-    if seconds < 60:
-        return f"{seconds}s"
-    if seconds < 3600:
-        return f"{seconds // 60}m{seconds % 60:02d}s"
-    if seconds < 86400:
-        return f"{seconds // 3600}h{seconds % 3600 // 60:02d}m"
-    return f"{seconds // 86400}d{seconds % 86400 // 3600:02d}h"
-
-
-class ByteProgress:
-    """Shows how far `prepare` is: a bar for each pass on a terminal, else a line every few seconds.
+class PatientStream:
+    """A text stream whose faults end its output, not the program.
 
     Args:
-        seconds: between lines.
+        stream: written to until the first fault, then pointed at the null device.
     """
 
-    def __init__(self, seconds: float = 5.0):
-        self._seconds = seconds
-        self._doing = ""
-        self._bar: tqdm | None = None
+    def __init__(self, stream: TextIO):
+        self._stream = stream
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
 
-    def __call__(self, doing: str, done: int, total: int) -> None:
-        """`done` of `total` bytes of a pass; what is done at its first call was done before."""
-        if doing != self._doing:
-            self._begin(doing, done, total)
-        if self._bar is not None:
-            self._bar.update(done - self._bar.n)
-            return
-        now = time.monotonic()
-        if now - self._said >= self._seconds and done > self._before:
-            rate = (done - self._before) / (now - self._began)
-            left = format_seconds((total - done) / rate)
+    def write(self, text: str) -> int:
+        """Write, or forget the text."""
+        try:
+            return self._stream.write(text)
+        except OSError as error:
+            self._silence(error)
+            return len(text)
+
+    def flush(self) -> None:
+        """Flush, or forget what was not written."""
+        try:
+            self._stream.flush()
+        except OSError as error:
+            self._silence(error)
+
+    def _silence(self, error: OSError) -> None:
+        # At the descriptor, so that what is still in the stream's buffer goes nowhere at exit too.
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, self._stream.fileno())
+        os.close(null)
+        if error.errno != errno.EPIPE and self is not sys.stderr:
             print(
-                f"{doing} {done / 1e6:.1f}/{total / 1e6:.1f} MB  {rate / 1e6:.2f} MB/s  ETA {left}",
-                flush=True,
-            )
-            self._said = now
-
-    def _begin(self, doing: str, done: int, total: int) -> None:
-        self.close()
-        self._doing, self._before = doing, done
-        self._began = self._said = time.monotonic()
-        if sys.stderr.isatty():
-            self._bar = tqdm(
-                total=total, initial=done, desc=doing, unit="B", unit_scale=True, dynamic_ncols=True
+                f"spanbert: warning: the output cannot be written any more ({error.strerror}); "
+                "going on without it",
+                file=sys.stderr,
             )
 
-    def close(self) -> None:
-        """End the bar."""
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
+    def __getattr__(self, name: str):
+        return getattr(self._stream, name)
+
+
+@contextlib.contextmanager
+def patient_output() -> Iterator[None]:
+    """Make stdout and stderr patient; one that is closed from the start is the null device."""
+    before = sys.stdout, sys.stderr
+    with contextlib.ExitStack() as opened:
+        streams = [
+            opened.enter_context(open(os.devnull, "w", encoding="utf-8")) if s is None else s
+            for s in before
+        ]
+        sys.stdout, sys.stderr = (PatientStream(stream) for stream in streams)
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            sys.stdout, sys.stderr = before
 
 
 def plain_console() -> None:
@@ -79,6 +84,7 @@ def plain_console() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("spanbert: %(levelname)s: %(message)s"))
+    logger = logging.getLogger("spanbert_ext")
     logger.handlers = [handler]
     logger.propagate = False
     logger.setLevel(logging.INFO)

@@ -6,23 +6,53 @@ a hub name is given.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import pickle
 import shutil
 import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from transformers import BertConfig
+from transformers.utils import logging
 
+from spanbert_ext.archives import pickle_fault
+from spanbert_ext.configuration import ABOUT_THE_FILE, SpanBertConfig
 from spanbert_ext.errors import DataError, StorageError
-from spanbert_ext.modeling import ABOUT_THE_FILE, SpanBertConfig, SpanBertForPreTraining
+from spanbert_ext.load_report import LoadReport
+from spanbert_ext.modeling import SpanBertForPreTraining
 
-_TOKENIZER_FILES = (
+TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
     "vocab.txt",
+)
+# What of BERT's configuration our encoder and output layer do not vary.
+_REQUIRED = {
+    "tie_word_embeddings": True,
+    "hidden_act": "gelu",
+    "position_embedding_type": "absolute",
+    "is_decoder": False,
+}
+# What reading configurations and weights of strangers raises.
+_UNUSABLE = (
+    OSError,
+    ValueError,
+    RuntimeError,
+    TypeError,
+    KeyError,
+    EOFError,
+    ZeroDivisionError,
+    SafetensorError,
+    StrictDataclassError,
 )
 _HEAD_FIELDS = (
     "max_span_targets",
@@ -31,94 +61,159 @@ _HEAD_FIELDS = (
     "loss",
     "encoder_config",
     "last_layer_rows",
+    "sbo_layer",
+    "nsp",
 )
 
 
-def from_bert(path: str | os.PathLike, **options) -> tuple[SpanBertForPreTraining, str]:
-    """Pre-training from a Hugging Face BERT directory: encoder and MLM head taken over, SBO head
-    new.
+def from_bert(path: str | os.PathLike, **options) -> tuple[SpanBertForPreTraining, LoadReport]:
+    """Pre-training from a Hugging Face BERT directory: encoder and MLM head taken over, with
+    `nsp=True` pooler and next sentence head too, SBO head new.
 
     Args:
         path: directory or hub name of any BERT model (with or without heads), or of a SpanBERT one.
         options: fields of `SpanBertConfig` that replace those of the file.
 
-    Returns:
-        The model and the text of `load_report`.
-
     Raises:
-        DataError: it is no BERT, its output layer is not tied, or encoder weights are missing in
-            the file.
+        DataError: it is no BERT or one that our encoder does not compute, its output layer is not
+            tied, or weights of the encoder are missing, misshapen or not finite.
     """
-    fields, _ = SpanBertConfig.get_config_dict(path)
+    try:
+        fields, _ = SpanBertConfig.get_config_dict(path)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: its config.json cannot be read: {error}") from error
     if not fields:
         raise DataError(
             f"{path}: no config.json was found; a Hugging Face model directory is expected"
         )
     # The original SpanBERT directories have no model_type.
-    if fields.get("model_type", "bert") not in ("bert", SpanBertConfig.model_type):
+    kind = fields.get("model_type", "bert")
+    if kind not in ("bert", SpanBertConfig.model_type):
         raise DataError(
-            f"{path}: model_type is {fields['model_type']!r}, not 'bert'; other encoders come in "
+            f"{path}: model_type is {kind!r}, not 'bert'; other encoders come in "
             "through SpanBertForPreTraining.from_encoder"
         )
-    if not fields.get("tie_word_embeddings", True):
-        raise DataError(
-            f"{path}: its output layer is not the word embedding (tie_word_embeddings is false)"
-        )
-    fields = {name: value for name, value in fields.items() if name not in ABOUT_THE_FILE}
-    config = SpanBertConfig(**{**fields, **options})
-    model, info = SpanBertForPreTraining.from_pretrained(
-        path, config=config, output_loading_info=True
-    )
-    lost = sorted(name for name in info["missing_keys"] if not name.startswith("cls."))
-    if lost:
-        raise DataError(f"{path}: {len(lost)} weights of the encoder are missing, first {lost[0]}")
-    return model, load_report(info)
+    layout = "BERT directory" if kind == "bert" else "SpanBERT directory"
+    return load_model(str(path), layout, fields, options, folder=path)
 
 
-def load_report(info: dict) -> str:
-    """What a file gave and what it did not, in a few lines.
+def load_model(
+    source: str,
+    layout: str,
+    fields: Mapping[str, Any],
+    options: Mapping[str, Any],
+    folder: str | os.PathLike | None = None,
+    weights: Mapping[str, torch.Tensor] | None = None,
+    notes: tuple[str, ...] = (),
+) -> tuple[SpanBertForPreTraining, LoadReport]:
+    """A model in fp32 from a directory, or from tensors under our names.
 
     Args:
-        info: what `from_pretrained(..., output_loading_info=True)` returns beside the model.
+        source, layout, notes: for the report.
+        fields, options: of `SpanBertConfig`; options win.
+        folder, weights: one of the two.
+
+    Raises:
+        DataError: as `from_bert`.
     """
-    lines = []
-    for title, key in (("new (not in the file)", "missing_keys"), ("not used", "unexpected_keys")):
-        groups = _by_module(info[key])
-        lines += [f"{title}: {name} ({count} tensors)" for name, count in groups.items()]
-    for name, found, expected in sorted(info["mismatched_keys"]):
-        lines.append(
-            f"other shape: {name} is {tuple(found)} in the file, {tuple(expected)} in the model"
+    for name, wanted in _REQUIRED.items():
+        if fields.get(name, wanted) not in (None, wanted):
+            raise DataError(
+                f"{source}: {name} is {fields[name]!r} in its configuration; this package trains "
+                f"encoders with {wanted!r} only"
+            )
+    fields = {name: value for name, value in fields.items() if name not in ABOUT_THE_FILE}
+    with quiet_loading(source):
+        config = SpanBertConfig(**{**fields, **options})
+        # Half-precision files too: the optimizer's parameters are fp32. Shapes are our report's.
+        model, info = SpanBertForPreTraining.from_pretrained(
+            folder,
+            config=config,
+            state_dict=weights,
+            output_loading_info=True,
+            dtype=torch.float32,
+            ignore_mismatched_sizes=True,
         )
-    return "\n".join(lines) or "every weight was in the file"
+    heads = ("cls.", "bert.pooler.")
+    lost = [name for name in info["missing_keys"] if not name.startswith(heads)]
+    check_weights(source, model, lost, info["mismatched_keys"])
+    licence = model.config.weights_licence
+    return model, LoadReport.of(model, source, layout, info, notes=notes, licence=licence)
 
 
-def _by_module(names) -> dict[str, int]:
-    """Tensor counts under the first two parts of their names."""
-    groups: dict[str, int] = {}
-    for name in sorted(names):
-        group = ".".join(name.split(".")[:2])
-        groups[group] = groups.get(group, 0) + 1
-    return groups
+@contextlib.contextmanager
+def quiet_loading(source: str) -> Iterator[None]:
+    """transformers says nothing (a `LoadReport` does); what it raises becomes DataError."""
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    except pickle.UnpicklingError as error:
+        raise DataError(f"{source}: {pickle_fault(error)}") from error
+    except _UNUSABLE as error:
+        raise DataError(f"{source} cannot be used: {error or type(error).__name__}") from error
+    finally:
+        logging.set_verbosity(before)
+
+
+def check_weights(
+    source: str,
+    model: torch.nn.Module,
+    lost: Iterable[str],
+    misshapen: Iterable[tuple[str, Sequence[int], Sequence[int]]],
+) -> None:
+    """Refuse a model whose encoder was not wholly in the file, or whose weights are not finite.
+
+    Args:
+        lost: parameters of the encoder that the file lacks.
+        misshapen: (name, shape in the file, shape in the model).
+
+    Raises:
+        DataError: lists every such tensor, a long list in part.
+    """
+    lost, misshapen = sorted(lost), sorted(misshapen)
+    broken = [n for n, p in model.named_parameters() if not torch.isfinite(p).all()]
+    faults = []
+    if misshapen:
+        shapes = [f"{n} is {tuple(a)} there, {tuple(b)} by its config" for n, a, b in misshapen]
+        faults.append(f"{len(shapes)} tensors of another shape: {_listed(shapes)}")
+    if lost:
+        faults.append(f"{len(lost)} weights of the encoder are missing: {_listed(lost)}")
+    if broken:
+        faults.append(f"{len(broken)} tensors hold NaN or infinity: {_listed(broken)}")
+    if faults:
+        raise DataError(
+            f"{source}: {'; '.join(faults)}. Fetch or convert it again, or take an earlier "
+            "checkpoint"
+        )
+
+
+def _listed(names: Sequence[str], most: int = 10) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def export_bert(
     model_or_dir: SpanBertForPreTraining | str | os.PathLike,
     out_dir: str | os.PathLike,
     tokenizer_dir: str | os.PathLike | None = None,
+    mlm_head: bool = True,
 ) -> list[Path]:
-    """Write a plain `model_type: bert` directory, which transformers loads without this package.
+    """Write a directory that transformers loads without this package: a plain `model_type: bert`,
+    or another encoder as its own class.
 
     Args:
         model_or_dir: the model, or a directory it was saved in.
         out_dir: made if missing; files of the same names are replaced, one by one and whole.
         tokenizer_dir: where tokenizer files are copied from; default the model's directory.
+        mlm_head: write BERT's masked language model head too; False where it was never trained.
 
     Returns:
-        The files written: config.json, model.safetensors (encoder and MLM head) and the
-            tokenizer's.
+        The files written: config.json, model.safetensors (encoder, MLM head, and pooler and next
+            sentence head where the model has them) and the tokenizer's.
 
     Raises:
-        DataError: the encoder is no BERT, or tokenizer_dir holds no tokenizer.
+        DataError: tokenizer_dir holds no tokenizer.
         StorageError: a file could not be written.
     """
     source = None
@@ -128,26 +223,22 @@ def export_bert(
             raise DataError(f"{source}: no config.json there; a saved model directory is expected")
         model_or_dir = SpanBertForPreTraining.from_pretrained(source)
     model = model_or_dir
-    if model.config.encoder_config is not None:
-        kind = model.config.encoder_config["model_type"]
-        raise DataError(
-            f"the encoder is {kind!r}, not BERT: save `model.encoder` with its own save_pretrained"
-        )
     tokenizer = _tokenizer_files(Path(tokenizer_dir or source)) if tokenizer_dir or source else []
     if tokenizer_dir and not tokenizer:
-        raise DataError(
-            f"{tokenizer_dir}: no tokenizer files there ({', '.join(_TOKENIZER_FILES)})"
-        )
+        raise DataError(f"{tokenizer_dir}: no tokenizer files there ({', '.join(TOKENIZER_FILES)})")
     out = Path(out_dir)
     try:
         out.mkdir(parents=True, exist_ok=True)
         # Beside the target, so that every file arrives there whole, by a rename.
         with tempfile.TemporaryDirectory(prefix=".export-", dir=out) as work:
-            _write_bert(model, Path(work))
+            if model.config.encoder_config is None:
+                _write_bert(model, Path(work), mlm_head)
+            else:
+                _write_encoder(model, Path(work))
             for file in tokenizer:
                 shutil.copyfile(file, Path(work) / file.name)
             # The weights last: a directory that has them has everything.
-            names = sorted(os.listdir(work), key=lambda name: (name == "model.safetensors", name))
+            names = sorted(os.listdir(work), key=lambda name: (".safetensors" in name, name))
             for name in names:
                 os.replace(Path(work) / name, out / name)
     except OSError as error:
@@ -155,24 +246,42 @@ def export_bert(
     return [out / name for name in names]
 
 
-def _write_bert(model: SpanBertForPreTraining, folder: Path) -> None:
+def _write_bert(model: SpanBertForPreTraining, folder: Path, mlm_head: bool) -> None:
     fields = model.config.to_dict()
+    if fields["weights_licence"] is None:
+        del fields["weights_licence"]
     for name in (*ABOUT_THE_FILE, *_HEAD_FIELDS):
         fields.pop(name, None)
-    config = BertConfig(**fields, architectures=["BertForMaskedLM"])
+    heads = "BertForPreTraining" if model.config.nsp else "BertForMaskedLM"
+    config = BertConfig(**fields, architectures=[heads if mlm_head else "BertModel"])
     config.dtype = model.dtype
     config.save_pretrained(folder)
+    dropped = ("cls.sbo.", "cls.sbo_bias") if mlm_head else ("cls.",)
     weights = {
         name: tensor.detach().cpu().contiguous()
         for name, tensor in model.state_dict().items()
-        if not name.startswith(("cls.sbo.", "cls.sbo_bias"))
+        if not name.startswith(dropped)
     }
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    # safetensors makes files 0600; the configuration has the mode that the umask gives.
-    os.chmod(folder / "model.safetensors", (folder / "config.json").stat().st_mode & 0o777)
+    _give_mode(folder)
+
+
+def _write_encoder(model: SpanBertForPreTraining, folder: Path) -> None:
+    """Its class has a masked language model head of its own shape, so both heads are left out."""
+    if model.config.weights_licence is not None:
+        model.encoder.config.weights_licence = model.config.weights_licence
+    model.encoder.save_pretrained(folder)
+    _give_mode(folder)
+
+
+def _give_mode(folder: Path) -> None:
+    """safetensors makes files 0600; the configuration has the mode that the umask gives."""
+    mode = (folder / "config.json").stat().st_mode & 0o777
+    for file in folder.glob("*.safetensors"):
+        os.chmod(file, mode)
 
 
 def _tokenizer_files(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise DataError(f"{folder}: no such directory")
-    return [folder / name for name in _TOKENIZER_FILES if (folder / name).is_file()]
+    return [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]

@@ -326,7 +326,7 @@ def two_head_cross_entropy(
     Args:
         mlm_rows, sbo_rows: [N1, H] and [N2, H]; sbo_rows None leaves the SBO out.
         weight: [V, H].  mlm_targets, sbo_targets: [N1] and [N2] int64, -100 ignored.
-        bias: [2, V], of the MLM and of the SBO head.
+        bias: [2, V], of the MLM and of the SBO head; [1, V] without SBO rows.
         loss: "code" adds the means over each head's targets, mlm + sbo_weight * sbo (the published
             runs); "paper" adds the sums and divides by the number of MLM targets.
         num_mlm_targets, num_sbo_targets: divisors in place of the counts of this call, for
@@ -338,9 +338,10 @@ def two_head_cross_entropy(
     """
     if loss not in ("code", "paper"):
         raise ValueError(f"loss must be code or paper; got {loss!r}")
+    biases = (2,)
     if sbo_rows is None:
-        sbo_rows, sbo_targets = mlm_rows[:0], mlm_targets[:0]
-    _check_heads(mlm_rows, sbo_rows, mlm_targets, sbo_targets, weight, bias)
+        biases, sbo_rows, sbo_targets = (1, 2), mlm_rows[:0], mlm_targets[:0]
+    _check_heads(mlm_rows, sbo_rows, mlm_targets, sbo_targets, weight, bias, biases)
     dtype = working_dtype(mlm_rows.dtype)
     if num_mlm_targets is None:
         num_mlm_targets = (mlm_targets != IGNORE).sum()
@@ -359,7 +360,7 @@ def two_head_cross_entropy(
     return total, (losses[:split] * mlm_scale).sum(), (losses[split:] * sbo_scale).sum()
 
 
-def _check_heads(mlm_rows, sbo_rows, mlm_targets, sbo_targets, weight, bias) -> None:
+def _check_heads(mlm_rows, sbo_rows, mlm_targets, sbo_targets, weight, bias, biases) -> None:
     for name, tensor in (("sbo_targets", sbo_targets), ("bias", bias)):
         if not isinstance(tensor, torch.Tensor):
             raise TypeError(f"{name} must be a tensor; got {type(tensor).__name__}")
@@ -367,7 +368,7 @@ def _check_heads(mlm_rows, sbo_rows, mlm_targets, sbo_targets, weight, bias) -> 
     _check_rows(sbo_rows, weight, sbo_targets, IGNORE, "sbo_")
     _check_device("sbo_rows", sbo_rows, mlm_rows)
     _check_device("bias", bias, mlm_rows)
-    if tuple(bias.shape) != (2, weight.shape[0]):
+    if bias.dim() != 2 or bias.shape[0] not in biases or bias.shape[1] != weight.shape[0]:
         raise ValueError(f"bias must be [2, {weight.shape[0]}]; got shape {tuple(bias.shape)}")
 
 

@@ -187,14 +187,17 @@ class PackedLayers(nn.Module):
         rows: torch.Tensor | None = None,
         max_queries: int | None = None,
         seed: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """[T, H] to [T, H], or to [R, H]; arguments as in `PackedLayer.forward`."""
+        keep_layer: int | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """[T, H] to [T, H], or to [R, H], and the output [T, H] of layer `keep_layer`, which is not
+        the last; other arguments as in `PackedLayer.forward`."""
         last = len(self.layer) - 1
         checkpointed = self.gradient_checkpointing and self.training
         if checkpointed and torch.compiler.is_compiling():
             # A checkpointed layer may not add to `packing` while it is traced. If no layer reads
             # the mask, it falls out of the graph.
             packing.block_mask(hidden.shape[0])
+        kept = None
         for index, layer in enumerate(self.layer):
             wanted = (rows, max_queries) if index == last else (None, None)
             # Site 0 is the embeddings'.
@@ -203,21 +206,36 @@ class PackedLayers(nn.Module):
                 hidden = checkpoint(layer, *arguments, use_reentrant=False)
             else:
                 hidden = layer(*arguments)
-        return hidden
+            if index == keep_layer:
+                kept = hidden
+        return hidden, kept
+
+
+class Pooler(nn.Module):
+    """tanh(W h + b) of the first token of a sequence."""
+
+    def __init__(self, hidden_size: int):
+        super().__init__()
+        self.dense = nn.Linear(hidden_size, hidden_size)
+
+    def forward(self, first: torch.Tensor) -> torch.Tensor:
+        """[N, H] to [N, H]."""
+        return torch.tanh(self.dense(first))
 
 
 class PackedBert(nn.Module):
-    """BERT without pooler on a packed stream or a padded batch; equal to `transformers.BertModel`.
+    """BERT on a packed stream or a padded batch; equal to `transformers.BertModel`.
 
     Args:
         config: a `BertConfig` or anything with its fields; hidden_act must be "gelu".
+        add_pooling_layer: have a `pooler`, which the caller applies to first tokens.
 
     Raises:
         ValueError: an activation other than gelu, no layer, or heads that do not divide the hidden
             size.
     """
 
-    def __init__(self, config):
+    def __init__(self, config, add_pooling_layer: bool = False):
         super().__init__()
         if config.hidden_act != "gelu":
             raise ValueError(f"hidden_act must be 'gelu'; got {config.hidden_act!r}")
@@ -233,6 +251,8 @@ class PackedBert(nn.Module):
         self.max_positions = int(config.max_position_embeddings)
         self.embeddings = PackedEmbeddings(config)
         self.encoder = PackedLayers(config)
+        if add_pooling_layer:
+            self.pooler = Pooler(config.hidden_size)
 
     def longest(self, input_ids: torch.Tensor, max_seqlen: int | None = None) -> int:
         """Upper bound of a sequence's length; arguments as in `forward`."""
@@ -251,8 +271,9 @@ class PackedBert(nn.Module):
         row_length: int | None = None,
         rows: torch.Tensor | None = None,
         max_queries: int | None = None,
-        return_embedding: bool = False,
-    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        keep_layer: int | None = None,
+        return_all: bool = False,
+    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
         """Hidden states of the last layer.
 
         Args:
@@ -270,12 +291,13 @@ class PackedBert(nn.Module):
                 repeats allowed. The last layer is computed for them alone.
             max_queries: a promise that no sequence has more of the rows, which saves launches on a
                 GPU; default R.
-            return_embedding: also return the word embedding as an output layer must use it for one
-                gradient buffer (`tied_lookup`).
+            keep_layer: index of a layer before the last whose output is to be returned too.
+            return_all: also return the word embedding as an output layer must use it for one
+                gradient buffer (`tied_lookup`), and the output of `keep_layer`.
 
         Returns:
-            [T, H] or [B, L, H], or [R, H] in the order of `rows`; with the embedding [V, H] if
-            asked for.
+            [T, H] or [B, L, H], or [R, H] in the order of `rows`; if asked for all, with the
+            embedding [V, H] and the states [T, H] of `keep_layer`, None without.
 
         Raises:
             ValueError, TypeError: shape, dtype or device of an argument.
@@ -300,16 +322,16 @@ class PackedBert(nn.Module):
         seed = self._dropout_seed(tokens.device)
         hidden, embedding = self.embeddings(tokens, packing, token_type_ids, seed)
         if rows is None:
-            hidden = self.encoder(hidden, packing, seed=seed)
+            hidden, kept = self.encoder(hidden, packing, seed=seed, keep_layer=keep_layer)
             hidden = hidden.view(*input_ids.shape, hidden.shape[-1])
         else:
             check_range("rows", rows, tokens.shape[0])
             ascending, order = rows.sort(stable=True)
             places = torch.arange(order.shape[0], device=order.device)
             back = torch.empty_like(order).scatter_(0, order, places)
-            hidden = self.encoder(hidden, packing, ascending, max_queries, seed)
+            hidden, kept = self.encoder(hidden, packing, ascending, max_queries, seed, keep_layer)
             hidden = hidden.index_select(0, back)
-        return (hidden, embedding) if return_embedding else hidden
+        return (hidden, embedding, kept) if return_all else hidden
 
     def _dropout_seed(self, device: torch.device) -> torch.Tensor | None:
         """[1] int64 from torch's generator of the device, whose state a checkpoint keeps and a CUDA

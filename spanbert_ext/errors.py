@@ -23,6 +23,12 @@ class DataError(SpanBertError):
     exit_code = 65
 
 
+class OutOfMemory(SpanBertError):
+    """The memory of the host or of the device does not hold what the settings ask for."""
+
+    exit_code = 71
+
+
 class StorageError(SpanBertError):
     """A file or directory could not be read or written whole."""
 

@@ -42,6 +42,16 @@ def foreign_encoder(config) -> PreTrainedModel:
     return encoder
 
 
+def longest_sequence(encoder: PreTrainedModel) -> int | None:
+    """Tokens of the longest sequence that its positions allow; None if they are not in a table."""
+    limit = getattr(encoder.config, "max_position_embeddings", None)
+    for name, module in encoder.named_modules():
+        padding = getattr(module, "padding_idx", None)
+        if name.endswith("embeddings.position_embeddings") and padding is not None:
+            return limit - padding - 1  # RoBERTa's family counts from behind the padding id
+    return limit
+
+
 def encode_foreign(
     encoder: PreTrainedModel,
     input_ids: torch.Tensor,

@@ -30,9 +30,11 @@ class MaskedBatch:
             overflowed).
         target_offsets: [K] int64, 0-based place in that span.
         sbo_ids: [K] int64, as target_ids, but -100 where SBO has no target.
-        span_left, span_right: [S] int64, flat index of the tokens around each span; both 0 in
-            unused slots and for spans at an edge. A span with boundaries always has span_right >
-            span_left.
+        span_left, span_right: [S] int64, flat index of the tokens around each span, or with
+            internal endpoints of its first and last; both 0 in unused slots and for spans without
+            boundaries. A span with boundaries always has span_right > 0, and span_right >
+            span_left but for a span of one token between internal endpoints. A token is the left
+            boundary of at most one span and the right one of at most one.
         dropped_spans: [1] int64, spans beyond the capacity; they keep their MLM targets and lose
             SBO ones.
     """

@@ -1,4 +1,4 @@
-"""Span masking of batches (paper section 3.1): `SpanMasker`, which returns a `MaskedBatch`.
+"""Masking of batches (paper sections 3.1 and 6.1): `SpanMasker`, which returns a `MaskedBatch`.
 
 A sequence's mask is a pure function of (seed, epoch, sample id): the same on every device, in every
 batch, on any number of workers. Shapes depend on the input's shape alone, so a step can be captured
@@ -9,26 +9,32 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import numbers
 from collections.abc import Sequence
-from fractions import Fraction
 
 import torch
 
 from spanbert_ext import _mask_op
 from spanbert_ext._boundary import check_range
+from spanbert_ext.mask_reference import CANDIDATE_CONTINUES, budget_of
+from spanbert_ext.mask_settings import (
+    CANDIDATE_SCHEMES,
+    SCHEMES,
+    check_choice,
+    check_probability,
+    length_moments,
+    lookup_tables,
+    sampler_settings,
+    span_lengths,
+)
 from spanbert_ext.masked_batch import MaskedBatch
-from spanbert_ext.reference import SPECIAL, WORD_START, SamplerSettings, budget_of
 
-_DRAWS = 1 << 32
-_MAX_LENGTHS = 256  # span lengths that fit a kernel's arguments
 # Standard deviations between the expected number of spans and the capacity: a normal tail below
 # 1e-9.
 _SPAN_MARGIN = 6.5
 
 
 class SpanMasker:
-    """Masks spans of whole words and lists the targets of the MLM and SBO heads.
+    """Masks spans, words or pieces and lists the targets of the MLM and SBO heads.
 
     Args:
         word_starts: [V] bool, whether a piece begins a word.
@@ -39,16 +45,24 @@ class SpanMasker:
             is ceil(mask_ratio * eligible), hit exactly. Held as a fraction with denominator up to a
             million.
         geometric_p: p of the geometric length distribution, in (0, 1]; truncated to
-            min_words..max_words.
+            min_words..max_words. Scheme span alone draws lengths.
         min_words, max_words: bounds of a span's length in words.
         replacement: "span" draws [MASK] / random / keep once for a merged span, "piece" for every
-            piece.
+            piece, as the scheme piece always does.
         mask_prob, random_prob: probabilities of [MASK] and of random pieces; the rest is kept.
         random_tokens: [R] pool of ids for random pieces, drawn uniformly; None: all ordinary ids.
         max_span_targets: how many pieces of a span, counted from the left, are SBO targets.
-        scheme: "span".
+        scheme: what is selected: "span" (SpanBERT), "piece" (BERT: single pieces, none of them an
+            SBO target), "word" (whole words), "entity" and "phrase" (candidate spans that come with
+            the tokens, and whole words).
+        candidate_prob: probability that a draw of the scheme entity or phrase takes a candidate
+            span and not a word, while the sequence has one that is not wholly masked.
+        endpoints: "external", the SBO predicts a span from its neighbours, where both are ordinary
+            tokens; "internal", from its own first and last token, whatever they became. A span of
+            one token that begins its sequence has no internal endpoints: its boundaries would read
+            as those of an unused slot; behind a [CLS] there is no such span.
 
-    Source: paper sections 3.1 and 3.2; the rules are those of the published settings.
+    Source: paper sections 3.1, 3.2 and 6.1; the rules are those of the published settings.
     """
 
     def __init__(
@@ -67,47 +81,29 @@ class SpanMasker:
         random_tokens: torch.Tensor | Sequence[int] | None = None,
         max_span_targets: int = 15,
         scheme: str = "span",
+        candidate_prob: float = 0.5,
+        endpoints: str = "external",
     ):
-        _check_choice("scheme", scheme, ("span",))
-        _check_choice("replacement", replacement, ("span", "piece"))
-        _check_probability("mask_ratio", mask_ratio, allow_zero=False)
-        _check_probability("geometric_p", geometric_p, allow_zero=False)
-        _check_probability("mask_prob", mask_prob)
-        _check_probability("random_prob", random_prob)
-        _check_probability("mask_prob + random_prob", mask_prob + random_prob)
-        if not 1 <= min_words <= max_words:
-            raise ValueError(
-                f"expected 1 <= min_words <= max_words; got {min_words} and {max_words}"
-            )
-        if max_words - min_words >= _MAX_LENGTHS:
-            raise ValueError(
-                f"max_words - min_words must be below {_MAX_LENGTHS}; "
-                f"got {max_words} and {min_words}"
-            )
-        if max_span_targets < 1:
-            raise ValueError(f"max_span_targets must be at least 1; got {max_span_targets}")
-        if not isinstance(mask_id, numbers.Integral):
-            raise TypeError(f"mask_id must be an integer; got {mask_id!r}")
-        if not -(2**63) <= seed < 2**64:
-            raise ValueError(f"seed must lie in [-2**63, 2**64); got {seed}")
-        ratio = Fraction(repr(float(mask_ratio))).limit_denominator(10**6)
-        if ratio <= 0:
-            raise ValueError(f"mask_ratio must be at least 1e-6; got {mask_ratio}")
-        weights = [geometric_p * (1 - geometric_p) ** i for i in range(max_words - min_words + 1)]
-        self.settings = SamplerSettings(
-            mask_id=int(mask_id),
-            ratio=(ratio.numerator, ratio.denominator),
-            min_words=min_words,
-            length_thresholds=_thresholds(weights),
-            mask_threshold=round(mask_prob * _DRAWS),
-            random_threshold=round(min(mask_prob + random_prob, 1.0) * _DRAWS),
-            per_piece=replacement == "piece",
-            max_span_targets=max_span_targets,
-            seed=int(seed) & (2**64 - 1),
+        check_choice("scheme", scheme, SCHEMES)
+        check_probability("geometric_p", geometric_p, allow_zero=False)
+        lengths = span_lengths(scheme, geometric_p, min_words, max_words)
+        self.scheme = scheme
+        self.settings = sampler_settings(
+            scheme,
+            lengths,
+            mask_id,
+            seed,
+            mask_ratio,
+            replacement,
+            mask_prob,
+            random_prob,
+            max_span_targets,
+            candidate_prob,
+            endpoints,
         )
-        self._lengths = _length_moments(weights, min_words)
-        self._vocabulary, self._random_tokens = _tables(
-            word_starts, special_ids, mask_id, random_tokens
+        self._lengths = length_moments(*lengths)
+        self._vocabulary, self._random_tokens = lookup_tables(
+            scheme, word_starts, special_ids, mask_id, random_tokens
         )
         self._on_device: dict[torch.device, tuple[torch.Tensor, torch.Tensor]] = {}
 
@@ -129,6 +125,11 @@ class SpanMasker:
         """Number of ids the masker knows."""
         return self._vocabulary.numel()
 
+    @property
+    def needs_candidates(self) -> bool:
+        """Whether batches must come with `candidates`."""
+        return self.scheme in CANDIDATE_SCHEMES
+
     def __getstate__(self):
         return {**self.__dict__, "_on_device": {}}  # device copies are remade where they are needed
 
@@ -139,6 +140,7 @@ class SpanMasker:
         sample_ids: torch.Tensor | None = None,
         epoch: int | torch.Tensor = 0,
         attention_mask: torch.Tensor | None = None,
+        candidates: torch.Tensor | None = None,
     ) -> MaskedBatch:
         """Mask a padded batch.
 
@@ -150,6 +152,9 @@ class SpanMasker:
             epoch: int, or a [1] int64 tensor on the input's device (for captured steps). The same
                 sample in the same epoch is masked the same way.
             attention_mask: [B, L], 0 at positions that must not be masked.
+            candidates: [B, L] uint8, where the candidate spans of the scheme entity or phrase are:
+                1 begins one, 2 continues it, 0 belongs to none. Special tokens end them. Other
+                schemes take None.
 
         Raises:
             TypeError, ValueError: wrong dtype, shape, device or layout of an argument.
@@ -166,13 +171,15 @@ class SpanMasker:
             ends = starts + lengths
         flat = input_ids.view(-1)
         kept = None
+        self._check_candidates(candidates, input_ids)
         if attention_mask is not None:
             _check_like("attention_mask", attention_mask, input_ids)
             kept = attention_mask.reshape(-1) != 0
             flat = torch.where(kept, flat, self.settings.mask_id)  # a special id, so never masked
         targets = rows * budget_of(width, self.settings.ratio)
         spans = self._span_capacity(rows, rows * width, targets)
-        batch = self._mask(flat, starts, ends, sample_ids, epoch, targets, spans)
+        marks = None if candidates is None else candidates.view(-1)
+        batch = self._mask(flat, starts, ends, sample_ids, epoch, targets, spans, marks)
         ids = (
             batch.input_ids
             if kept is None
@@ -188,6 +195,7 @@ class SpanMasker:
         cu_seqlens: torch.Tensor,
         sample_ids: torch.Tensor | None = None,
         epoch: int | torch.Tensor = 0,
+        candidates: torch.Tensor | None = None,
     ) -> MaskedBatch:
         """Mask a stream of sequences laid end to end.
 
@@ -195,9 +203,11 @@ class SpanMasker:
             tokens: [T] int32 or int64, contiguous.
             cu_seqlens: [N + 1] int32 or int64, 0 first, T last, never falling; repeats are empty
                 sequences.
-            sample_ids, epoch: as for a padded batch, sample_ids being [N].
+            sample_ids, epoch, candidates: as for a padded batch, sample_ids being [N] and
+                candidates [T].
         """
         _check_ids("tokens", tokens, 1)
+        self._check_candidates(candidates, tokens)
         if not isinstance(cu_seqlens, torch.Tensor):
             raise TypeError(f"cu_seqlens must be a tensor; got {type(cu_seqlens).__name__}")
         if cu_seqlens.dim() != 1 or cu_seqlens.numel() < 1:
@@ -210,10 +220,31 @@ class SpanMasker:
         targets = min(total, budget_of(total, self.settings.ratio) + max(sequences - 1, 0))
         spans = self._span_capacity(sequences, total, targets)
         return self._mask(
-            tokens, cu_seqlens[:-1], cu_seqlens[1:], sample_ids, epoch, targets, spans
+            tokens, cu_seqlens[:-1], cu_seqlens[1:], sample_ids, epoch, targets, spans, candidates
         )
 
-    def _mask(self, tokens, starts, ends, sample_ids, epoch, targets, spans) -> MaskedBatch:
+    def _check_candidates(self, candidates: torch.Tensor | None, ids: torch.Tensor) -> None:
+        if not self.needs_candidates:
+            if candidates is not None:
+                raise ValueError(
+                    f"the scheme {self.scheme} has no use for candidates; leave it out"
+                )
+            return
+        if candidates is None:
+            raise ValueError(
+                f"the scheme {self.scheme} needs candidates: {tuple(ids.shape)} uint8, 1 where a "
+                "candidate span begins, 2 where it goes on, 0 elsewhere"
+            )
+        _check_like("candidates", candidates, ids)
+        if candidates.dtype != torch.uint8:
+            raise TypeError(f"candidates must be uint8; got {candidates.dtype}")
+        if not candidates.is_contiguous():
+            raise ValueError(f"candidates must be contiguous; got strides {candidates.stride()}")
+        check_range("candidates", candidates.view(-1), CANDIDATE_CONTINUES + 1)
+
+    def _mask(
+        self, tokens, starts, ends, sample_ids, epoch, targets, spans, candidates
+    ) -> MaskedBatch:
         device = tokens.device
         count = starts.numel()
         if sample_ids is None:
@@ -236,6 +267,7 @@ class SpanMasker:
                 self.settings,
                 targets,
                 spans,
+                candidates,
             )
         )
 
@@ -267,60 +299,6 @@ class SpanMasker:
         return min(targets, math.ceil(expected + _SPAN_MARGIN * deviation))
 
 
-def _thresholds(weights: Sequence[float]) -> tuple[int, ...]:
-    """Cumulative shares of `weights` in units of 2**-32; the last is 2**32, so every draw finds a
-    length."""
-    total, sums = math.fsum(weights), []
-    for i in range(len(weights)):
-        sums.append(round(math.fsum(weights[: i + 1]) / total * _DRAWS))
-    sums[-1] = _DRAWS
-    return tuple(sums)
-
-
-def _length_moments(weights: Sequence[float], shortest: int) -> tuple[float, float]:
-    total = math.fsum(weights)
-    mean = math.fsum(w * (shortest + i) for i, w in enumerate(weights)) / total
-    square = math.fsum(w * (shortest + i) ** 2 for i, w in enumerate(weights)) / total
-    return mean, square - mean * mean
-
-
-def _tables(word_starts, special_ids, mask_id, random_tokens) -> tuple[torch.Tensor, torch.Tensor]:
-    """[V] uint8 flags and the [R] int64 pool of random pieces."""
-    starts = torch.as_tensor(word_starts)
-    if starts.dim() != 1 or starts.dtype != torch.bool:
-        raise TypeError(f"word_starts must be [V] bool; got {starts.dtype} {tuple(starts.shape)}")
-    size = starts.numel()
-    special = sorted({int(i) for i in special_ids} | {int(mask_id)})
-    for i in special:
-        if not 0 <= i < size:
-            raise IndexError(f"special id {i} is outside the vocabulary of {size}")
-    flags = starts.to("cpu", torch.uint8) * WORD_START
-    flags[special] |= SPECIAL
-    if random_tokens is None:
-        pool = (flags & SPECIAL == 0).nonzero().squeeze(1)
-    else:
-        pool = torch.as_tensor(random_tokens)
-        if pool.numel() and (pool.is_floating_point() or pool.dtype == torch.bool):
-            raise TypeError(f"random_tokens must be integers; got {pool.dtype}")
-        pool = pool.to("cpu", torch.int64).reshape(-1)
-    if pool.numel() == 0:
-        raise ValueError("random_tokens is empty: there is no ordinary id to draw")
-    low, high = int(pool.min()), int(pool.max())
-    if low < 0 or high >= size:
-        raise IndexError(f"random_tokens must lie in [0, {size}); got {low}..{high}")
-    return flags, pool
-
-
-def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(choices)}; got {value!r}")
-
-
-def _check_probability(name: str, value: float, allow_zero: bool = True) -> None:
-    if not (0 <= value <= 1 + 1e-9) or (value == 0 and not allow_zero):
-        raise ValueError(f"{name} must lie in {'[0' if allow_zero else '(0'}, 1]; got {value}")
-
-
 def _check_ids(name: str, ids: torch.Tensor, rank: int) -> None:
     if not isinstance(ids, torch.Tensor):
         raise TypeError(f"{name} must be a tensor; got {type(ids).__name__}")
@@ -348,6 +326,8 @@ def _check_vector(name: str, values: torch.Tensor, size: int, device: torch.devi
 
 
 def _check_like(name: str, values: torch.Tensor, ids: torch.Tensor) -> None:
+    if not isinstance(values, torch.Tensor):
+        raise TypeError(f"{name} must be a tensor; got {type(values).__name__}")
     if values.shape != ids.shape:
         raise ValueError(f"{name} must have shape {tuple(ids.shape)}; got {tuple(values.shape)}")
     if values.device != ids.device:

@@ -1,17 +1,15 @@
 """The specification: every operation of the native core in plain Python and torch.
 
 Nothing here is fast and nothing here is native. A kernel is an optimisation of a function of this
-file and
-must agree with it: integers bit for bit, floats within twice the error torch itself makes in that
-    dtype.
-The functions run on any device; the differentiable ones get their gradients from autograd.
+file and must agree with it: integers bit for bit, floats within twice the error torch itself makes
+in that dtype. The functions run on any device; the differentiable ones get their gradients from
+autograd. Masking and dropout have files of their own, mask_reference and dropout_reference.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
@@ -20,40 +18,8 @@ import torch.nn.functional as F
 IGNORE = -100
 WORD_START = 1
 SPECIAL = 2
-# Draw numbers at and above this one belong to positions (replacement), those below to spans
-# (sampling).
-POSITION_DRAWS = 1 << 31
 _LOW = 0xFFFFFFFF
 Word = TypeVar("Word", int, torch.Tensor)
-
-
-@dataclass(frozen=True)
-class SamplerSettings:
-    """What the sampler needs besides tokens, as integers only, so that no rounding decides a mask.
-
-    Args:
-        mask_id: id written for a masked piece.
-        ratio: (numerator, denominator) of the masking budget.
-        min_words: shortest span, in words.
-        length_thresholds: entry i is 2**32 times the probability of a length <= min_words + i; the
-            last is 2**32.
-        mask_threshold: 2**32 times the probability of [MASK].
-        random_threshold: 2**32 times the probability of [MASK] or random pieces.
-        per_piece: draw the replacement for every piece (BERT) instead of once for a merged span
-            (SpanBERT).
-        max_span_targets: number of positions of a span that the SBO predicts.
-        seed: 64-bit key of the generator.
-    """
-
-    mask_id: int
-    ratio: tuple[int, int]
-    min_words: int
-    length_thresholds: tuple[int, ...]
-    mask_threshold: int
-    random_threshold: int
-    per_piece: bool
-    max_span_targets: int
-    seed: int
 
 
 def philox4x32(counter: Sequence[Word], key: Sequence[Word]) -> tuple[Word, Word, Word, Word]:
@@ -68,157 +34,6 @@ def philox4x32(counter: Sequence[Word], key: Sequence[Word]) -> tuple[Word, Word
         c0, c1, c2, c3 = high1 ^ c1 ^ k0, p1 & _LOW, high0 ^ c3 ^ k1, p0 & _LOW
         k0, k1 = (k0 + 0x9E3779B9) & _LOW, (k1 + 0xBB67AE85) & _LOW
     return c0, c1, c2, c3
-
-
-class SequenceDraws:
-    """The random numbers of one sequence: a pure function of (seed, epoch, sample id, draw
-    number)."""
-
-    def __init__(self, seed: int, epoch: int, sample_id: int):
-        self.key = (seed & 0xFFFFFFFF, (seed >> 32) & 0xFFFFFFFF)
-        self.tail = (epoch & 0xFFFFFFFF, sample_id & 0xFFFFFFFF, (sample_id >> 32) & 0xFFFFFFFF)
-
-    def span(self, number: int) -> tuple[int, int]:
-        """32-bit words for the length and the anchor of the span drawn as `number`-th."""
-        return philox4x32((number, *self.tail), self.key)[:2]
-
-    def position(self, place: int) -> tuple[int, int]:
-        """32-bit words for the kind of replacement and for the random piece at a place of the
-        sequence."""
-        return philox4x32((POSITION_DRAWS + place, *self.tail), self.key)[:2]
-
-
-def budget_of(eligible: int, ratio: tuple[int, int]) -> int:
-    """ceil(ratio * eligible) in integers (SPEC 1.1; 510 pieces at 0.15 give 77)."""
-    return -(-eligible * ratio[0] // ratio[1])
-
-
-def sample_mask(
-    eligible: Sequence[bool],
-    word_start: Sequence[bool],
-    settings: SamplerSettings,
-    draws: SequenceDraws,
-) -> list[bool]:
-    """Span masking of one sequence (paper section 3.1, as coded: SPEC 1.2 steps 1 to 4).
-
-    Args:
-        eligible: n flags, False at special tokens.
-        word_start: n flags of the pieces that begin a word; a piece behind a special token begins
-            one anyway.
-
-    Returns:
-        n flags, exactly `budget_of(sum(eligible))` of them set. Merged spans are their maximal
-        runs.
-    """
-    n = len(eligible)
-    starts = [
-        bool(eligible[i] and (word_start[i] or i == 0 or not eligible[i - 1])) for i in range(n)
-    ]
-    masked = [False] * n
-    left = budget_of(sum(map(bool, eligible)), settings.ratio)
-    number = 0
-    while left > 0:
-        length_word, anchor_word = draws.span(number)
-        number += 1
-        rank = sum(length_word >= threshold for threshold in settings.length_thresholds)
-        words = settings.min_words + rank
-        # Drawing again while the anchor is masked is drawing among the unmasked ones.
-        free = [i for i in range(n) if eligible[i] and not masked[i]]
-        place = free[(anchor_word * len(free)) >> 32]
-        while not starts[place]:
-            place -= 1
-        taken = 0
-        while place < n and eligible[place] and left > 0:
-            taken += starts[place]
-            if taken > words:
-                break
-            left -= not masked[place]
-            masked[place] = True
-            place += 1
-    return masked
-
-
-def runs_of(flags: Sequence[bool]) -> list[tuple[int, int]]:
-    """Maximal runs of set flags as (first, end) with end exclusive."""
-    edges = [
-        i
-        for i in range(len(flags) + 1)
-        if (i < len(flags) and flags[i]) != (i > 0 and flags[i - 1])
-    ]
-    return list(zip(edges[0::2], edges[1::2], strict=True))
-
-
-def span_mask(
-    tokens: torch.Tensor,
-    starts: torch.Tensor,
-    ends: torch.Tensor,
-    sample_ids: torch.Tensor,
-    epoch: torch.Tensor,
-    vocabulary: torch.Tensor,
-    random_tokens: torch.Tensor,
-    settings: SamplerSettings,
-    target_capacity: int,
-    span_capacity: int,
-) -> tuple[torch.Tensor, ...]:
-    """Mask every sequence of a flat batch; shapes and meaning of the results as in `MaskedBatch`.
-
-    Args:
-        tokens: [T] int32 or int64, the flat batch.
-        starts, ends: [N] int64, sequence i is tokens[starts[i]:ends[i]]; ascending and disjoint.
-        sample_ids: [N] int64.  epoch: [1] int64.
-        vocabulary: [V] uint8, WORD_START and SPECIAL bits.  random_tokens: [R] int64.
-
-    Returns:
-        input_ids [T], labels [T], target_positions, target_ids, target_spans, target_offsets,
-        sbo_ids [K], span_left, span_right [S], dropped_spans [1].
-    """
-    ids, flags, pool = tokens.tolist(), vocabulary.tolist(), random_tokens.tolist()
-    corrupted, labels = list(ids), [IGNORE] * len(ids)
-    targets: list[tuple[int, int, int, int, int]] = []
-    boundaries: list[tuple[int, int]] = []
-    found = 0
-    for start, end, sample in zip(starts.tolist(), ends.tolist(), sample_ids.tolist(), strict=True):
-        piece_flags = [flags[i] for i in ids[start:end]]
-        eligible = [not f & SPECIAL for f in piece_flags]
-        draws = SequenceDraws(settings.seed, int(epoch), sample)
-        masked = sample_mask(eligible, [bool(f & WORD_START) for f in piece_flags], settings, draws)
-        for first, stop in runs_of(masked):
-            has_sbo = first > 0 and eligible[first - 1] and stop < len(masked) and eligible[stop]
-            if found < span_capacity:
-                boundaries.append((start + first - 1, start + stop) if has_sbo else (0, 0))
-            kind = draws.position(first)[0]
-            for place in range(first, stop):
-                own_kind, piece = draws.position(place)
-                kind = own_kind if settings.per_piece else kind
-                original = ids[start + place]
-                if kind < settings.mask_threshold:
-                    corrupted[start + place] = settings.mask_id
-                elif kind < settings.random_threshold:
-                    corrupted[start + place] = pool[(piece * len(pool)) >> 32]
-                labels[start + place] = original
-                in_sbo = (
-                    has_sbo and place - first < settings.max_span_targets and found < span_capacity
-                )
-                span = min(found, span_capacity - 1)
-                targets.append(
-                    (start + place, original, span, place - first, original if in_sbo else IGNORE)
-                )
-            found += 1
-
-    def column(values, size, fill):
-        full = list(values) + [fill] * (size - len(values))
-        return torch.tensor(full, dtype=torch.int64, device=tokens.device)
-
-    columns = list(zip(*targets, strict=True)) or [()] * 5
-    fills = (0, IGNORE, 0, 0, IGNORE)
-    return (
-        torch.tensor(corrupted, dtype=tokens.dtype, device=tokens.device),
-        column(labels, len(ids), IGNORE),
-        *(column(c, target_capacity, f) for c, f in zip(columns, fills, strict=True)),
-        column([b[0] for b in boundaries], span_capacity, 0),
-        column([b[1] for b in boundaries], span_capacity, 0),
-        column([max(0, found - span_capacity)], 1, 0),
-    )
 
 
 def gelu(x: torch.Tensor) -> torch.Tensor:
@@ -240,7 +55,7 @@ def gather_boundaries(
 ) -> torch.Tensor:
     """[T, H] to [S, 2H]: the two boundary tokens of every span side by side; zeros where a span has
     none."""
-    used = (span_right > span_left).unsqueeze(1)
+    used = (span_right > 0).unsqueeze(1)
     pair = torch.cat([hidden[span_left], hidden[span_right]], dim=1)
     return pair * used.to(hidden.dtype)
 

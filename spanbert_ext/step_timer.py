@@ -82,6 +82,7 @@ class MadeUpRows:
             torch.searchsorted(cu_seqlens, rows * row_length),
             cu_seqlens.diff(),
             torch.arange(self._capacity, device=tokens.device),
+            self._capacity,
         )
         self.step_counter = torch.zeros(1, dtype=torch.int64, device=tokens.device)
 

@@ -186,6 +186,15 @@ def test_bare_vocabulary(tmp_path):
     assert files["vocab.txt"] == path.read_bytes()
 
 
+@pytest.mark.parametrize(("size", "dtype"), [(65536, "uint16"), (65537, "uint32")])
+def test_ids_of_large_vocabularies_survive(tmp_path, size, dtype):
+    path = vocab_file(tmp_path, [*SPECIALS, *(f"w{i}" for i in range(5, size))])
+    corpus = small_corpus(tmp_path, f"w5 w{size - 1}", tokenizer=str(path), lowercase=True)
+    assert corpus.vocab_size == size
+    assert corpus.documents[0].tolist() == [5, size - 1]
+    assert corpus.shards[0].tokens.dtype == dtype
+
+
 def test_directory_states_its_case(tmp_path):
     vocab_file(tmp_path, [*SPECIALS, "the", "cat"], do_lower_case=True)
     tokenizer, _ = load_tokenizer(tmp_path, lowercase=False)
@@ -232,6 +241,22 @@ def test_unusable_vocabularies(tmp_path, pieces, settings, lowercase, error, mes
     vocab_file(tmp_path, pieces, **settings)
     with pytest.raises(error, match=message):
         load_tokenizer(tmp_path, lowercase)
+
+
+def test_transformers_keeps_the_case_that_tokenizer_json_keeps(tmp_path):
+    """Its BERT classes lower-case where do_lower_case is missing, whatever tokenizer.json says."""
+    first = small_corpus(tmp_path, vocab_size=300)
+    path = first.tokenizer_dir / "tokenizer_config.json"
+    settings = json.loads(path.read_text())
+    del settings["do_lower_case"]
+    path.write_text(json.dumps(settings))
+    assert AutoTokenizer.from_pretrained(first.tokenizer_dir).tokenize("The") == ["the"]
+    second = small_corpus(tmp_path / "again", tokenizer=str(first.tokenizer_dir))
+    assert AutoTokenizer.from_pretrained(second.tokenizer_dir).tokenize("The") == ["The"]
+    path.write_text(json.dumps(settings | {"do_lower_case": True}))
+    message = "do_lower_case is True, but tokenizer.json keeps upper case; make them agree"
+    with pytest.raises(DataError, match=message):
+        small_corpus(tmp_path / "no", tokenizer=str(first.tokenizer_dir))
 
 
 def test_unusable_tokenizer_files(tmp_path):

@@ -4,10 +4,13 @@ import json
 import os
 import re
 import signal
+import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
+from spoiled_run import spoil
 
 from spanbert_ext.training import checkpoint
 
@@ -22,14 +25,12 @@ def children_of(process):
 
 
 def wait_for_step(process, step):
-    """Read until a log line of at least this step."""
-    said = []
-    for line in process.stdout:
-        said.append(line)
-        found = re.match(r"step (\d+)/\d+  mlm", line)
-        if found and int(found[1]) >= step:
-            return
-    raise AssertionError(f"ended before step {step}: {''.join(said)}")
+    """Wait for a log line of at least this step."""
+    while not any(
+        int(n) >= step for n in re.findall(r"^step (\d+)/\d+  mlm", process.output, re.M)
+    ):
+        assert process.running, process.output
+        time.sleep(0.05)
 
 
 def lines_of(run, event, name="metrics.jsonl"):
@@ -85,8 +86,8 @@ def test_a_signal_to_one_rank_stops_all_and_the_run_continues_exactly(command, s
     process = command.start(*settings, "--output=run", *words)
     wait_for_step(process, 7)
     os.kill(children_of(process)[1], signal.SIGUSR1)
-    said, _ = process.communicate(timeout=60)
-    assert process.returncode == 75, said
+    code, said = process.finish(60)
+    assert code == 75, said
     assert said.count("spanbert: error: stopped by SIGUSR1 after step") == 1
     stopped = checkpoint.newest(command.directory / "run")
     _, said = trained(command, settings, "other", f"--resume={stopped}")
@@ -107,24 +108,21 @@ def test_a_killed_rank_ends_the_run_with_its_name(command, settings):
     victim = children_of(process)[1]
     os.kill(victim, signal.SIGKILL)
     began = time.monotonic()
-    said, _ = process.communicate(timeout=60)
+    code, said = process.finish(60)
     assert time.monotonic() - began < 30
-    assert process.returncode == 75, said
+    assert code == 75, said
     assert f"rank 1 (pid {victim} on " in said
     assert f"rank 1 (pid {victim}) was killed by SIGKILL" in said
     assert "Traceback" not in said
     survivor = checkpoint.newest(command.directory / "run")
     assert survivor is not None
     process = command.start(*settings, *ENDLESS, "--nproc=2")
-    for line in process.stdout:
-        if line.startswith("continuing "):
-            assert f"continuing run/{survivor.name}" in line
-            break
+    process.wait_for(f"continuing run/{survivor.name}")
     wait_for_step(process, 20)
     # The launcher dies: its ranks must not go on alone.
     ranks = children_of(process)
-    process.kill()
-    process.communicate(timeout=60)
+    process.send(signal.SIGKILL)
+    process.finish()
     ends = time.monotonic() + 30
     while any(os.path.exists(f"/proc/{rank}") for rank in ranks) and time.monotonic() < ends:
         time.sleep(0.1)
@@ -140,28 +138,26 @@ def test_a_stopped_rank_may_go_on_and_is_given_up_after_the_timeout(command, set
     os.kill(rank, signal.SIGCONT)
     wait_for_step(process, 40)
     os.kill(rank, signal.SIGSTOP)
-    said, _ = process.communicate(timeout=90)
-    assert process.returncode == 75, said
+    code, said = process.finish(90)
+    assert code == 75, said
     assert f"rank 1 (pid {rank} on " in said
     assert "parallel.timeout is 8 s" in said
     assert not os.path.exists(f"/proc/{rank}")
 
 
-def spoiled(command, settings, spoil, *words, ranks=1):
-    """(exit code, output) of a run with a spoiled loss, under torchrun where there are ranks."""
-    script = os.path.join(os.path.dirname(__file__), "..", "spoiled_run.py")
-    launcher = [sys.executable]
-    if ranks > 1:
-        launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
-    command.program = [*launcher, script]
-    command.environment = {"SPOIL": spoil}
-    return command.run(*settings, *words)
-
-
 def test_a_non_finite_gradient_of_one_rank_is_skipped_by_all(command, settings):
     """Under torchrun; recorded with the ids of the batch, and the run goes on."""
-    code, said = spoiled(command, settings, "6:2:1:nan", "--numerics.max_skipped=3", ranks=2)
-    assert code == 0, said
+    script = Path(__file__).parent.parent / "spoiled_run.py"
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    done = subprocess.run(
+        [*launcher, script, *settings, "--numerics.max_skipped=3"],
+        cwd=command.directory,
+        env=os.environ | {"SPOIL": "6:2:1:nan", "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stdout
     run = command.directory / "run"
     bad = lines_of(run, None, "bad_batches.jsonl")
     assert [(row["step"], row["kind"], row["action"]) for row in bad] == [
@@ -175,10 +171,15 @@ def test_a_non_finite_gradient_of_one_rank_is_skipped_by_all(command, settings):
     assert json.loads((run / "step-0000030" / "state.json").read_text())["skipped"] == 2
 
 
-def test_many_in_a_row_end_the_run_with_76(command, settings):
-    code, said = spoiled(command, settings, "12:100:0:inf", "--numerics.max_skipped=4")
+def test_many_in_a_row_end_the_run_with_76(warm, settings):
+    words = ("--numerics.max_skipped=4",)
+    code, said = warm.run(*settings, *words, before=spoil_from_batch_12)
     assert code == 76, said
     assert "spanbert: error: 4 updates in a row had non-finite gradients (up to step 16)" in said
-    newest = checkpoint.newest(command.directory / "run")
+    newest = checkpoint.newest(warm.directory / "run")
     assert newest.name == "step-0000015"  # committed in the middle: skipped updates change nothing
     assert "Traceback" not in said
+
+
+def spoil_from_batch_12():
+    spoil(setattr, range(12, 100), float("inf"))

@@ -6,7 +6,7 @@ import random
 import pytest
 import torch
 
-from spanbert_ext.data import PrepareConfig, prepare
+from spanbert_ext.data import Corpus, PrepareConfig, prepare
 from spanbert_ext.training.config import (
     BatchOptions,
     CheckpointOptions,
@@ -15,6 +15,7 @@ from spanbert_ext.training.config import (
     PretrainConfig,
     ValidationOptions,
 )
+from spanbert_ext.training.starting import continue_model
 
 WORDS = [
     "the",
@@ -45,6 +46,14 @@ def write_text(path, documents=30, seed=0):
         lines.append("")
     path.write_text("\n".join(lines), "utf-8")
     return path
+
+
+def prepared(folder, tokenizer, **settings):
+    """A corpus below `folder`."""
+    text = write_text(folder / "text.txt")
+    names = {"inputs": [str(text)], "output": str(folder / "corpus"), "tokenizer": str(tokenizer)}
+    prepare(PrepareConfig(**names, validation_fraction=0.1, **settings))
+    return folder / "corpus"
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -102,3 +111,23 @@ def change():
         return config
 
     return replace
+
+
+@pytest.fixture
+def continued(tiny, change):
+    """Settings of a run of two steps that takes its size from the weights."""
+    return change(
+        dataclasses.replace(tiny, model=ModelOptions()),
+        steps=2,
+        **{"optimizer.warmup_steps": 1, "checkpoint.every": 1, "validation.every": 0},
+    )
+
+
+@pytest.fixture
+def load(continued, change):
+    """`load(folder, corpus=..., **settings)`: (model, report)"""
+
+    def call(folder, corpus=continued.corpus, **settings):
+        return continue_model(change(continued, init=str(folder), **settings), Corpus.open(corpus))
+
+    return call

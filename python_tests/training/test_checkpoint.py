@@ -11,6 +11,7 @@ import pytest
 
 from spanbert_ext.errors import ConfigError, StorageError
 from spanbert_ext.training import checkpoint
+from spanbert_ext.training.run_lock import RunLock
 
 
 def write_two_files(directory):
@@ -117,8 +118,34 @@ def test_flipped_manifest_bits_never_pass_as_whole_wrong_content(tmp_path):
 
 def test_all_damaged_is_an_error(tmp_path):
     truncate(save(tmp_path, 5) / "state.json")
-    with pytest.raises(StorageError, match="no whole checkpoint is left"):
+    for weights_only in (False, True):
+        with pytest.raises(StorageError, match="no whole checkpoint is left.*backup, or start"):
+            checkpoint.newest(tmp_path, weights_only=weights_only)
+
+
+def test_strict_stops_at_a_damaged_newest_one(tmp_path):
+    save(tmp_path, 5)
+    truncate(save(tmp_path, 10) / "state.json")
+    assert checkpoint.newest(tmp_path).name == "step-0000005"
+    with pytest.raises(StorageError, match=r"step-0000010 is damaged: state.json has 10 bytes, 11"):
+        checkpoint.newest(tmp_path, strict=True)
+
+
+@pytest.mark.parametrize("name", [checkpoint.OPTIMIZER, f"{checkpoint.GENERATORS}3.safetensors"])
+@pytest.mark.parametrize("damage", [truncate, os.unlink])
+def test_weights_may_be_taken_alone(tmp_path, name, damage):
+    def write(directory):
+        write_two_files(directory)
+        (directory / name).write_bytes(b"moments")
+
+    path = save(tmp_path, 5, write=write)
+    damage(path / name)
+    with pytest.raises(StorageError, match="weights_only true continues with its weights"):
         checkpoint.newest(tmp_path)
+    assert checkpoint.newest(tmp_path, weights_only=True) == path
+    truncate(path / "model.safetensors")
+    with pytest.raises(StorageError, match="no whole checkpoint is left"):
+        checkpoint.newest(tmp_path, weights_only=True)
 
 
 def test_dot_names_are_never_read(tmp_path):
@@ -143,17 +170,93 @@ def test_modes_follow_the_umask(tmp_path, mask):
     assert {file.stat().st_mode & 0o777 for file in path.iterdir()} == {0o666 & ~mask}
 
 
-def test_a_failed_save_keeps_the_old_and_leaves_nothing(tmp_path):
-    save(tmp_path, 5)
+class Failing:
+    """Writes two files; the first `times` calls leave half of one and fail."""
 
-    def full(directory):
+    def __init__(self, number, times):
+        self.number, self.times, self.calls = number, times, 0
+
+    def __call__(self, directory):
+        assert not list(directory.iterdir())
+        self.calls += 1
         (directory / "model.safetensors").write_bytes(b"half")
-        raise OSError(errno.ENOSPC, "No space left on device")
+        if self.calls <= self.times:
+            raise OSError(self.number, os.strerror(self.number))
+        write_two_files(directory)
 
-    with pytest.raises(StorageError, match=r"step 10 .*No space left.* GB free.*make room"):
-        save(tmp_path, 10, keep=1, write=full)
+
+@pytest.fixture
+def waits(monkeypatch):
+    """The seconds that `save` has waited; nobody waits."""
+    waited = []
+    monkeypatch.setattr(checkpoint.time, "sleep", waited.append)
+    return waited
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EROFS])
+def test_a_failed_save_keeps_the_old_and_leaves_nothing(tmp_path, waits, number):
+    save(tmp_path, 5)
+    write = Failing(number, times=9)
+    message = (
+        f"the checkpoint of step 10 could not be written in .*{os.strerror(number)}; it needs "
+        r"1\.50 GB, .* are free there\. Earlier checkpoints are untouched; make room or repair"
+    )
+    with pytest.raises(StorageError, match=message):
+        checkpoint.save(tmp_path, 10, write, 1, 3, 5.0, expected_bytes=1_500_000_000)
+    assert (write.calls, waits) == (4, [5.0, 10.0, 20.0])
     assert names(tmp_path) == ["step-0000005"]
     assert checkpoint.find_fault(tmp_path / "step-0000005") == ""
+
+
+@pytest.mark.parametrize("times", [1, 3])
+def test_a_passing_fault_is_retried(tmp_path, waits, caplog, times):
+    save(tmp_path, 5)
+    checkpoint.save(tmp_path, 10, Failing(errno.EIO, times), 1, 3, 0.5)
+    assert waits == [0.5, 1.0, 2.0][:times]
+    assert caplog.text.count("Input/output error; it needs 0.0 MB") == times
+    assert names(tmp_path) == ["step-0000010"]
+    assert checkpoint.find_fault(tmp_path / "step-0000010") == ""
+
+
+def test_a_failed_flush_writes_everything_again(tmp_path, monkeypatch, waits):
+    """What a failed fsync leaves on the disk is unknown: the files are not flushed once more but
+    written once more.
+    """
+    sync, failed = checkpoint._sync, []
+
+    def fail_once(path):
+        if path.name == "state.json" and not failed:
+            failed.append(path)
+            raise OSError(errno.EIO, "Input/output error")
+        sync(path)
+
+    monkeypatch.setattr(checkpoint, "_sync", fail_once)
+    write = Failing(0, times=0)
+    path = checkpoint.save(tmp_path, 10, write, 1, 1, 0.5)
+    assert write.calls == 2
+    assert checkpoint.find_fault(path) == ""
+
+
+def test_a_vanished_directory(tmp_path):
+    with pytest.raises(StorageError, match="No such file or directory"):
+        save(tmp_path / "gone" / "run", 10)
+
+
+def test_what_cannot_be_deleted_stays(tmp_path, monkeypatch, caplog):
+    """Retention that fails does not stop a run whose checkpoint is safe."""
+
+    def refuse(path):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    save(tmp_path, 5)
+    with monkeypatch.context() as patch:
+        # Ignoring errors is how a save clears its place; deleting an old checkpoint does not.
+        patch.setattr(checkpoint.shutil, "rmtree", lambda path, **how: how or refuse(path))
+        assert save(tmp_path, 10, keep=1).is_dir()
+    assert "debris stays" in caplog.text
+    assert checkpoint.newest(tmp_path).name == "step-0000010"
+    checkpoint.sweep(tmp_path)
+    assert names(tmp_path) == ["step-0000010"]
 
 
 def test_order_of_system_calls(tmp_path, monkeypatch):
@@ -185,7 +288,7 @@ def test_space_check(tmp_path):
 
 def test_lock_names_its_holder_and_dies_with_it(tmp_path):
     holder = (
-        "import sys, pathlib; from spanbert_ext.training.checkpoint import RunLock\n"
+        "import sys, pathlib; from spanbert_ext.training.run_lock import RunLock\n"
         "lock = RunLock(pathlib.Path(sys.argv[1])); print('held', flush=True); sys.stdin.read()"
     )
     child = subprocess.Popen(
@@ -193,11 +296,29 @@ def test_lock_names_its_holder_and_dies_with_it(tmp_path):
     )
     assert child.stdout.readline() == b"held\n"
     with pytest.raises(ConfigError, match=f"in use by pid {child.pid} on .* since "):
-        checkpoint.RunLock(tmp_path)
+        RunLock(tmp_path)
     child.kill()
     child.wait()
     child.stdin.close()
     child.stdout.close()
-    with checkpoint.RunLock(tmp_path):
+    with RunLock(tmp_path):
         assert f"pid {os.getpid()} " in (tmp_path / ".lock").read_text()
-    checkpoint.RunLock(tmp_path).__exit__()
+    RunLock(tmp_path).__exit__()
+
+
+def test_a_file_system_without_locks(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("spanbert_ext.training.run_lock.fcntl.flock", refuse)
+    with pytest.raises(StorageError, match="cannot lock .*: No locks available"):
+        RunLock(tmp_path)
+
+
+def test_a_directory_that_cannot_be_read(tmp_path, monkeypatch):
+    def refuse(_):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr("pathlib.Path.iterdir", refuse)
+    with pytest.raises(StorageError, match="cannot read the run's directory .*: Permission denied"):
+        checkpoint.newest(tmp_path)

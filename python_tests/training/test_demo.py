@@ -5,12 +5,10 @@ import math
 
 import numpy as np
 import pytest
-import torch
 from transformers import AutoModelForMaskedLM
 
-from spanbert_ext import SpanBertConfig, SpanBertForPreTraining
 from spanbert_ext.training.config import DEMONSTRATION, OptimizerOptions, ValidationOptions
-from spanbert_ext.training.demo import one_span_batch, run_demonstration, unigram_loss
+from spanbert_ext.training.demo import run_demonstration, unigram_loss
 from spanbert_ext.training.demo_text import clean_paragraph, documents
 
 
@@ -71,19 +69,6 @@ def test_unigram_loss_literal():
     assert loss == pytest.approx((math.log(2) + math.log(3) + 2 * math.log(6)) / 4)
 
 
-def test_one_span_batch_has_finite_losses():
-    tokens = torch.tensor([1, 5, 6, 7, 8, 9, 2])
-    batch = one_span_batch(tokens, 2, 5, mask_id=3, max_span_targets=2)
-    assert batch.input_ids.tolist() == [1, 5, 3, 3, 3, 9, 2]
-    assert batch.labels.tolist() == [-100, -100, 6, 7, 8, -100, -100]
-    assert batch.sbo_ids.tolist() == [6, 7, -100]
-    assert (batch.span_left.tolist(), batch.span_right.tolist()) == ([1], [5])
-    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    model = SpanBertForPreTraining(SpanBertConfig(vocab_size=12, intermediate_size=32, **sizes))
-    output = model(batch.input_ids, cu_seqlens=torch.tensor([0, 7]), batch=batch)
-    assert all(torch.isfinite(loss) for loss in (output.loss, output.mlm_loss, output.sbo_loss))
-
-
 def test_the_whole_demonstration_with_three_steps(tmp_path, capsys):
     home = tmp_path / "demo"
     config = dataclasses.replace(
@@ -102,6 +87,7 @@ def test_the_whole_demonstration_with_three_steps(tmp_path, capsys):
     assert len(closing) <= 15
     loaded = AutoModelForMaskedLM.from_pretrained(home / "bert")
     assert loaded.config.model_type == "bert"
+    assert "| preset | base | tiny |" in (home / "bert" / "README.md").read_text()
     run_demonstration(config)
     again = capsys.readouterr().out
     assert "is finished" in again

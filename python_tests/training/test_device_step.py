@@ -4,11 +4,12 @@ import dataclasses
 
 import pytest
 import torch
+from conftest import write_text
 from safetensors.torch import load_file
 from test_loop import parts_of
 from test_pretrain import digests, metrics, stop_at
 
-from spanbert_ext.data import Corpus, PackedRows, batch_of_step
+from spanbert_ext.data import Corpus, PackedRows, PrepareConfig, batch_of_step, prepare
 from spanbert_ext.errors import ConfigError, Preempted
 from spanbert_ext.training import pretrain_task, run_step
 from spanbert_ext.training.config import RuntimeOptions
@@ -101,9 +102,21 @@ def test_schedule_on_the_device_is_the_hosts(steps, warmup):
         assert rate.item() == learning_rate(step, steps, warmup, 1.7e-4), step
 
 
+@pytest.fixture(scope="module")
+def mixture(corpus_dir, tmp_path_factory):
+    """The corpus and a small one that is seen more than once a step."""
+    home = tmp_path_factory.mktemp("small")
+    text = write_text(home / "text.txt", documents=1, seed=1)
+    names = {"output": str(home / "corpus"), "tokenizer": str(corpus_dir / "tokenizer")}
+    prepare(PrepareConfig(inputs=[str(text)], **names))
+    return f"{corpus_dir}=1,{home / 'corpus'}=3"
+
+
+@pytest.mark.parametrize("mixed", [False, True])
 @pytest.mark.parametrize("step", [0, 3, 17])
-def test_micro_batches_are_the_hosts(tiny, change, step):
-    task, _ = parts_of(change(tiny, **RESIDENT))
+def test_micro_batches_are_the_hosts(tiny, change, step, mixed, mixture):
+    settings = RESIDENT | ({"corpus": mixture} if mixed else {})
+    task, _ = parts_of(change(tiny, **settings))
     tokens = task.seek(step)
     made = task.batches(step)
     assert tokens == sum(micro.tokens for micro in made)

@@ -10,11 +10,11 @@ from spoiled_run import spoil
 from test_loop import parts_of
 from test_pretrain import digests
 
+from spanbert_ext.data.sampler import RowOrder
 from spanbert_ext.errors import NumericsError
 from spanbert_ext.training.config import NumericsOptions
 from spanbert_ext.training.guard import GradientGuard, check_finite
 from spanbert_ext.training.pretrain import pretrain
-from spanbert_ext.training.pretrain_task import PretrainTask
 from spanbert_ext.training.ranks import ALONE
 
 CPU = torch.device("cpu")
@@ -121,9 +121,9 @@ def test_a_rollback_trains_on_the_batches_behind(spiky, change, monkeypatch, tmp
     with monkeypatch.context() as patch:
         spoil(patch.setattr, {17}, 1000.0)
         rolled = pretrain(spiky)
-    rows_of = PretrainTask._rows_of
+    of_step = RowOrder.of_step
     monkeypatch.setattr(
-        PretrainTask, "_rows_of", lambda self, step: rows_of(self, step + 10 * (step >= 10))
+        RowOrder, "of_step", lambda self, step: of_step(self, step + 10 * (step >= 10))
     )
     jumping = pretrain(change(spiky, output=str(tmp_path / "jumping")))
     assert digests(rolled.checkpoint) == digests(jumping.checkpoint)

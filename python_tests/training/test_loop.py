@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from spanbert_ext.data import Corpus
+from spanbert_ext.data import open_corpus
 from spanbert_ext.training.config import OptimizerOptions
 from spanbert_ext.training.loop import (
     DeviceTotals,
@@ -33,7 +33,7 @@ def parts_of(config):
     """Task and a fresh model of a run, as pre-training builds them."""
     from transformers import AutoTokenizer
 
-    corpus = Corpus.open(config.corpus)
+    corpus = open_corpus(config.corpus)
     tokenizer = AutoTokenizer.from_pretrained(corpus.tokenizer_dir)
     torch.manual_seed(config.seed)
     return PretrainTask(corpus, tokenizer, config, CPU), build_model(

@@ -106,7 +106,7 @@ def test_without_its_generator_the_continuation_would_differ(tiny, change, tmp_p
         stop_at(patch, 7)
         with pytest.raises(Preempted):
             pretrain(tiny)
-    monkeypatch.setattr("spanbert_ext.training.pretrain.load_generators", lambda *_: None)
+    monkeypatch.setattr("spanbert_ext.training.resume.load_generators", lambda *_: None)
     other = digests(pretrain(tiny).checkpoint)
     assert other["model.safetensors"] != digests(whole.checkpoint)["model.safetensors"]
 
@@ -129,19 +129,6 @@ def test_continuing_past_a_damaged_checkpoint(tiny, change, tmp_path):
     assert not result.was_finished
     assert digests(result.checkpoint) == whole
     assert [step for step, _ in checkpoint.list_steps(tmp_path / "run")] == [4, 8, 12]
-
-
-def test_from_a_named_checkpoint(tiny, change, tmp_path):
-    whole = digests(pretrain(tiny).checkpoint)
-    source = str(tmp_path / "run" / "step-0000004")
-    other = change(tiny, output=str(tmp_path / "other"), resume=source)
-    assert digests(pretrain(other).checkpoint) == whole
-    with pytest.raises(ConfigError, match="belongs to another run"):
-        pretrain(other)
-    with pytest.raises(ConfigError, match="not a checkpoint directory"):
-        pretrain(change(tiny, resume=str(tmp_path)))
-    with pytest.raises(ConfigError, match="already holds 3 checkpoint"):
-        pretrain(change(tiny, resume="never"))
 
 
 @pytest.mark.parametrize(
@@ -193,21 +180,6 @@ def test_another_corpus_is_refused(tiny, change, tmp_path, monkeypatch):
     )
     with pytest.raises(ConfigError, match="the corpus had fingerprint"):
         pretrain(change(tiny, corpus=str(tmp_path / "other")))
-
-
-def test_a_missing_optimizer_file_is_an_error(tiny, change, tmp_path, monkeypatch):
-    """Even when the manifest agrees, continuing without moments is not continuing."""
-    pretrain(tiny)
-    source = tmp_path / "run" / "step-0000004"
-    manifest = json.loads((source / "MANIFEST.json").read_text())
-    for name in ("optimizer.safetensors", "rng-0.safetensors"):
-        entry = manifest["files"].pop(name)
-        (source / "MANIFEST.json").write_text(json.dumps(manifest))
-        (source / name).rename(tmp_path / name)
-        with pytest.raises(StorageError, match=f"{name} is missing"):
-            pretrain(change(tiny, output=str(tmp_path / "new"), resume=str(source)))
-        (tmp_path / name).rename(source / name)
-        manifest["files"][name] = entry
 
 
 def test_a_corpus_smaller_than_a_batch(tiny, change):
@@ -272,12 +244,3 @@ def test_continuing_a_bert_directory(tiny, change, tmp_path):
         trained = json.loads((source / "state.json").read_text())["latest_losses"]
         assert state.starting_losses["mlm_loss"] == pytest.approx(trained["mlm_loss"], rel=1e-5)
     assert state.starting_losses["sbo_loss"] == pytest.approx(trained["sbo_loss"], rel=1e-5)
-
-
-def test_a_foreign_vocabulary_is_refused(tiny, change, tmp_path):
-    (tmp_path / "config.json").write_text('{"model_type": "bert", "vocab_size": 30522}')
-    sizes = {f"model.{n}": None for n in ("layers", "hidden", "heads", "feed_forward")}
-    with pytest.raises(ConfigError, match="vocabulary of 30522"):
-        pretrain(change(tiny, init=str(tmp_path), **sizes))
-    with pytest.raises(ConfigError, match="not a Hugging Face model directory"):
-        pretrain(change(tiny, init=str(tmp_path / "absent"), **sizes))

@@ -27,6 +27,9 @@ def test_defaults_are_the_published_settings():
     published = {
         "preset": "base",
         "steps": 2_400_000,
+        "masking.scheme": "span",
+        "masking.candidate_prob": 0.5,
+        "masking.endpoints": "external",
         "masking.mask_ratio": 0.15,
         "masking.geometric_p": 0.2,
         "masking.min_words": 1,
@@ -59,6 +62,9 @@ def test_defaults_are_the_published_settings():
         ("masking.max_words", 0, "below masking.min_words 1"),
         ("masking.max_span_targets", 0, "at least 1"),
         ("masking.replacement", "word", "span, piece"),
+        ("masking.scheme", "entities", "span, piece, word, entity, phrase"),
+        ("masking.candidate_prob", 0.3, "the scheme span does not use it"),
+        ("masking.endpoints", "outer", "external, internal"),
         ("model.heads", 7, "do not divide a hidden size of 768"),
         ("model.dropout", 1, "[0, 1)"),
         ("optimizer.warmup_steps", 3_000_000, "do not fit into 2400000 steps"),
@@ -82,6 +88,28 @@ def test_impossible_values(name, value, part):
     assert message.startswith(f"{name}: ")
     assert part in message
     assert "\n" not in message
+
+
+@pytest.mark.parametrize("scheme", ["piece", "word", "entity", "phrase"])
+def test_settings_that_a_scheme_does_not_read_are_refused(scheme):
+    lengths = {"geometric_p": 0.3, "min_words": 2, "max_words": 5}
+    given = {f"masking.{name}": value for name, value in lengths.items()}
+    sbo_weight = 0.0 if scheme == "piece" else 1.0
+    message = faults_of(**{"masking.scheme": scheme, "loss.sbo_weight": sbo_weight, **given})
+    for name in lengths:
+        assert f"masking.{name}: the scheme {scheme} does not use it" in message
+    probability = {"masking.scheme": scheme, "masking.candidate_prob": 0.9}
+    if scheme in ("entity", "phrase"):
+        build(PretrainConfig, probability)
+        assert "[0, 1]; got 1.1" in faults_of(**probability | {"masking.candidate_prob": 1.1})
+    else:
+        assert "masking.candidate_prob" in faults_of(**probability)
+
+
+def test_pieces_have_no_boundary_objective():
+    message = faults_of(**{"masking.scheme": "piece"})
+    assert message.startswith("loss.sbo_weight: the scheme piece has no targets")
+    build(PretrainConfig, {"masking.scheme": "piece", "loss.sbo_weight": 0})
 
 
 def test_all_faults_are_listed_at_once():

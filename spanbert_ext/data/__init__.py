@@ -1,8 +1,9 @@
 """From text to batches of ids: prepare a corpus once, then address its rows by number.
 
 text files -> `prepare` -> token files (`Corpus`) -> sequences packed into rows (`PackedRows`) ->
-order of rows (`KeyedPermutation`, `batch_of_step`). Nothing here imports torch; the names are
-loaded on first use, so that a command line which only needs `PrepareConfig` starts at once.
+order of rows (`KeyedPermutation`, `batch_of_step`). `open_corpus` and `open_rows` also take several
+corpora with weights (mixture.py). Nothing here imports torch; the names are loaded on first use, so
+that a command line which only needs `PrepareConfig` starts at once.
 """
 
 import importlib
@@ -12,6 +13,9 @@ _HOMES = {
     "prepare": "preparation",
     "Corpus": "corpus",
     "PackedRows": "rows",
+    "PairedRows": "pairs",
+    "open_corpus": "mixture",
+    "open_rows": "mixture",
     "RowBatch": "rows",
     "KeyedPermutation": "sampler",
     "batch_of_step": "sampler",

@@ -153,6 +153,16 @@ class Corpus:
         return self.sidecar["settings"]["validation_fraction"]
 
     @property
+    def facts(self) -> dict[str, int | float]:
+        """What a model card says about the data a model has seen."""
+        return {
+            "documents": self.num_documents,
+            "tokens": self.num_tokens,
+            "vocab_size": self.vocab_size,
+            "validation_fraction": self.validation_fraction,
+        }
+
+    @property
     def tokenizer_dir(self) -> Path:
         """Directory that transformers.AutoTokenizer loads."""
         return self.path / TOKENIZER

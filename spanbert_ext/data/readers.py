@@ -223,7 +223,11 @@ def _json_text(line: str, field: str, number: int) -> str | _Fault:
         return _Fault("bad_json", f"not JSON: {error}", number)
     if not isinstance(record, dict):
         return _Fault("bad_json", f"expected a JSON object, got {type(record).__name__}", number)
-    return _checked_text(record.get(field), field, number)
+    if field not in record:
+        there = ", ".join(repr(name[:40]) for name in list(record)[:8]) or "none"
+        reason = f"no field {field!r}, fields there: {there}; choose with text_field"
+        return _Fault("no_text", reason, number)
+    return _checked_text(record[field], field, number)
 
 
 def _checked_text(text, field: str, number: int) -> str | _Fault:

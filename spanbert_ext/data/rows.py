@@ -8,8 +8,8 @@ import numpy as np
 
 from spanbert_ext.data.candidates import BEGIN, INSIDE
 from spanbert_ext.data.corpus import Corpus
-from spanbert_ext.data.packing import pack
-from spanbert_ext.data.sampler import KeyedPermutation
+from spanbert_ext.data.packing import Packing, pack
+from spanbert_ext.data.sampler import KeyedPermutation, RowOrder
 from spanbert_ext.data.sequences import SequenceIndex, cut_corpus
 from spanbert_ext.data.token_files import token_dtype
 
@@ -29,12 +29,23 @@ class RowBatch:
         sample_ids: [N] int64 number of the sequence in the corpus; -1 for padding and unused slots.
         candidates: [T] uint8 candidate spans, 0 outside (as all special tokens are), 1 begins a
             span, 2 continues it; None where the rows have none.
+        segment_cu_seqlens: [2N + 1] int64, what is masked on its own where sequences are pairs:
+            segments 2n and 2n + 1 are sequence n, the second one empty for padding; None where a
+            sequence is one segment.
+        segment_ids: [2N] int64 sample ids of the segments.
+        token_type_ids: [T] int64, 1 in the second segment of a pair.
+        nsp_labels: [N] int64, whether the second segment is a random one (1) or the first one's
+            continuation (0); -100 for padding and unused slots.
     """
 
     tokens: np.ndarray
     cu_seqlens: np.ndarray
     sample_ids: np.ndarray
     candidates: np.ndarray | None = None
+    segment_cu_seqlens: np.ndarray | None = None
+    segment_ids: np.ndarray | None = None
+    token_type_ids: np.ndarray | None = None
+    nsp_labels: np.ndarray | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -81,26 +92,44 @@ class PackedRows:
             raise ValueError(f"max_length must be at least 3; got {max_length}")
         if split not in ("train", "validation"):
             raise ValueError(f"split must be train or validation; got {split!r}")
-        if validation_fraction is None:
-            validation_fraction = corpus.validation_fraction
-        if not 0 <= validation_fraction <= 0.5:
+        if validation_fraction is not None and not 0 <= validation_fraction <= 0.5:
             raise ValueError(f"validation_fraction must lie in [0, 0.5]; got {validation_fraction}")
         self.corpus = corpus
         self.max_length = max_length
         self.split = split
         self._marks = None if candidates is None else corpus.annotation(candidates)
         self.sequences = cut_corpus(corpus, max_length - 2)
-        held_out = _held_out(self.sequences, corpus.num_documents, validation_fraction)
-        self._sample_ids = np.flatnonzero(held_out == (split == "validation"))
-        self._lengths = self.sequences.lengths[self._sample_ids]
-        self._packing = pack(self._lengths + 2, max_length)
+        self._sample_ids, self._lengths, self._packing = self._lay_out(validation_fraction)
         offsets = self._packing.offsets
         self._row_tokens = np.diff(
             np.concatenate([[0], np.cumsum((self._lengths + 2)[self._packing.members])])[offsets]
         )
         # A padded batch has one more sequence for every row that is not full.
-        slots = np.sort(np.diff(offsets) + (self._row_tokens < max_length))[::-1]
-        self._max_slots = np.cumsum(slots)
+        slots = np.diff(offsets) + (self._row_tokens < max_length)
+        self._max_slots = np.cumsum(np.sort(np.repeat(slots, self._most_visits()))[::-1])
+
+    def _lay_out(self, validation_fraction: float | None) -> tuple[np.ndarray, np.ndarray, Packing]:
+        """([N] sample ids of this split, ascending; [N] pieces of each; which share a row)."""
+        if validation_fraction is None:
+            validation_fraction = self.corpus.validation_fraction
+        held_out = held_out_sequences(
+            self.sequences, self.corpus.num_documents, validation_fraction
+        )
+        sample_ids, lengths = self._samples(held_out == (self.split == "validation"))
+        return sample_ids, lengths, pack(lengths + 2, self.max_length)
+
+    def _most_visits(self) -> int | np.ndarray:
+        """How often a row can be seen in one step."""
+        return 1
+
+    def _samples(self, own: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """([M] sample ids, [M] pieces of each) of this part, whose sequences `own` [N] marks."""
+        ids = np.flatnonzero(own)
+        return ids, self.sequences.lengths[ids]
+
+    def _segments(self, sample: int) -> list[tuple[int, int]]:
+        """What of the corpus a sample shows, as positions (start, stop)."""
+        return [(int(self.sequences.cuts[sample]), int(self.sequences.cuts[sample + 1]))]
 
     def __len__(self) -> int:
         return len(self._packing)
@@ -131,6 +160,14 @@ class PackedRows:
             raise ValueError(f"batch_rows must lie in [0, {len(self)}]; got {batch_rows}")
         return int(self._max_slots[batch_rows - 1]) if batch_rows else 0
 
+    def order(self, batch_rows: int, seed: int) -> RowOrder:
+        """Which rows every step sees."""
+        return RowOrder(len(self), batch_rows, seed)
+
+    def selection(self, count: int) -> np.ndarray:
+        """[count] int64 rows that stand for all of them: the first ones."""
+        return np.arange(count, dtype=np.int64)
+
     def batch(self, row_ids, pad: bool = False) -> RowBatch:
         """The sequences of some rows, laid end to end.
 
@@ -152,16 +189,18 @@ class PackedRows:
         tokens = np.full(int(ends[-1]) if ends.size else 0, info.pad_id, dtype=np.int64)
         candidates = np.zeros(tokens.size, dtype=np.uint8) if self.has_candidates else None
         sample_ids = np.where(pads, -1, self._sample_ids[members] if members.size else -1)
-        cuts = self.sequences.cuts
-        for sample, end in zip(sample_ids[~pads].tolist(), ends[~pads].tolist(), strict=True):
-            start, stop = int(cuts[sample]), int(cuts[sample + 1])
-            begin = end - (stop - start) - 2
+        for sample, begin in zip(
+            sample_ids[~pads].tolist(), (ends - lengths)[~pads].tolist(), strict=True
+        ):
             tokens[begin] = info.cls_id
-            tokens[begin + 1 : end - 1] = self.corpus.read(start, stop)
-            tokens[end - 1] = info.sep_id
-            if candidates is not None:
-                candidates[begin + 1 : end - 1] = self._marks.read(start, stop)
-                _begin_spans(candidates, begin + 1)
+            for start, stop in self._segments(sample):
+                end = begin + 1 + stop - start
+                tokens[begin + 1 : end] = self.corpus.read(start, stop)
+                tokens[end] = info.sep_id
+                if candidates is not None:
+                    candidates[begin + 1 : end] = self._marks.read(start, stop)
+                    _begin_spans(candidates, begin + 1)
+                begin = end
         self.corpus.check_ids(tokens)
         cu_seqlens = np.concatenate([[0], ends]).astype(np.int64)
         if pad:
@@ -223,14 +262,17 @@ class PackedRows:
         return begins, pieces + 2, places, np.repeat(starts, pieces) + inner
 
     def _checked(self, row_ids) -> np.ndarray:
+        return self._checked_below(row_ids, len(self))
+
+    def _checked_below(self, row_ids, limit: int) -> np.ndarray:
         row_ids = np.asarray(row_ids)
         if row_ids.size == 0:
             return np.empty(0, dtype=np.int64)
         if row_ids.ndim != 1 or row_ids.dtype.kind not in "iu":
             raise TypeError(f"row_ids must be [B] integers; got {row_ids.dtype} {row_ids.shape}")
-        if row_ids.min() < 0 or row_ids.max() >= len(self):
+        if row_ids.min() < 0 or row_ids.max() >= limit:
             raise IndexError(
-                f"row_ids must lie in [0, {len(self)}); got {row_ids.min()}..{row_ids.max()}"
+                f"row_ids must lie in [0, {limit}); got {row_ids.min()}..{row_ids.max()}"
             )
         if np.unique(row_ids).size != row_ids.size:
             raise ValueError("row_ids must differ from each other; a row is named twice")
@@ -260,7 +302,7 @@ def _begin_spans(candidates: np.ndarray, places) -> None:
     candidates[places] = np.where(candidates[places] == INSIDE, BEGIN, candidates[places])
 
 
-def _held_out(sequences: SequenceIndex, num_documents: int, fraction: float) -> np.ndarray:
+def held_out_sequences(sequences: SequenceIndex, num_documents: int, fraction: float) -> np.ndarray:
     """[N] bool, whether a sequence belongs to validation."""
     held_out = np.zeros(len(sequences), dtype=np.bool_)
     if fraction == 0 or len(sequences) < 2:

@@ -25,13 +25,20 @@ def _mix(value: int) -> int:
     return value ^ (value >> 31)
 
 
-def _round_keys(seed: int, epoch: int) -> list[np.uint64]:
-    state = _mix((_mix(seed & _MASK64) + _GOLDEN + epoch) & _MASK64)
-    keys = []
-    for _ in range(_ROUNDS):
-        state = (state + _GOLDEN) & _MASK64
-        keys.append(np.uint64(_mix(state)))
-    return keys
+class KeyedDraws:
+    """A stream of numbers chosen by (key, counter), both integers taken modulo 2**64."""
+
+    def __init__(self, key: int, counter: int):
+        self._state = _mix((_mix(key & _MASK64) + _GOLDEN + counter) & _MASK64)
+
+    def bits(self) -> int:
+        """The next 64 bits."""
+        self._state = (self._state + _GOLDEN) & _MASK64
+        return _mix(self._state)
+
+    def below(self, n: int) -> int:
+        """The next integer in [0, n), uniform to within n / 2**64."""
+        return self.bits() * n >> 64
 
 
 class KeyedPermutation:
@@ -50,7 +57,8 @@ class KeyedPermutation:
             raise ValueError(f"epoch must be at least 0; got {epoch}")
         self.n = n
         self._half_bits = max(1, ((n - 1).bit_length() + 1) // 2)
-        self._keys = _round_keys(seed, epoch)
+        draws = KeyedDraws(seed, epoch)
+        self._keys = [np.uint64(draws.bits()) for _ in range(_ROUNDS)]
 
     def __call__(self, ids) -> np.ndarray:
         """Images of `ids` (integers in [0, n), any shape), int64 of the same shape."""
@@ -95,3 +103,24 @@ def batch_of_step(step: int, batch_rows: int, num_rows: int, seed: int) -> tuple
     epoch, batch = divmod(step, num_rows // batch_rows)
     ids = np.arange(batch * batch_rows, (batch + 1) * batch_rows, dtype=np.int64)
     return epoch, KeyedPermutation(num_rows, seed, epoch)(ids)
+
+
+class RowOrder:
+    """Which rows of one corpus a step sees.
+
+    Args:
+        num_rows, batch_rows, seed: as in `batch_of_step`.
+    """
+
+    def __init__(self, num_rows: int, batch_rows: int, seed: int):
+        self._num_rows, self._batch_rows, self._seed = num_rows, batch_rows, seed
+        self.steps_per_epoch = num_rows // batch_rows
+
+    def of_step(self, step: int) -> tuple[int, np.ndarray]:
+        """(epoch, [batch_rows] int64 rows), as `batch_of_step`."""
+        return batch_of_step(step, self._batch_rows, self._num_rows, self._seed)
+
+    def of_epoch(self, epoch: int) -> np.ndarray:
+        """[steps_per_epoch * batch_rows] int64, the rows of the epoch's steps."""
+        places = np.arange(self.steps_per_epoch * self._batch_rows, dtype=np.int64)
+        return KeyedPermutation(self._num_rows, self._seed, epoch)(places)

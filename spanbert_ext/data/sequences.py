@@ -46,6 +46,19 @@ def piece_classes(info: VocabularyInfo) -> np.ndarray:
     return classes
 
 
+def sentence_cuts(window: np.ndarray) -> np.ndarray:
+    """[n] ascending offsets inside a window where a sentence has just ended and a word begins.
+
+    Args:
+        window: [W] uint8 classes of consecutive pieces.
+    """
+    ends = np.flatnonzero(window & ENDS_SENTENCE)
+    others = np.flatnonzero(window & CLOSES == 0)
+    behind = np.searchsorted(others, ends + 1)  # what closes a sentence belongs to it
+    cuts = others[behind[behind < others.size]]
+    return cuts[window[cuts] & STARTS_WORD != 0]
+
+
 def next_cut(window: np.ndarray) -> int:
     """Length of the next sequence, 1 to R.
 
@@ -54,14 +67,9 @@ def next_cut(window: np.ndarray) -> int:
             it.
     """
     room = window.size - 1
-    for end in np.flatnonzero(window[:room] & ENDS_SENTENCE)[::-1]:
-        cut = int(end) + 1
-        while cut <= room and window[cut] & CLOSES:
-            cut += 1
-        if 2 * cut < room:
-            break
-        if cut <= room and window[cut] & STARTS_WORD:
-            return cut
+    cuts = sentence_cuts(window)
+    if cuts.size and 2 * cuts[-1] >= room:
+        return int(cuts[-1])
     starts = np.flatnonzero(window[1:] & STARTS_WORD)
     return int(starts[-1]) + 1 if starts.size else room
 

@@ -186,7 +186,7 @@ def load_tokenizer(path: Path, lowercase: bool) -> tuple[Tokenizer, dict[str, by
     if file.suffix == ".json" and file.is_file():
         tokenizer, files = _load_json(file, folder if path.is_dir() else None)
         _check_case(tokenizer, str(path))
-        if lowercase and not _lowercases(tokenizer):
+        if lowercase and not lowercases(tokenizer):
             raise ConfigError(
                 f"lowercase: {path} keeps upper case by its own rule; leave the setting out or "
                 "take an uncased tokenizer"
@@ -198,6 +198,15 @@ def load_tokenizer(path: Path, lowercase: bool) -> tuple[Tokenizer, dict[str, by
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer, files
+
+
+def stated_lowercasing(folder: Path) -> bool | None:
+    """Whether the tokenizer files of a directory lower-case text; None if they do not say."""
+    if (folder / "tokenizer.json").is_file():
+        with _LibraryFaults(folder):
+            return lowercases(Tokenizer.from_file(str(folder / "tokenizer.json")))
+    settings = folder / "tokenizer_config.json"
+    return read_json(settings).get("do_lower_case") if settings.is_file() else None
 
 
 def _load_json(file: Path, folder: Path | None) -> tuple[Tokenizer, dict[str, bytes]]:
@@ -215,7 +224,26 @@ def _load_json(file: Path, folder: Path | None) -> tuple[Tokenizer, dict[str, by
         settings = {f"{role}_token": info.pieces[i] for role, i in roles.items()}
         settings |= {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": _MAX_LENGTH}
         files["tokenizer_config.json"] = _json(settings)
+    elif spec["model"].get("type") == "WordPiece":
+        files["tokenizer_config.json"] = _with_case(folder, lowercases(tokenizer))
     return tokenizer, files
+
+
+def _with_case(folder: Path, lowercase: bool) -> bytes:
+    """tokenizer_config.json with do_lower_case as tokenizer.json has it: transformers' BERT classes
+    follow the setting, not tokenizer.json, and lower-case where it is missing.
+    """
+    path = folder / "tokenizer_config.json"
+    settings = read_json(path)
+    stated = settings.get("do_lower_case")
+    if stated not in (None, lowercase):
+        raise DataError(
+            f"{path}: do_lower_case is {stated}, but tokenizer.json "
+            f"{'lower-cases' if lowercase else 'keeps upper case'}; make them agree"
+        )
+    return (
+        path.read_bytes() if stated is not None else _json({**settings, "do_lower_case": lowercase})
+    )
 
 
 class _LibraryFaults:
@@ -241,20 +269,20 @@ def _load_vocab(file: Path, path: Path, lowercase: bool) -> tuple[Tokenizer, dic
         raise DataError(
             f"{file}: {', '.join(missing)} missing; a BERT vocabulary has a line for each"
         )
-    settings = file.parent / "tokenizer_config.json"
-    stated = (
-        read_json(settings).get("do_lower_case") if path.is_dir() and settings.is_file() else None
-    )
+    stated = stated_lowercasing(path) if path.is_dir() else None
     if stated is None:
         stated = lowercase
     elif lowercase and not stated:
-        raise ConfigError(f"lowercase: {settings} says do_lower_case false; leave the setting out")
-    if stated and _is_cased(pieces):
+        raise ConfigError(
+            f"lowercase: {path / 'tokenizer_config.json'} says do_lower_case false; leave the "
+            "setting out"
+        )
+    if stated and is_cased(pieces):
         raise ConfigError(
             f"{file}: a cased vocabulary would be lower-cased and lose its upper-case pieces; set "
             "lowercase (do_lower_case in tokenizer_config.json) to false"
         )
-    if not stated and not _is_cased(pieces) and any(p.isascii() and p.isalpha() for p in pieces):
+    if not stated and not is_cased(pieces) and any(p.isascii() and p.isalpha() for p in pieces):
         raise ConfigError(
             f"{file}: an uncased vocabulary would turn every capitalised word into [UNK]; set "
             "lowercase to true"
@@ -263,7 +291,7 @@ def _load_vocab(file: Path, path: Path, lowercase: bool) -> tuple[Tokenizer, dic
 
 
 def _check_case(tokenizer: Tokenizer, where: str) -> None:
-    if _lowercases(tokenizer) and _is_cased(tokenizer.get_vocab(with_added_tokens=False)):
+    if lowercases(tokenizer) and is_cased(tokenizer.get_vocab(with_added_tokens=False)):
         raise DataError(
             f"{where}: a cased vocabulary behind a normalizer that lower-cases loses its "
             "upper-case pieces; set do_lower_case to false in tokenizer_config.json and "
@@ -271,11 +299,13 @@ def _check_case(tokenizer: Tokenizer, where: str) -> None:
         )
 
 
-def _lowercases(tokenizer: Tokenizer) -> bool:
+def lowercases(tokenizer: Tokenizer) -> bool:
+    """Whether text loses its upper case before it is cut into pieces."""
     return tokenizer.normalizer is not None and "A" not in tokenizer.normalizer.normalize_str("A")
 
 
-def _is_cased(pieces: Iterable[str]) -> bool:
+def is_cased(pieces: Iterable[str]) -> bool:
+    """Whether a vocabulary tells upper from lower case."""
     ordinary = [piece for piece in pieces if not (piece.startswith("[") and piece.endswith("]"))]
     upper = sum(piece != piece.lower() for piece in ordinary)
     return upper >= max(1, _CASED_SHARE * len(ordinary))

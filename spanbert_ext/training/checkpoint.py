@@ -10,27 +10,26 @@ is committed, so at every moment either the previous or the new one is whole.
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import hashlib
 import json
 import logging
 import os
 import shutil
 import signal
-import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 from safetensors import SafetensorError
 
-from spanbert_ext.errors import ConfigError, StorageError
+from spanbert_ext.errors import StorageError
 
 logger = logging.getLogger("spanbert_ext")
 
 FORMAT = 1
 MANIFEST = "MANIFEST.json"
+# What a run can start anew where it is lost; everything else of a checkpoint it cannot do without.
+OPTIMIZER, GENERATORS = "optimizer.safetensors", "rng-"
 _STEP, _TMP, _TRASH = "step-", ".tmp-", ".trash-"
 
 
@@ -52,11 +51,13 @@ def list_steps(run: Path) -> list[tuple[int, Path]]:
     verified.
     """
     found = []
-    if run.is_dir():
-        for path in run.iterdir():
+    try:
+        for path in run.iterdir() if run.is_dir() else ():
             number = path.name.removeprefix(_STEP)
             if path.name.startswith(_STEP) and number.isdigit() and path.is_dir():
                 found.append((int(number), path))
+    except OSError as error:
+        raise StorageError(f"cannot read the run's directory {run}: {error.strerror}") from error
     return sorted(found)
 
 
@@ -69,9 +70,12 @@ def digest_file(path: Path) -> str:
         return digest.hexdigest()
 
 
-def find_fault(directory: Path) -> str:
+def find_fault(directory: Path, weights_only: bool = False) -> str:
     """Why a checkpoint cannot be trusted, naming the file and both digests; empty if it is
     whole.
+
+    Args:
+        weights_only: the optimizer's and the generators' files may be missing or damaged.
     """
     try:
         manifest = json.loads((directory / MANIFEST).read_text("utf-8"))
@@ -79,6 +83,8 @@ def find_fault(directory: Path) -> str:
         if manifest["format"] != FORMAT:
             return f"{MANIFEST} has format {manifest['format']}, this version reads {FORMAT}"
         for name, expected in files.items():
+            if weights_only and (name == OPTIMIZER or name.startswith(GENERATORS)):
+                continue
             path = directory / name
             if not path.is_file():
                 return f"{name} is missing"
@@ -94,26 +100,40 @@ def find_fault(directory: Path) -> str:
     return ""
 
 
-def newest(run: Path) -> Path | None:
+def newest(run: Path, strict: bool = False, weights_only: bool = False) -> Path | None:
     """The newest whole checkpoint of a run, None if there is no checkpoint at all.
 
     Damaged ones are passed over with a warning that names the file.
 
+    Args:
+        strict: a damaged newest checkpoint is an error.
+        weights_only: as in `find_fault`.
+
     Raises:
-        StorageError: there are checkpoints, but none is whole.
+        StorageError: there are checkpoints, but none is whole, or the newest is not and `strict`.
     """
     steps = list_steps(run)
     for _, path in reversed(steps):
-        fault = find_fault(path)
+        fault = find_fault(path, weights_only)
         if not fault:
             return path
+        if strict:
+            raise StorageError(
+                f"checkpoint {path} is damaged: {fault}. Set strict_resume to false to continue "
+                "the newest whole one, or restore it from a backup"
+            )
         logger.warning("passing over checkpoint %s: %s", path, fault)
     if steps:
-        raise StorageError(
-            f"no whole checkpoint is left in {run} ({len(steps)} damaged); "
-            "restore one from a backup, or start again in an empty directory"
-        )
+        advice = "restore one from a backup, or start again in an empty directory"
+        if any(not find_fault(path, weights_only=True) for _, path in steps):
+            advice = "weights_only true continues with its weights, moments and generators new"
+        raise StorageError(f"no whole checkpoint is left in {run} ({len(steps)} damaged); {advice}")
     return None
+
+
+def model_directory(path: Path) -> Path:
+    """Where a model lies that a user names: the newest whole checkpoint of a run, else the path."""
+    return newest(path) if list_steps(path) else path
 
 
 def wait_until_visible(path: Path, seconds: float) -> None:
@@ -132,38 +152,82 @@ def wait_until_visible(path: Path, seconds: float) -> None:
         time.sleep(0.1)
 
 
-def save(run: Path, step: int, write: Callable[[Path], None], keep: int) -> Path:
+def save(
+    run: Path,
+    step: int,
+    write: Callable[[Path], None],
+    keep: int,
+    retries: int = 0,
+    retry_seconds: float = 0.0,
+    expected_bytes: int = 0,
+) -> Path:
     """Commit one checkpoint and drop those beyond the newest `keep`.
+
+    A checkpoint of the same step is replaced; it comes from a timeline that this run has left by
+    continuing an earlier one, which stays until the new one is committed.
 
     Args:
         run: directory of the run.
         step: number of finished updates.
-        write: fills the empty directory it is given with the checkpoint's files.
+        write: fills the empty directory it is given with the checkpoint's files; called again for
+            every attempt.
         keep: checkpoints that stay. Those of a later step belong to a timeline this run has left
             and go too.
+        retries: attempts after the first that fails.
+        retry_seconds: before the first of them; doubled before each further one.
+        expected_bytes: size of a checkpoint, for the message.
 
     Raises:
         StorageError: a file could not be written; earlier checkpoints are untouched and no partial
             directory is left.
     """
-    final = run / step_name(step)
-    building = run / f"{_TMP}{step_name(step)}"
-    try:
-        shutil.rmtree(building, ignore_errors=True)
-        building.mkdir()
-        write(building)
-        _seal(building, step)
-        fail_point("before_rename")
-        if final.exists():
-            os.rename(final, run / f"{_TRASH}{final.name}-{os.getpid()}")
-        os.rename(building, final)
-        fail_point("after_rename")
-        _sync(run)
-    except (OSError, SafetensorError) as error:
-        shutil.rmtree(building, ignore_errors=True)
-        raise StorageError(_space_message(run, step, error)) from error
+    for attempt in range(retries + 1):
+        try:
+            path = _commit(run, step, write)
+            break
+        except (OSError, SafetensorError) as error:
+            shutil.rmtree(_building(run, step), ignore_errors=True)
+            fault = (
+                f"the checkpoint of step {step} could not be written in {run}: "
+                f"{getattr(error, 'strerror', None) or error}; it needs "
+                f"{format_bytes(expected_bytes)}, {format_bytes(free_bytes(run))} are free there"
+            )
+            if attempt == retries:
+                raise StorageError(
+                    f"{fault}. Earlier checkpoints are untouched; make room or repair the path, "
+                    "and start the same command again"
+                ) from error
+            wait = retry_seconds * 2**attempt
+            logger.warning("%s; trying again in %g s", fault, wait)
+            time.sleep(wait)
     retain(run, step, keep)
+    return path
+
+
+def _building(run: Path, step: int) -> Path:
+    return run / f"{_TMP}{step_name(step)}"
+
+
+def _commit(run: Path, step: int, write: Callable[[Path], None]) -> Path:
+    """One attempt of `save`, up to the moment the checkpoint is durable."""
+    final, building = run / step_name(step), _building(run, step)
+    shutil.rmtree(building, ignore_errors=True)
+    building.mkdir()
+    write(building)
+    _seal(building, step)
+    fail_point("before_rename")
+    if final.exists():
+        _discard(final)
+        fail_point("between_renames")
+    os.rename(building, final)
+    fail_point("after_rename")
+    _sync(run)
+    fail_point("after_commit")
     return final
+
+
+def _discard(path: Path) -> None:
+    os.rename(path, path.with_name(f"{_TRASH}{path.name}-{os.getpid()}"))
 
 
 def _seal(building: Path, step: int) -> None:
@@ -208,43 +272,50 @@ def write_text(path: Path, text: str) -> None:
         raise StorageError(f"cannot write {path}: {error.strerror}") from error
 
 
-def _space_message(run: Path, step: int, error: Exception) -> str:
-    free = shutil.disk_usage(run).free
-    full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    reason = getattr(error, "strerror", None) or str(error)
-    advice = (
-        "make room"
-        if full or "os error 28" in reason or "os error 27" in reason
-        else "check the path"
-    )
-    return (
-        f"the checkpoint of step {step} could not be written in {run}: {reason} ({free / 1e9:.2f} "
-        f"GB free). "
-        f"Earlier checkpoints are untouched; {advice} and start the same command again"
-    )
-
-
 def retain(run: Path, step: int, keep: int) -> None:
     """Delete all but the newest `keep` checkpoints up to `step`, those of later steps, and earlier
-    debris.
+    debris. What cannot be deleted stays, with a warning.
     """
     steps = list_steps(run)
     staying = [path for number, path in steps if number <= step][-keep:]
-    for _, path in steps:
-        if path not in staying:
-            fail_point("before_trash")
-            os.rename(path, run / f"{_TRASH}{path.name}-{os.getpid()}")
-    fail_point("after_trash")
+    try:
+        for _, path in steps:
+            if path not in staying:
+                fail_point("before_trash")
+                _discard(path)
+        fail_point("after_trash")
+    except OSError as error:
+        logger.warning("an old checkpoint stays in %s: %s", run, error)
     sweep(run)
 
 
 def sweep(run: Path) -> None:
     """Delete half-built and discarded checkpoints. Only the holder of the run's lock may call
-    this.
+    this. What cannot be deleted stays, with a warning.
     """
-    for path in run.iterdir():
-        if path.name.startswith((_TMP, _TRASH)):
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    try:
+        for path in run.iterdir():
+            if path.name.startswith((_TMP, _TRASH)):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+    except OSError as error:
+        logger.warning("debris stays in %s: %s", run, error)
+
+
+def stored_bytes(directory: Path) -> int:
+    """Size of a checkpoint's files."""
+    return sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
+
+
+def format_bytes(count: float) -> str:
+    """3100000 -> 3.1 MB, 1320000000 -> 1.32 GB."""
+    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
+
+
+def free_bytes(path: Path) -> int:
+    """Free bytes of the file system that holds a path, or would if it still existed."""
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    return shutil.disk_usage(path).free
 
 
 def check_space(run: Path, checkpoint_bytes: int) -> None:
@@ -253,42 +324,10 @@ def check_space(run: Path, checkpoint_bytes: int) -> None:
     Raises:
         StorageError: names the room needed and the room there is.
     """
-    free = shutil.disk_usage(run).free
+    free = free_bytes(run)
     if free < 2 * checkpoint_bytes:
         raise StorageError(
-            f"{run} has {free / 1e9:.2f} GB free, two checkpoints need "
-            f"{2 * checkpoint_bytes / 1e9:.2f} GB; "
+            f"{run} has {format_bytes(free)} free, two checkpoints need "
+            f"{format_bytes(2 * checkpoint_bytes)}; "
             "make room, choose another output, or set checkpoint.space_check to false"
         )
-
-
-class RunLock:
-    """Exclusive use of a run's directory; the operating system drops it when the process dies.
-
-    Raises:
-        ConfigError: another process holds it; says which.
-    """
-
-    def __init__(self, run: Path):
-        self._path = run / ".lock"
-        self._file = self._path.open("a+", encoding="utf-8")
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self._file.seek(0)
-            holder = self._file.read().strip() or "another process"
-            self._file.close()
-            raise ConfigError(
-                f"{run} is in use by {holder}; wait for that run, or choose another output"
-            ) from None
-        self._file.seek(0)
-        self._file.truncate()
-        since = time.strftime("%Y-%m-%d %H:%M:%S")
-        self._file.write(f"pid {os.getpid()} on {socket.gethostname()} since {since}\n")
-        self._file.flush()
-
-    def __enter__(self) -> RunLock:
-        return self
-
-    def __exit__(self, *_) -> None:
-        self._file.close()

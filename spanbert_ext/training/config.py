@@ -34,37 +34,55 @@ class ModelOptions:
 
 @dataclass(frozen=True)
 class MaskingOptions:
-    """How tokens are selected and corrupted (paper section 3.1).
+    """How tokens are selected and corrupted (paper sections 3.1 and 6.1).
 
     Args:
-        mask_ratio: part of a sequence's tokens that is masked, in (0, 1].
-        geometric_p: success probability of the geometric distribution of span lengths.
+        scheme: span masks stretches of words (SpanBERT), piece single pieces (BERT), word single
+            words; entity and phrase mask candidates that `spanbert prepare --annotate` marked in
+            the corpus, and words.
+        candidate_prob: share of the draws of entity and phrase that take a candidate, while there
+            is one.
+        mask_ratio: part of a sequence's tokens that is masked, in (0, 1]; 1 masks them all.
+        geometric_p: success probability of the geometric distribution of the scheme span's lengths.
         min_words: shortest span, in words.
         max_words: longest span, in words; the distribution is renormalised over
             min_words..max_words.
-        replacement: span draws 80/10/10 (mask, random, keep) once per span, piece once per token.
+        replacement: span draws 80/10/10 (mask, random, keep) once per span, piece once per token,
+            as the scheme piece always does.
         max_span_targets: how many positions of a span the boundary objective predicts.
+        endpoints: external predicts a span from the tokens around it, internal from its own first
+            and last.
     """
 
+    scheme: Literal["span", "piece", "word", "entity", "phrase"] = "span"
+    candidate_prob: float = 0.5
     mask_ratio: float = 0.15
     geometric_p: float = 0.2
     min_words: int = 1
     max_words: int = 10
     replacement: Literal["span", "piece"] = "span"
     max_span_targets: int = 15
+    endpoints: Literal["external", "internal"] = "external"
+
+    def candidates(self) -> Literal["entity", "phrase"] | None:
+        """The kind of candidates that the scheme draws."""
+        return self.scheme if self.scheme in ("entity", "phrase") else None
 
 
 @dataclass(frozen=True)
 class LossOptions:
-    """The two objectives (paper section 3.2).
+    """The objectives (paper section 3.2). Next sentence prediction comes with `batch.pairs`.
 
     Args:
-        sbo_weight: weight of the span boundary objective; 0 switches it off.
+        sbo_weight: weight of the span boundary objective; 0 leaves it and its head out.
+        sbo_layer: layer whose output the span boundary objective reads, counted from 0, or from the
+            last one with -1.
         kind: code averages each objective over its own targets, paper sums both for each masked
             token.
     """
 
     sbo_weight: float = 1.0
+    sbo_layer: int = -1
     kind: Literal["code", "paper"] = "code"
 
 
@@ -101,13 +119,20 @@ class BatchOptions:
         micro_rows: rows computed at a time (gradient accumulation); null means all. It must divide
             rows. The update does not depend on it.
         resident: keep the training rows in the device's memory and make batches there; auto does so
-            on a GPU where they take at most a quarter of the memory that is free.
+            on a GPU where they take at most a quarter of the memory that is free. Pairs are made on
+            the host.
+        pairs: sequences are two segments, half of the time from two documents, and next sentence
+            prediction tells which (BERT; the paper's bi-sequence models). Each segment is masked on
+            its own.
+        short_prob: chance of a pair to be limited to fewer tokens than a row has.
     """
 
     rows: int = 256
     max_length: int = 512
     micro_rows: int | None = None
     resident: Literal["auto", "on", "off"] = "auto"
+    pairs: bool = False
+    short_prob: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -146,11 +171,15 @@ class CheckpointOptions:
         every: steps between checkpoints; the last step is always saved.
         keep: how many checkpoints stay on disk.
         space_check: refuse to start with room for fewer than two checkpoints.
+        retries: further attempts to write a checkpoint after one that failed; then the run stops.
+        retry_seconds: before the first further attempt; doubled before each one after it.
     """
 
     every: int = 1000
     keep: int = 3
     space_check: bool = True
+    retries: int = 3
+    retry_seconds: float = 5.0
 
 
 @dataclass(frozen=True)
@@ -196,10 +225,13 @@ class PretrainConfig:
 
     Args:
         output: directory of the run: checkpoints, config.yaml, metrics.jsonl.
-        corpus: directory written by `spanbert prepare`; null runs the demonstration on text every
-            Python carries.
-        init: continue from this Hugging Face directory (BERT or SpanBERT) instead of random
-            weights.
+        corpus: directory written by `spanbert prepare`, or several with weights, as in
+            books=3,news=1 (a row in four from news; a small one repeats sooner, with new masks);
+            null runs the demonstration on text every Python carries.
+        init: start from these weights instead of random ones: a Hugging Face directory or hub name
+            of BERT, SpanBERT or another encoder (RoBERTa, ModernBERT ...), a run, or an archive of
+            the original SpanBERT (.tar.gz, its directory, or model.pt). init.json in the output
+            says what was taken over.
         preset: size of a new model.
         steps: number of updates.
         precision: bf16 or fp32 for the matrix products; auto takes bf16 where the hardware computes
@@ -209,8 +241,15 @@ class PretrainConfig:
         nproc: processes on this machine that share every batch, on GPUs one for each; torchrun
             starts them itself, also on several machines.
         resume: auto continues the newest whole checkpoint of the output directory, never refuses if
-            there is one, anything else is the checkpoint directory to continue.
+            there is one, anything else is the checkpoint to continue, or a run, whose newest whole
+            one is taken. Started again, the command continues what it has added since.
+        strict_resume: stop where the newest checkpoint is damaged instead of continuing an older
+            one.
+        weights_only: accept a checkpoint whose optimizer or generator file is missing or damaged,
+            and start these anew.
         log_every: steps between log lines.
+        report_to: where losses and speed go besides metrics.jsonl: any of tensorboard, wandb
+            (offline unless WANDB_MODE is set) and trackio, separated by commas.
     """
 
     output: str = "spanbert-run"
@@ -223,7 +262,10 @@ class PretrainConfig:
     device: str = "auto"
     nproc: int = 1
     resume: str = "auto"
+    strict_resume: bool = False
+    weights_only: bool = False
     log_every: int = 100
+    report_to: list[Literal["tensorboard", "wandb", "trackio"]] = field(default_factory=list)
     model: ModelOptions = field(default_factory=ModelOptions)
     masking: MaskingOptions = field(default_factory=MaskingOptions)
     loss: LossOptions = field(default_factory=LossOptions)
@@ -283,8 +325,11 @@ FREE_ON_RESUME = frozenset(
         "output",
         "corpus",
         "resume",
+        "strict_resume",
+        "weights_only",
         "device",
         "log_every",
+        "report_to",
         "batch.micro_rows",
         "batch.resident",
         "runtime.graph",
@@ -299,5 +344,7 @@ FREE_ON_RESUME = frozenset(
         "numerics.max_rollbacks",
         "parallel.strategy",
         "parallel.timeout",
+        "checkpoint.retries",
+        "checkpoint.retry_seconds",
     }
 )

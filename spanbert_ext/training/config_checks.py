@@ -5,7 +5,10 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from spanbert_ext.data.corpus_choice import parse_corpora
+from spanbert_ext.errors import ConfigError
 from spanbert_ext.presets import model_size
+from spanbert_ext.training import trackers
 
 if TYPE_CHECKING:
     from spanbert_ext.training.config import PretrainConfig
@@ -16,6 +19,7 @@ def faults_of(config: PretrainConfig) -> list[str]:
     return [
         *_range_faults(config),
         *_model_faults(config),
+        *_masking_faults(config),
         *_batch_faults(config),
         *_run_faults(config),
     ]
@@ -30,6 +34,7 @@ def _range_faults(c: PretrainConfig) -> list[str]:
         ("seed", c.seed, 0, 2**63 - 1),
         ("log_every", c.log_every, 1, unlimited),
         ("model.dropout", c.model.dropout, 0, below_one),
+        ("masking.candidate_prob", c.masking.candidate_prob, 0, 1),
         ("masking.mask_ratio", c.masking.mask_ratio, positive, 1),
         ("masking.geometric_p", c.masking.geometric_p, positive, below_one),
         ("masking.min_words", c.masking.min_words, 1, unlimited),
@@ -45,6 +50,7 @@ def _range_faults(c: PretrainConfig) -> list[str]:
         ("batch.rows", c.batch.rows, 1, unlimited),
         ("batch.max_length", c.batch.max_length, 8, unlimited),
         ("batch.micro_rows", c.batch.micro_rows, 1, unlimited),
+        ("batch.short_prob", c.batch.short_prob, 0, 1),
         ("validation.every", c.validation.every, 0, unlimited),
         ("validation.rows", c.validation.rows, 1, unlimited),
         ("nproc", c.nproc, 1, unlimited),
@@ -55,6 +61,8 @@ def _range_faults(c: PretrainConfig) -> list[str]:
         ("parallel.timeout", c.parallel.timeout, 1, unlimited),
         ("checkpoint.every", c.checkpoint.every, 1, unlimited),
         ("checkpoint.keep", c.checkpoint.keep, 1, unlimited),
+        ("checkpoint.retries", c.checkpoint.retries, 0, unlimited),
+        ("checkpoint.retry_seconds", c.checkpoint.retry_seconds, 0, unlimited),
         *((f"model.{name}", getattr(c.model, name), 1, unlimited) for name in _SIZES),
     ]
     return [
@@ -93,6 +101,38 @@ def _model_faults(c: PretrainConfig) -> list[str]:
             f"batch.max_length: at most {positions} (positions of the model); got "
             f"{c.batch.max_length}"
         )
+    return faults + sbo_layer_faults(c.loss.sbo_layer, size["num_hidden_layers"])
+
+
+def sbo_layer_faults(layer: int, layers: int) -> list[str]:
+    """Whether `loss.sbo_layer` is one of a model's layers."""
+    if layers < 1 or -layers <= layer < layers:
+        return []
+    return [
+        f"loss.sbo_layer: must lie in [-{layers}, {layers}) for a model of {layers} layers; got "
+        f"{layer}"
+    ]
+
+
+def _masking_faults(c: PretrainConfig) -> list[str]:
+    masking, default, faults = c.masking, type(c.masking)(), []
+    if masking.max_words < masking.min_words:
+        faults.append(
+            f"masking.max_words: {masking.max_words} is below masking.min_words {masking.min_words}"
+        )
+    unread = [] if masking.scheme == "span" else ["geometric_p", "min_words", "max_words"]
+    if masking.candidates() is None:
+        unread.append("candidate_prob")
+    faults += [
+        f"masking.{name}: the scheme {masking.scheme} does not use it; leave it out"
+        for name in unread
+        if getattr(masking, name) != getattr(default, name)
+    ]
+    if masking.scheme == "piece" and c.loss.sbo_weight > 0:
+        faults.append(
+            "loss.sbo_weight: the scheme piece has no targets for the span boundary objective; "
+            f"set it to 0; got {c.loss.sbo_weight}"
+        )
     return faults
 
 
@@ -101,25 +141,33 @@ def _batch_faults(c: PretrainConfig) -> list[str]:
     micro = c.batch.micro_rows
     if micro and micro >= 1 and c.batch.rows % micro:
         faults.append(f"batch.micro_rows: {micro} does not divide batch.rows {c.batch.rows}")
-    if c.masking.max_words < c.masking.min_words:
-        faults.append(
-            f"masking.max_words: {c.masking.max_words} is below masking.min_words "
-            f"{c.masking.min_words}"
-        )
+    if c.batch.pairs and c.batch.resident == "on":
+        faults.append("batch.resident: pairs are made on the host; leave it at auto, or off")
+    if c.batch.short_prob and not c.batch.pairs:
+        faults.append("batch.short_prob: only pairs are shortened; batch.pairs is false")
     return faults
 
 
 def _run_faults(c: PretrainConfig) -> list[str]:
-    faults = []
+    faults = trackers.missing(c.report_to)
+    try:
+        parse_corpora(c.corpus or "")
+    except ConfigError as error:
+        faults.append(str(error))
     if c.optimizer.warmup_steps > c.steps:
         faults.append(
             f"optimizer.warmup_steps: {c.optimizer.warmup_steps} steps of warm-up do not fit into "
             f"{c.steps} steps"
         )
+    for name in ("strict_resume", "weights_only"):
+        if c.resume == "never" and getattr(c, name):
+            faults.append(f"{name}: nothing is continued, resume is never")
     if c.device not in ("auto", "cpu", "cuda") and not c.device.removeprefix("cuda:").isdigit():
         faults.append(f"device: must be auto, cpu, cuda or cuda:N; got {c.device!r}")
     if c.runtime.graph == "on" and c.batch.resident == "off":
         faults.append("runtime.graph: a graph needs rows on the device; batch.resident is off")
+    if c.runtime.graph == "on" and c.batch.pairs:
+        faults.append("runtime.graph: a graph needs rows on the device; pairs are made on the host")
     if c.runtime.graph == "on" and c.device == "cpu":
         faults.append("runtime.graph: there are no CUDA graphs on a CPU; device is cpu")
     if c.nproc > 1 and c.device.startswith("cuda:"):

@@ -5,22 +5,21 @@ at.
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from spanbert_ext import conversion
-from spanbert_ext.console import format_seconds
 from spanbert_ext.data import Corpus, PackedRows, PrepareConfig, prepare
 from spanbert_ext.errors import StorageError
-from spanbert_ext.masked_batch import MaskedBatch
-from spanbert_ext.modeling import SpanBertForPreTraining
-from spanbert_ext.training import demo_text
+from spanbert_ext.filling import SpanFiller
+from spanbert_ext.progress import format_seconds
+from spanbert_ext.training import demo_text, model_card
 from spanbert_ext.training.checkpoint import write_text
 from spanbert_ext.training.config import PretrainConfig
 from spanbert_ext.training.models import load_checkpoint
@@ -28,23 +27,6 @@ from spanbert_ext.training.pretrain import PretrainResult, pretrain
 
 _VOCABULARY = 3000
 _HELD_OUT_DOCUMENTS = 0.1
-
-
-@dataclass(frozen=True)
-class FilledSpan:
-    """A masked span and what both heads propose for it.
-
-    Args:
-        before, after: the text around the span.
-        pieces: the original pieces.
-        by_mlm, by_sbo: for each piece, the most probable (piece, probability) first.
-    """
-
-    before: str
-    after: str
-    pieces: list[str]
-    by_mlm: list[list[tuple[str, float]]]
-    by_sbo: list[list[tuple[str, float]]]
 
 
 def run_demonstration(config: PretrainConfig) -> None:
@@ -76,6 +58,7 @@ def run_demonstration(config: PretrainConfig) -> None:
     plain = home / "bert"
     if not plain.exists():
         conversion.export_bert(result.checkpoint, plain, tokenizer_dir=corpus.tokenizer_dir)
+        model_card.write_card(result.checkpoint, plain)
     for line in report(result, corpus, run, plain):
         print(line)
     print(f"({format_seconds(time.monotonic() - began)} in all)")
@@ -123,12 +106,16 @@ def report(
         ("mlm_loss", "MLM, reads the whole sentence"),
         ("sbo_loss", "SBO, reads the span's two borders"),
     ):
+        if name not in end:  # loss.sbo_weight is 0
+            continue
         cells = [f"{value:.2f} ({np.exp(value):,.0f})" for value in (start[name], end[name], guess)]
         lines.append(f"  {label:34s}{cells[0]:>16s}{cells[1]:>16s}{cells[2]:>20s}")
-    span = fill_span(model, tokenizer, held_out, config.masking.max_span_targets)
+    filled = []
+    if model.cls.sbo is not None:
+        filled = _filled_lines(SpanFiller(model, tokenizer), _example(tokenizer, held_out))
     return [
         *lines,
-        *(_span_lines(span) if span else []),
+        *filled,
         "",
         "A few minutes teach frequent words, not meaning; published models train for days.",
         f"Plain BERT directory: {plain}   AutoModelForMaskedLM.from_pretrained({str(plain)!r})",
@@ -137,16 +124,22 @@ def report(
     ]
 
 
-def _span_lines(span: FilledSpan) -> list[str]:
-    blanks = " ".join("____" for _ in span.pieces)
-    lines = ["A held-out sentence with a masked span:", f"  {span.before} {blanks} {span.after}"]
-    lines.append(f"  {'hidden':16s}{'MLM fills':44s}SBO fills")
-    for piece, mlm, sbo in zip(span.pieces, span.by_mlm, span.by_sbo, strict=True):
-        shown = [
-            ", ".join(f"{p} {probability:.0%}" for p, probability in head) for head in (mlm, sbo)
-        ]
-        lines.append(f"  {piece:16s}{shown[0]:44s}{shown[1]}")
-    return lines
+def _filled_lines(filler: SpanFiller, example: tuple[str, int, int] | None) -> list[str]:
+    """What each head puts in place of three words of a sentence, with their geometric mean
+    probability."""
+    if example is None:
+        return []
+    text, start, end = example
+    lines = [
+        f"A held-out sentence that hides {text[start:end]!r} (with the mean chance of a word):",
+        f"  {text[:start]}____ ____ ____{text[end:]}",
+    ]
+    columns = []
+    for by, label in (("mlm", "MLM fills"), ("sbo", "SBO fills"), ("combined", "together")):
+        found = filler(text, span=(start, end), pieces=3, top_k=3, by=by)
+        columns.append([label, *(f"{f.text} {math.exp(f.score):.1%}" for f in found)])
+    rows = itertools.zip_longest(*columns, fillvalue="")
+    return lines + [("  " + "".join(f"{cell:38s}" for cell in row)).rstrip() for row in rows]
 
 
 def unigram_loss(
@@ -165,39 +158,20 @@ def unigram_loss(
     return float(-(counts[1][ordinary] * np.log(probabilities[ordinary])).sum() / counts[1].sum())
 
 
-def fill_span(
-    model: SpanBertForPreTraining,
-    tokenizer: PreTrainedTokenizerBase,
-    held_out: PackedRows,
-    max_span_targets: int,
-    top: int = 3,
-) -> FilledSpan | None:
-    """Mask three whole words in the middle of the first held-out sentence of 12 to 30 plain words;
-    None if there is none.
+def _example(
+    tokenizer: PreTrainedTokenizerBase, held_out: PackedRows
+) -> tuple[str, int, int] | None:
+    """The first held-out sentence of 12 to 30 plain words, and where three of them lie in its
+    middle; None if there is none.
     """
     for ids in _sentences(tokenizer, held_out):
-        pieces = tokenizer.convert_ids_to_tokens(ids)
-        if 12 <= len(pieces) <= 30 and all(p.isalpha() for p in pieces[:-1]):
-            first = len(pieces) // 2 - 1
-            break
-    else:
-        return None
-    span = slice(first, first + 3)
-    tokens = torch.tensor([tokenizer.cls_token_id, *ids, tokenizer.sep_token_id])
-    batch = one_span_batch(tokens, first + 1, first + 4, tokenizer.mask_token_id, max_span_targets)
-    with torch.no_grad():
-        cu_seqlens = torch.tensor([0, len(tokens)])
-        hidden = model(batch.input_ids, cu_seqlens=cu_seqlens).last_hidden_state
-        heads = [model.mlm_logits(hidden[batch.target_positions]), model.sbo_logits(hidden, batch)]
-    filled = []
-    for logits in heads:
-        best = logits.float().softmax(-1).topk(top)
-        rows = zip(best.indices.tolist(), best.values.tolist(), strict=True)
-        filled.append(
-            [list(zip(tokenizer.convert_ids_to_tokens(i), v, strict=True)) for i, v in rows]
-        )
-    before, after = tokenizer.decode(ids[:first]), tokenizer.decode(ids[first + 3 :])
-    return FilledSpan(before, after, pieces[span], *filled)
+        words = tokenizer.convert_ids_to_tokens(ids)
+        if 12 <= len(words) <= 30 and all(word.isalpha() for word in words[:-1]):
+            first = len(words) // 2 - 1
+            start = len(" ".join(words[:first])) + 1
+            text = " ".join(words[:-1]) + words[-1]
+            return text, start, start + len(" ".join(words[first : first + 3]))
+    return None
 
 
 def _sentences(tokenizer: PreTrainedTokenizerBase, rows: PackedRows):
@@ -211,28 +185,3 @@ def _sentences(tokenizer: PreTrainedTokenizerBase, rows: PackedRows):
             if token == stop:
                 yield sentence
                 sentence = []
-
-
-def one_span_batch(
-    tokens: torch.Tensor, first: int, stop: int, mask_id: int, max_span_targets: int
-) -> MaskedBatch:
-    """A batch of one sequence [T] whose tokens first..stop-1 are [MASK]; neither end may be
-    special.
-    """
-    positions = torch.arange(first, stop)
-    corrupted, labels = tokens.clone(), torch.full_like(tokens, -100)
-    corrupted[first:stop] = mask_id
-    labels[first:stop] = tokens[first:stop]
-    offsets = positions - first
-    return MaskedBatch(
-        input_ids=corrupted,
-        labels=labels,
-        target_positions=positions,
-        target_ids=tokens[first:stop],
-        target_spans=torch.zeros_like(positions),
-        target_offsets=offsets,
-        sbo_ids=torch.where(offsets < max_span_targets, tokens[first:stop], -100),
-        span_left=torch.tensor([first - 1]),
-        span_right=torch.tensor([stop]),
-        dropped_spans=torch.zeros(1, dtype=torch.int64),
-    )

@@ -1,22 +1,19 @@
-"""Which device and precision a run uses, and where its model comes from."""
+"""Which device and precision a run uses, and new models and those of checkpoints."""
 
 from __future__ import annotations
 
-import json
-import logging
+import platform
 from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
-from spanbert_ext import _backend, conversion
+from spanbert_ext import _backend
 from spanbert_ext.errors import ConfigError, StorageError
 from spanbert_ext.modeling import SpanBertConfig, SpanBertForPreTraining
 from spanbert_ext.presets import model_size
 from spanbert_ext.training.config import PretrainConfig
-
-logger = logging.getLogger("spanbert_ext")
 
 
 def choose_device(name: str, local_rank: int = 0) -> torch.device:
@@ -45,52 +42,36 @@ def choose_precision(name: str, device: torch.device) -> str:
     return "bf16" if _backend.cpu_multiplies(torch.bfloat16) else "fp32"
 
 
+def describe_hardware(device: torch.device, processes: int = 1) -> str:
+    """The kind and number of what computes, as a model card names it."""
+    if device.type == "cuda":
+        return f"{processes} x {torch.cuda.get_device_name(device)}"
+    features = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    name = features.get("cpu_name") or platform.machine()
+    threads = processes * torch.get_num_threads()
+    return f"{name}, {threads} thread" + ("s" if threads > 1 else "")
+
+
+def head_options(config: PretrainConfig) -> dict:
+    """Fields of `SpanBertConfig` that the run's settings decide, whatever the model starts from."""
+    return {
+        "max_span_targets": config.masking.max_span_targets,
+        "sbo_weight": config.loss.sbo_weight,
+        "sbo_layer": config.loss.sbo_layer,
+        "loss": config.loss.kind,
+        "nsp": config.batch.pairs,
+    }
+
+
 def build_model(
     config: PretrainConfig, vocab_size: int, tokenizer: PreTrainedTokenizerBase
 ) -> SpanBertForPreTraining:
-    """A new model of the configured size, or one continued from `config.init`."""
-    heads = {
-        "max_span_targets": config.masking.max_span_targets,
-        "sbo_weight": config.loss.sbo_weight,
-        "loss": config.loss.kind,
-    }
-    if config.init is None:
-        size = model_size(config.preset, config.model)
-        special = {"pad_token_id": tokenizer.pad_token_id}
-        return SpanBertForPreTraining(
-            SpanBertConfig(vocab_size=vocab_size, **size, **special, **heads)
-        )
-    return _continue_model(Path(config.init), vocab_size, tokenizer, heads)
-
-
-def _continue_model(
-    path: Path, vocab_size: int, tokenizer: PreTrainedTokenizerBase, heads: dict
-) -> SpanBertForPreTraining:
-    try:
-        described = json.loads((path / "config.json").read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"init: {path} is not a Hugging Face model directory ({error})"
-        ) from error
-    if described.get("vocab_size") != vocab_size:
-        raise ConfigError(
-            f"init: {path} has a vocabulary of {described.get('vocab_size')}, the corpus was "
-            f"prepared with "
-            f"{vocab_size}; prepare the corpus with `--tokenizer {path}`"
-        )
-    if (path / "tokenizer_config.json").is_file():
-        theirs = AutoTokenizer.from_pretrained(path).get_vocab()
-        if theirs != tokenizer.get_vocab():
-            raise ConfigError(
-                f"init: the tokenizer of {path} gives other ids than the corpus's; prepare the "
-                f"corpus "
-                f"with `--tokenizer {path}`"
-            )
-    if described.get("model_type") == "spanbert":
-        return SpanBertForPreTraining.from_pretrained(path, **heads)
-    model, report = conversion.from_bert(path, **heads)
-    logger.info("weights of %s:\n%s", path, report)
-    return model
+    """A new model of the configured size, with random weights."""
+    size = model_size(config.preset, config.model)
+    special = {"pad_token_id": tokenizer.pad_token_id}
+    return SpanBertForPreTraining(
+        SpanBertConfig(vocab_size=vocab_size, **size, **special, **head_options(config))
+    )
 
 
 def load_checkpoint(path: Path) -> SpanBertForPreTraining:

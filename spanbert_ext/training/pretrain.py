@@ -5,6 +5,7 @@ processes. Every process runs this; only rank 0 touches the disk and talks.
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import time
@@ -16,9 +17,11 @@ import yaml
 from transformers import AutoTokenizer
 
 from spanbert_ext import _backend
-from spanbert_ext.data import Corpus
+from spanbert_ext.data import Corpus, open_corpus
+from spanbert_ext.data.corpus import vocabulary_hash
 from spanbert_ext.errors import ConfigError, NumericsError, Preempted, StorageError
-from spanbert_ext.training import checkpoint
+from spanbert_ext.load_report import LoadReport
+from spanbert_ext.training import checkpoint, memory
 from spanbert_ext.training.config import PretrainConfig
 from spanbert_ext.training.guard import BAD_BATCHES, NumericsWatch, check_finite
 from spanbert_ext.training.loop import LoopSettings, Progress, StopRequest, evaluate, train
@@ -27,26 +30,29 @@ from spanbert_ext.training.models import (
     checkpoint_bytes,
     choose_device,
     choose_precision,
+    describe_hardware,
     load_checkpoint,
 )
 from spanbert_ext.training.optimizer import build_optimizer
 from spanbert_ext.training.pretrain_task import PretrainTask
 from spanbert_ext.training.ranks import Ranks, join, place_in_world
 from spanbert_ext.training.replica import copy_weights, shard
+from spanbert_ext.training.resume import choose_start, content_sample, restore_training_state
+from spanbert_ext.training.run_lock import RunLock
 from spanbert_ext.training.run_log import RunLog, rewind
 from spanbert_ext.training.run_step import build_step, choose_compile, describe_step
 from spanbert_ext.training.settings import as_flat_dict, nest
+from spanbert_ext.training.starting import continue_model
 from spanbert_ext.training.state import (
     RunState,
     check_same_run,
     current_versions,
-    load_generators,
-    load_optimizer,
     read_state,
     seed_generators,
     take_snapshot,
     write_training_state,
 )
+from spanbert_ext.training.trackers import Trackers
 
 
 @dataclass(frozen=True)
@@ -80,6 +86,7 @@ def pretrain(config: PretrainConfig) -> PretrainResult:
         NumericsError: gradients stayed non-finite, or spikes came back.
         RankLost: another process died or stopped answering.
         ReportedElsewhere: another process of the run reports the fault.
+        OutOfMemory: the device or the host is too small for the settings.
     """
     config.validate()
     if config.corpus is None:
@@ -110,7 +117,7 @@ def _pretrain_in_processes(config: PretrainConfig) -> PretrainResult:
 def _pretrain_among(ranks: Ranks, config: PretrainConfig, device: torch.device) -> PretrainResult:
     if not ranks.is_main:  # what is worth saying is said once
         logging.getLogger("spanbert_ext").setLevel(logging.ERROR)
-    corpus = ranks.main_first(lambda: Corpus.open(config.corpus))
+    corpus = ranks.main_first(lambda: open_corpus(config.corpus))
     run = Path(config.output)
     if ranks.decide(lambda: _finished(config) is not None):
         return _finished(config)
@@ -124,61 +131,29 @@ def _pretrain_among(ranks: Ranks, config: PretrainConfig, device: torch.device) 
                 raise StorageError(
                     f"cannot make the output directory {run}: {error.strerror}"
                 ) from error
-            held.enter_context(checkpoint.RunLock(run))
+            held.enter_context(RunLock(run))
             checkpoint.sweep(run)
-            start = choose_start(run, config.resume)
+            start = choose_start(run, config)
             return None if start is None else str(start)
 
         chosen = ranks.decide(take_directory)
         start = None if chosen is None else Path(chosen)
         if start is not None:
             checkpoint.wait_until_visible(start, config.parallel.timeout)
-        return _Run(config, corpus, run, start, device, ranks).finish()
+        with memory.explained(config, ranks.world):
+            return _Run(config, corpus, run, start, device, ranks).finish()
 
 
 def _finished(config: PretrainConfig) -> PretrainResult | None:
     """The result of a run that has done its last step already."""
     run = Path(config.output)
-    start = choose_start(run, config.resume)
+    start = choose_start(run, config)
     if start is None or start.parent != run:
         return None
     state = read_state(start)
     if state.step < config.steps or state.settings.get("steps") != config.steps:
         return None
     return PretrainResult(run, start, state, was_finished=True)
-
-
-def choose_start(run: Path, resume: str) -> Path | None:
-    """The checkpoint to continue, None to start afresh.
-
-    Raises:
-        ConfigError: `never` with checkpoints present, or a path that is no checkpoint, or one of
-            another run.
-        StorageError: the chosen checkpoint, or every one there is, is damaged.
-    """
-    if resume == "auto":
-        return checkpoint.newest(run)
-    existing = checkpoint.list_steps(run)
-    if resume == "never":
-        if existing:
-            raise ConfigError(
-                f"{run} already holds {len(existing)} checkpoint(s) and resume is never; choose "
-                f"another output"
-            )
-        return None
-    path = Path(resume)
-    if not (path / checkpoint.MANIFEST).is_file():
-        raise ConfigError(
-            f"resume: {path} is not a checkpoint directory (no {checkpoint.MANIFEST})"
-        )
-    fault = checkpoint.find_fault(path)
-    if fault:
-        raise StorageError(f"checkpoint {path} is damaged: {fault}")
-    if existing and path.resolve().parent != run.resolve():
-        raise ConfigError(
-            f"resume: {path} belongs to another run, and {run} already holds checkpoints"
-        )
-    return path
 
 
 class _Run:
@@ -201,33 +176,39 @@ class _Run:
         self.state = RunState(
             settings=as_flat_dict(config) | {"precision": self.precision},
             corpus=corpus.fingerprint,
-            vocabulary=corpus.vocab_hash,
+            corpus_sample=content_sample(corpus),
+            vocabulary=vocabulary_hash(corpus.vocabulary.pieces),
+            corpus_facts=corpus.facts,
+            hardware=describe_hardware(device, ranks.world),
             versions=current_versions(),
             world_size=ranks.world,
         )
-        written_by = ranks.world
         if start is not None:
             stored = read_state(start)
             ranks.main_first(lambda: check_same_run(stored, self.state, start))
-            written_by = stored.world_size
             self._adopt(stored)
         torch.manual_seed(config.seed)  # the weights of a new model are the same on every rank
+        self.load_report: LoadReport | None = None
         self.model = ranks.main_first(lambda: self._build_model(corpus, tokenizer)).to(device)
         if ranks.world > 1 and config.parallel.strategy == "fsdp":
             shard(self.model, ranks)
         self.optimizer = build_optimizer(self.model, config.optimizer)
         self.task = PretrainTask(corpus, tokenizer, config, device, ranks)
         self.task.shift = self.state.shift
-        if ranks.rank or written_by != ranks.world:
+        if ranks.rank or (start is not None and stored.world_size != ranks.world):
             seed_generators(config.seed, ranks.rank, self.state.step)
         if start is not None:
-            load_optimizer(start, self.model, self.optimizer)
-            load_generators(start, device, ranks, written_by)
+            restore_training_state(
+                start, self.model, self.optimizer, device, ranks, config.weights_only
+            )
         self.saved_step = self.state.step if start is not None and start.parent == run else -1
 
     def _build_model(self, corpus: Corpus, tokenizer) -> torch.nn.Module:
         if self.start is not None:
             return load_checkpoint(self.start)
+        if self.config.init is not None:
+            model, self.load_report = continue_model(self.config, corpus)
+            return model
         return build_model(self.config, corpus.vocab_size, tokenizer)
 
     def _adopt(self, stored: RunState) -> None:
@@ -251,7 +232,10 @@ class _Run:
         self.ranks.decide(self._prepare_files)
         metrics = self.run / "metrics.jsonl" if self.ranks.is_main else None
         backend = _backend.name(self.device)
-        self.log = RunLog(metrics, state.step, config.steps, self.device, backend)
+        next_step = state.step + 1 if self.start is not None else 0
+        names = config.report_to if self.ranks.is_main else []
+        trackers = Trackers(names, self.run, state.settings, next_step)
+        self.log = RunLog(metrics, state.step, config.steps, self.device, backend, trackers)
         self.progress = Progress(state.step, state.tokens, state.skipped)
         self.began, self.seconds_before = time.monotonic(), state.seconds
         self._introduce()
@@ -275,6 +259,8 @@ class _Run:
         )
         compiled = choose_compile(config.runtime.compile)
         self.log.say(f"the step: {describe_step(self.step, compiled)}")
+        for where in trackers.where:
+            self.log.say(f"curves: {where}")
         try:
             with StopRequest(self.ranks) as stop:
                 if self.start is None:
@@ -308,10 +294,15 @@ class _Run:
         checkpoint.write_text(self.run / "config.yaml", yaml.safe_dump(nest(as_flat_dict(config))))
         if config.checkpoint.space_check:
             checkpoint.check_space(self.run, checkpoint_bytes(self.model))
+        if self.load_report is not None:
+            text = json.dumps(self.load_report.as_dict(), indent=1)
+            checkpoint.write_text(self.run / "init.json", text + "\n")
         for name in ("metrics.jsonl", BAD_BATCHES):
             rewind(self.run / name, self.state.step if self.start is not None else -1)
 
     def _introduce(self) -> None:
+        if self.load_report is not None:
+            self.log.say(str(self.load_report))
         parameters = sum(p.numel() for p in self.model.parameters())
         batch, world = self.config.batch, self.ranks.world
         processes = f"{world} processes ({self.config.parallel.strategy}), " if world > 1 else ""
@@ -387,8 +378,7 @@ class _Run:
         self._adopt(stored)
         state.rollbacks, state.shift = rollbacks, shift + reached - stored.step
         copy_weights(load_checkpoint(path), self.model)
-        load_optimizer(path, self.model, self.optimizer)
-        load_generators(path, self.device, self.ranks, stored.world_size)
+        restore_training_state(path, self.model, self.optimizer, self.device, self.ranks)
         self.step.guard.restore(state.recent_norms)
         self.task.shift = state.shift
         progress = self.progress
@@ -407,19 +397,23 @@ class _Run:
         state.seconds = self.seconds_before + time.monotonic() - self.began
         state.recent_norms = self.step.guard.recent_norms()
         check_finite(self.model, self.ranks, progress.step)
+        began, options = time.monotonic(), self.config.checkpoint
         snapshot = take_snapshot(self.model, self.optimizer, self.device, self.ranks)
 
-        def commit() -> str:
+        def commit() -> list:
             path = checkpoint.save(
                 self.run,
                 progress.step,
                 lambda directory: write_training_state(
                     directory, self.model, snapshot, state, self.tokenizer_dir
                 ),
-                self.config.checkpoint.keep,
+                options.keep,
+                options.retries,
+                options.retry_seconds,
+                checkpoint_bytes(self.model),
             )
-            return path.name
+            return [path.name, checkpoint.stored_bytes(path)]
 
-        name = self.ranks.decide(commit)
+        name, size = self.ranks.decide(commit)
         self.saved_step = progress.step
-        self.log.record("checkpoint", progress.step, {"path": name})
+        self.log.checkpoint(progress.step, name, size, time.monotonic() - began)

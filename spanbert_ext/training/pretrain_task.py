@@ -1,4 +1,4 @@
-"""Pre-training as the loop sees it: batches of packed rows, and the loss of both heads."""
+"""Pre-training as the loop sees it: batches of packed rows, and the loss of the heads."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from spanbert_ext.data import Corpus, PackedRows, batch_of_step
-from spanbert_ext.errors import DataError
+from spanbert_ext.data import Corpus, PackedRows, PairedRows, open_rows
+from spanbert_ext.data.mixture import MixedCorpus
+from spanbert_ext.errors import ConfigError, DataError
 from spanbert_ext.masked_batch import MaskedBatch
 from spanbert_ext.masking import SpanMasker
 from spanbert_ext.training.config import MaskingOptions, PretrainConfig
@@ -39,6 +40,8 @@ class MicroBatch:
         tokens: tokens that are not padding; None where only the device knows.
         max_length: bound of a sequence's length.
         row_length: what every row is padded to, None without padding.
+        token_type_ids: [T] int64 segment of each token, None for single sequences.
+        nsp_labels: [N] int64, 1 where the second segment is random, None for single sequences.
     """
 
     masked: MaskedBatch
@@ -46,11 +49,14 @@ class MicroBatch:
     tokens: int | None
     max_length: int
     row_length: int | None
+    token_type_ids: torch.Tensor | None = None
+    nsp_labels: torch.Tensor | None = None
 
 
 class PretrainTask:
-    """Masked language model and span boundary objective on packed rows; a `loop.Task`, and with
-    resident rows a `device_step.DeviceTask`.
+    """Masked language model, span boundary objective and next sentence prediction, as far as the
+    settings have them, on packed rows; a `loop.Task`, and with resident rows a
+    `device_step.DeviceTask`.
 
     Args:
         corpus, tokenizer, config: of the run.
@@ -59,10 +65,8 @@ class PretrainTask:
 
     `shift` is the number of batches that the run has jumped over: step s sees batch s + shift.
 
-    `resident` says whether there are any.
+    `resident` says whether there are any, `loss_names` which objectives.
     """
-
-    loss_names = ("mlm_loss", "sbo_loss")
 
     def __init__(
         self,
@@ -77,8 +81,10 @@ class PretrainTask:
         self._ranks = ranks
         self._micro_rows = config.micro_rows(ranks.world)
         self._shift = 0
-        self._train = PackedRows(corpus, max_length=config.batch.max_length, split="train")
-        self._held_out = PackedRows(corpus, max_length=config.batch.max_length, split="validation")
+        self.loss_names = _loss_names(config)
+        self._train, self._held_out = (
+            _rows(corpus, config, split) for split in ("train", "validation")
+        )
         self._masker = build_masker(tokenizer, config.masking, config.seed)
         self._held_out_masker = build_masker(tokenizer, config.masking, _VALIDATION_SEED)
         if len(self._train) < config.batch.rows:
@@ -87,9 +93,11 @@ class PretrainTask:
                 f"tokens, one batch takes batch.rows={config.batch.rows}; "
                 "prepare more text, or use fewer or shorter rows"
             )
+        self._rows_of = self._train.order(config.batch.rows, config.seed)
         self.num_micro_batches = config.batch.rows // ranks.world // self._micro_rows
         wanted = config.batch.resident
-        self.resident = wanted == "on" or (wanted == "auto" and fits_on_device(self._train, device))
+        fits = not config.batch.pairs and fits_on_device(self._train, device)
+        self.resident = wanted == "on" or (wanted == "auto" and fits)
         # On an accelerator shapes must not depend on data (CUDA graphs, no allocator growth).
         self._padded = self.resident or device.type != "cpu"
         if self.resident:
@@ -115,7 +123,7 @@ class PretrainTask:
 
     def batches(self, step: int) -> list[MicroBatch]:
         """This rank's micro-batches of a step: a pure function of settings, shift and step."""
-        epoch, row_ids = self._rows_of(step)
+        epoch, row_ids = self._rows_of.of_step(step + self._shift)
         share = row_ids[self._ranks.share_of(len(row_ids))]
         return [
             self._mask(self._train, self._masker, share[i : i + self._micro_rows], epoch)
@@ -124,17 +132,14 @@ class PretrainTask:
 
     def num_tokens(self, step: int) -> int:
         """Tokens of a step on all ranks that are not padding."""
-        return int(self._train.row_tokens(self._rows_of(step)[1]).sum())
+        _, row_ids = self._rows_of.of_step(step + self._shift)
+        return int(self._train.row_tokens(row_ids).sum())
 
     def describe(self, step: int) -> dict[str, Any]:
         """What identifies a step's batch: epoch, row numbers, sequence numbers."""
-        epoch, row_ids = self._rows_of(step)
+        epoch, row_ids = self._rows_of.of_step(step + self._shift)
         samples = self._train.batch(row_ids).sample_ids.tolist()
         return {"epoch": int(epoch), "rows": row_ids.tolist(), "sample_ids": samples}
-
-    def _rows_of(self, step: int) -> tuple[int, np.ndarray]:
-        rows = self._config.batch.rows
-        return batch_of_step(step + self._shift, rows, len(self._train), self._config.seed)
 
     @property
     def step_counter(self) -> torch.Tensor:
@@ -158,7 +163,11 @@ class PretrainTask:
         row_ids = self._order.row_ids(micro * rows + first, rows)
         tokens, cu_seqlens, sample_ids = self._rows_on_device.batch(row_ids, self._capacity)
         masked = self._masker.packed(
-            tokens, cu_seqlens, sample_ids=sample_ids, epoch=self._order.epoch()
+            tokens,
+            cu_seqlens,
+            sample_ids=sample_ids,
+            epoch=self._order.epoch(),
+            candidates=self._rows_on_device.candidates(row_ids),
         )
         length = self._train.max_length
         return MicroBatch(masked, cu_seqlens, None, length, length)
@@ -167,7 +176,7 @@ class PretrainTask:
         """This rank's part of the validation rows, with fixed masks; as many batches on every rank,
         the last perhaps without targets.
         """
-        rows = list(range(self.num_held_out_rows))
+        rows = self._held_out.selection(self.num_held_out_rows)
         micro, world = self._micro_rows, self._ranks.world
         parts = [rows[i : i + micro] for i in range(0, len(rows), micro)]
         for turn in range(0, len(parts), world):
@@ -182,10 +191,23 @@ class PretrainTask:
         real = int(lengths[packed.sample_ids >= 0].sum())
         tokens = self._on_device(packed.tokens)
         cu_seqlens = self._on_device(packed.cu_seqlens)
-        sample_ids = self._on_device(packed.sample_ids)
-        masked = masker.packed(tokens, cu_seqlens, sample_ids=sample_ids, epoch=int(epoch))
         row_length = rows.max_length if self._padded else None
-        return MicroBatch(masked, cu_seqlens, real, rows.max_length, row_length)
+        extra = {}
+        if packed.nsp_labels is None:
+            borders, sample_ids = cu_seqlens, packed.sample_ids
+        else:
+            borders, sample_ids = self._on_device(packed.segment_cu_seqlens), packed.segment_ids
+            names = ("token_type_ids", "nsp_labels")
+            extra = {name: self._on_device(getattr(packed, name)) for name in names}
+        marks = packed.candidates
+        masked = masker.packed(
+            tokens,
+            borders,
+            sample_ids=self._on_device(sample_ids),
+            epoch=int(epoch),
+            candidates=None if marks is None else self._on_device(marks),
+        )
+        return MicroBatch(masked, cu_seqlens, real, rows.max_length, row_length, **extra)
 
     def _on_device(self, values: np.ndarray) -> torch.Tensor:
         tensor = torch.from_numpy(values)
@@ -194,32 +216,66 @@ class PretrainTask:
         return tensor.to(self._device, non_blocking=True)
 
     def counts(self, micro_batch: MicroBatch) -> torch.Tensor:
-        """[2] int64: targets of the masked language model and of the span boundary objective."""
-        masked = micro_batch.masked
-        return torch.stack([(masked.target_ids != -100).sum(), (masked.sbo_ids != -100).sum()])
+        """[C] int64, what each of `loss_names` is divided by: its targets, or with loss.kind paper
+        those of the masked language model for both heads."""
+        masked, counts = micro_batch.masked, {}
+        counts["mlm_loss"] = (masked.target_ids != -100).sum()
+        counts["sbo_loss"] = counts["mlm_loss"]
+        if self._config.loss.kind == "code":
+            counts["sbo_loss"] = (masked.sbo_ids != -100).sum()
+        if micro_batch.nsp_labels is not None:
+            counts["nsp_loss"] = (micro_batch.nsp_labels != -100).sum()
+        return torch.stack([counts[name] for name in self.loss_names])
 
     def loss(
         self, model: nn.Module, micro_batch: MicroBatch, totals: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Total loss and [2] detached parts, divided by the step's target counts."""
+        """Total loss and its detached parts [C], divided by the step's counts."""
         masked = micro_batch.masked
+        divisors = dict(zip(self.loss_names, totals, strict=True))
         output = model(
             masked.input_ids,
             cu_seqlens=micro_batch.cu_seqlens,
             batch=masked,
+            token_type_ids=micro_batch.token_type_ids,
             max_seqlen=micro_batch.max_length,
             row_length=micro_batch.row_length,
-            num_mlm_targets=totals[0],
-            num_sbo_targets=totals[1],
+            num_mlm_targets=divisors["mlm_loss"],
+            num_sbo_targets=divisors.get("sbo_loss"),
+            nsp_labels=micro_batch.nsp_labels,
+            num_nsp_targets=divisors.get("nsp_loss"),
         )
-        return output.loss, torch.stack([output.mlm_loss, output.sbo_loss]).detach().float()
+        parts = torch.stack([output[name].float() for name in self.loss_names])
+        return output.loss, parts.detach()
+
+
+def _loss_names(config: PretrainConfig) -> tuple[str, ...]:
+    used = {
+        "mlm_loss": True,
+        "sbo_loss": config.loss.sbo_weight > 0,
+        "nsp_loss": config.batch.pairs,
+    }
+    return tuple(name for name, wanted in used.items() if wanted)
+
+
+def _rows(corpus: Corpus, config: PretrainConfig, split: str) -> PackedRows:
+    batch, candidates = config.batch, config.masking.candidates()
+    if batch.pairs:
+        if isinstance(corpus, MixedCorpus):
+            raise ConfigError("batch.pairs: pairs are made of one corpus; corpus names a mixture")
+        return PairedRows(
+            corpus, batch.max_length, split, candidates=candidates, short_prob=batch.short_prob
+        )
+    return open_rows(corpus, batch.max_length, split, batch.rows, candidates)
 
 
 def without_targets(micro: MicroBatch) -> MicroBatch:
     """The batch with nothing to predict: its losses and counts are 0."""
     nothing = torch.full_like(micro.masked.target_ids, -100)
     masked = dataclasses.replace(micro.masked, target_ids=nothing, sbo_ids=nothing)
-    return dataclasses.replace(micro, masked=masked)
+    labels = micro.nsp_labels
+    labels = None if labels is None else torch.full_like(labels, -100)
+    return dataclasses.replace(micro, masked=masked, nsp_labels=labels)
 
 
 def fits_on_device(rows: PackedRows, device: torch.device) -> bool:
@@ -243,4 +299,7 @@ def build_masker(
         max_words=options.max_words,
         replacement=options.replacement,
         max_span_targets=options.max_span_targets,
+        scheme=options.scheme,
+        candidate_prob=options.candidate_prob,
+        endpoints=options.endpoints,
     )

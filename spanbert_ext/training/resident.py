@@ -11,7 +11,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from spanbert_ext.data import KeyedPermutation, PackedRows
+from spanbert_ext.data import PackedRows
 
 # With `batch.resident: auto`, the rows may take this share of the device's free memory.
 MEMORY_SHARE = 0.25
@@ -33,6 +33,7 @@ class ResidentRows:
         tokens: [R, L] padded rows; int32, or int16 that holds the bits of an unsigned number.
         offsets: [R + 1] int64; row r holds slots offsets[r] to offsets[r + 1].
         lengths, sample_ids: [M] int64 of each slot, as in `RowSlots`.
+        num_samples: all sample ids lie below it.
         candidates: [R, L] uint8 candidate spans, or None.
     """
 
@@ -42,10 +43,12 @@ class ResidentRows:
         offsets: torch.Tensor,
         lengths: torch.Tensor,
         sample_ids: torch.Tensor,
+        num_samples: int,
         candidates: torch.Tensor | None = None,
     ):
         self._tokens, self._offsets, self._candidates = tokens, offsets, candidates
         self._lengths, self._sample_ids = lengths, sample_ids
+        self._num_samples = num_samples
         self._counts = offsets.diff()
 
     @classmethod
@@ -66,7 +69,8 @@ class ResidentRows:
                 candidates[first:stop] = torch.from_numpy(rows.padded_candidates(first, stop))
         slots = rows.slots()
         tables = (slots.offsets, slots.lengths, slots.sample_ids)
-        return cls(tokens, *(torch.from_numpy(table).to(device) for table in tables), candidates)
+        tables = (torch.from_numpy(table).to(device) for table in tables)
+        return cls(tokens, *tables, len(rows.sequences), candidates)
 
     def batch(
         self, row_ids: torch.Tensor, capacity: int
@@ -74,13 +78,16 @@ class ResidentRows:
         """The sequences of some rows, laid end to end.
 
         Args:
-            row_ids: [B] int64 on the device; not checked.
+            row_ids: [B] int64 on the device; not checked. R or more means a later visit of a row,
+                as in `MixedRows`.
             capacity: N, at least `PackedRows.max_sequences(B)`.
 
         Returns:
             (tokens [B * max_length] int64, cu_seqlens [N + 1] int64, sample_ids [N] int64, -1 for
             padding and unused slots)
         """
+        visits = row_ids // self._counts.shape[0]
+        row_ids = row_ids % self._counts.shape[0]
         tokens = self._tokens.index_select(0, row_ids).flatten().to(torch.int64)
         if self._tokens.dtype == torch.int16:
             tokens = tokens & 0xFFFF
@@ -94,19 +101,21 @@ class ResidentRows:
         source = torch.where(used, shift.index_select(0, row) + slots, 0)
         lengths = torch.where(used, self._lengths.index_select(0, source), 0)
         sample_ids = torch.where(used, self._sample_ids.index_select(0, source), -1)
+        moved = sample_ids + visits.index_select(0, row) * self._num_samples
+        sample_ids = torch.where(sample_ids >= 0, moved, -1)
         return tokens, F.pad(lengths.cumsum(0), (1, 0)), sample_ids
 
     def candidates(self, row_ids: torch.Tensor) -> torch.Tensor | None:
         """The candidate spans of `batch(row_ids)`: [B * max_length] uint8, None without any."""
         if self._candidates is None:
             return None
-        return self._candidates.index_select(0, row_ids).flatten()
+        return self._candidates.index_select(0, row_ids % len(self._candidates)).flatten()
 
 
 class ResidentOrder:
     """Which rows a step sees, from a counter on the device.
 
-    Every epoch's permutation is copied to the device when the epoch begins; nothing else is.
+    The rows of an epoch are copied to the device when the epoch begins; nothing else is.
 
     Args:
         rows: what the numbers belong to.
@@ -116,8 +125,9 @@ class ResidentOrder:
     """
 
     def __init__(self, rows: PackedRows, batch_rows: int, seed: int, device: torch.device):
-        self._rows, self._batch_rows, self._seed = rows, batch_rows, seed
-        self.steps_per_epoch = len(rows) // batch_rows
+        self._rows, self._batch_rows = rows, batch_rows
+        self._rows_of = rows.order(batch_rows, seed)
+        self.steps_per_epoch = self._rows_of.steps_per_epoch
         self.step = torch.zeros(1, dtype=torch.int64, device=device)
         self._shift = torch.zeros(1, dtype=torch.int64, device=device)
         self._host_shift = 0
@@ -146,8 +156,7 @@ class ResidentOrder:
         self._shift.fill_(batches)
 
     def _load(self, epoch: int) -> None:
-        ids = np.arange(self._order.numel(), dtype=np.int64)
-        self._host = KeyedPermutation(len(self._rows), self._seed, epoch)(ids)
+        self._host = self._rows_of.of_epoch(epoch)
         order = torch.from_numpy(self._host)
         if self._order.is_cuda:  # a copy from pageable memory would wait for the stream
             order = order.pin_memory()

@@ -15,9 +15,10 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from spanbert_ext.console import format_seconds
 from spanbert_ext.errors import StorageError
+from spanbert_ext.progress import format_seconds
 from spanbert_ext.training.checkpoint import write_text
+from spanbert_ext.training.trackers import Trackers
 
 
 def memory_gb(device: torch.device) -> float:
@@ -31,24 +32,33 @@ def memory_gb(device: torch.device) -> float:
 
 
 class RunLog:
-    """Writes metrics.jsonl and the console.
+    """Writes metrics.jsonl, the console and the trackers.
 
     Args:
         path: the JSONL file; None, as on ranks above 0, writes and says nothing.
         first_step, steps: where this process starts and where the run ends, for the bar and the
             ETA.
         device, backend: shown on every line.
+        trackers: get the numbers of every log line and validation; closed with the log.
     """
 
     def __init__(
-        self, path: Path | None, first_step: int, steps: int, device: torch.device, backend: str
+        self,
+        path: Path | None,
+        first_step: int,
+        steps: int,
+        device: torch.device,
+        backend: str,
+        trackers: Trackers | None = None,
     ):
         self._path = path
+        self._trackers = trackers
         self._steps = steps
         self._device = device
         self._backend = backend
         self._began = time.monotonic()
         self._first_step = first_step
+        self._saves, self._save_seconds = 0, 0.0
         on_terminal = path is not None and sys.stderr.isatty()
         self._bar = (
             tqdm(total=steps, initial=first_step, unit="step", dynamic_ncols=True)
@@ -57,9 +67,17 @@ class RunLog:
         )
 
     def close(self) -> None:
-        """End the bar."""
+        """End the bar and the trackers, and say how long training stood still to save."""
+        if self._saves:
+            elapsed = time.monotonic() - self._began
+            self.say(
+                f"{self._saves} checkpoint(s) took {self._save_seconds:.2f} s, "
+                f"{self._save_seconds / elapsed:.1%} of the time"
+            )
         if self._bar is not None:
             self._bar.close()
+        if self._trackers is not None:
+            self._trackers.close()
 
     def say(self, text: str) -> None:
         """A line for the person watching."""
@@ -79,6 +97,8 @@ class RunLog:
         """The run continues behind an earlier step: what was logged since then did not happen."""
         if self._path is not None:
             rewind(self._path, step)
+        if self._trackers is not None:
+            self._trackers.go_back(step)
         if self._bar is not None:
             self._bar.n = step
             self._bar.refresh()
@@ -102,12 +122,25 @@ class RunLog:
         )
         row = {"lr": lr, "grad_norm": norm, "tokens_per_s": rate, "memory_gb": memory}
         self.record("train", step, losses | row | {"backend": self._backend})
+        self._track("train", step, losses | row)
 
     def validation(self, step: int, losses: dict[str, float]) -> None:
         """The held-out losses after `step` updates."""
         shown = "  ".join(f"{_short(name)} {value:.4f}" for name, value in losses.items())
         self.say(f"step {step}/{self._steps}  held-out  {shown}")
         self.record("validation", step, losses)
+        self._track("validation", step, losses)
+
+    def _track(self, group: str, step: int, values: dict[str, float]) -> None:
+        if self._trackers is not None:
+            self._trackers.log(step, group, values)
+
+    def checkpoint(self, step: int, name: str, size: int, seconds: float) -> None:
+        """A checkpoint of `size` bytes was committed; training stood still for `seconds`."""
+        self._saves += 1
+        self._save_seconds += seconds
+        row = {"path": name, "bytes": size, "seconds": round(seconds, 4)}
+        self.record("checkpoint", step, row)
 
     def record(self, event: str, step: int, values: dict[str, Any]) -> None:
         """Append one line to metrics.jsonl; a number that is not finite is written as null."""

@@ -208,8 +208,11 @@ def convert(value: Any, kind: Any) -> Any:
             raise ValueError(f"must be one of {', '.join(map(str, get_args(kind)))}; got {value!r}")
         return value
     if origin in (tuple, list):
+        inner = get_args(kind)[0]
+        if isinstance(value, str) and get_origin(inner) is Literal:
+            value = [part.strip() for part in value.strip("[]").split(",") if part.strip()]
         items = value if isinstance(value, (list, tuple)) else [value]
-        return origin(convert(item, get_args(kind)[0]) for item in items)
+        return origin(convert(item, inner) for item in items)
     if kind is bool:
         return _convert_bool(value)
     if kind in (int, float):

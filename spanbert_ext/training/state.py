@@ -19,7 +19,7 @@ from torch.distributed.tensor import DTensor
 
 import spanbert_ext
 from spanbert_ext.errors import ConfigError, StorageError
-from spanbert_ext.training.checkpoint import fail_point
+from spanbert_ext.training.checkpoint import GENERATORS, OPTIMIZER, fail_point
 from spanbert_ext.training.config import FREE_ON_RESUME
 from spanbert_ext.training.ranks import ALONE, Ranks
 from spanbert_ext.training.replica import divided_like, whole
@@ -38,8 +38,11 @@ class RunState:
         seconds: time spent training.
         skipped: updates skipped because of non-finite gradients.
         settings: resolved settings with dotted names.
-        corpus: fingerprint of the token files.
+        corpus: fingerprint of the token files, as recorded beside them.
+        corpus_sample: digest of blocks of the files themselves (`resume.content_sample`).
         vocabulary: hash of the tokenizer.
+        corpus_facts: sizes of the corpus, for the model card.
+        hardware: what trained last, in words.
         starting_losses: held-out losses before the first update.
         latest_losses: held-out losses of the last validation.
         versions: of Python and the libraries.
@@ -56,7 +59,10 @@ class RunState:
     skipped: int = 0
     settings: dict[str, Any] = field(default_factory=dict)
     corpus: str = ""
+    corpus_sample: str = ""
     vocabulary: str = ""
+    corpus_facts: dict[str, Any] = field(default_factory=dict)
+    hardware: str = ""
     starting_losses: dict[str, float] = field(default_factory=dict)
     latest_losses: dict[str, float] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
@@ -122,10 +128,10 @@ def write_training_state(
     if tokenizer_dir is not None:
         for path in sorted(p for p in Path(tokenizer_dir).iterdir() if p.is_file()):
             shutil.copyfile(path, directory / path.name)
-    save_file(snapshot.moments, directory / "optimizer.safetensors")
+    save_file(snapshot.moments, directory / OPTIMIZER)
     fail_point("after_optimizer")
     for rank, tensors in enumerate(snapshot.generators):
-        save_file(tensors, directory / f"rng-{rank}.safetensors")
+        save_file(tensors, directory / f"{GENERATORS}{rank}.safetensors")
     text = json.dumps(asdict(state), indent=1, sort_keys=True)
     (directory / "state.json").write_text(text + "\n", "utf-8")
 
@@ -159,7 +165,7 @@ def load_optimizer(directory: Path, model: nn.Module, optimizer: torch.optim.Opt
     Raises:
         StorageError: names parameters without state, or state without a parameter.
     """
-    path = directory / "optimizer.safetensors"
+    path = directory / OPTIMIZER
     if not path.is_file():
         raise StorageError(f"{path} is missing; without it the run cannot continue exactly")
     stored = load_file(path)
@@ -207,7 +213,7 @@ def load_generators(
             ranks.world,
         )
         return
-    path = directory / f"rng-{ranks.rank}.safetensors"
+    path = directory / f"{GENERATORS}{ranks.rank}.safetensors"
     if not path.is_file():
         raise StorageError(f"{path} is missing; without it the run cannot continue exactly")
     stored = load_file(path)
@@ -241,6 +247,11 @@ def check_same_run(stored: RunState, current: RunState, directory: Path) -> None
             faults.append(f"{name} was {before}, is {now}")
     if stored.corpus != current.corpus:
         faults.append(f"the corpus had fingerprint {stored.corpus}, has {current.corpus}")
+    elif stored.corpus_sample != current.corpus_sample:
+        faults.append(
+            f"the corpus's token files had the sample digest {stored.corpus_sample}, have "
+            f"{current.corpus_sample}: a file was exchanged or damaged"
+        )
     if stored.vocabulary != current.vocabulary:
         faults.append(f"the tokenizer had hash {stored.vocabulary}, has {current.vocabulary}")
     if faults:

@@ -1,0 +1,159 @@
+"""Learning curves: what is read from metrics.jsonl, and what is drawn of it."""
+
+import json
+import math
+import sys
+from pathlib import Path
+
+import pytest
+
+from spanbert_ext import curves
+from spanbert_ext.cli import main
+from spanbert_ext.curves import Curve, PlotConfig
+from spanbert_ext.errors import ConfigError, DataError
+
+
+def write_run(directory, *rows, tail=""):
+    """A metrics.jsonl of (event, step, values)."""
+    directory.mkdir(parents=True, exist_ok=True)
+    lines = [json.dumps({"event": e, "step": s, "time": 1.5} | values) for e, s, values in rows]
+    (directory / curves.METRICS).write_text("\n".join(lines) + "\n" + tail, "utf-8")
+    return directory
+
+
+def course(steps, every=1, **further):
+    """Rows of a run whose losses fall, validated every tenth line."""
+    rows = []
+    for step in range(every, steps + 1, every):
+        values = {"mlm_loss": 9 / step, "sbo_loss": 9.5 / step, "grad_norm": 1.5, "lr": 1e-4}
+        rows.append(("train", step, values | {"tokens_per_s": 100.0, "backend": "x"} | further))
+    rows += [("validation", s, {"mlm_loss": 9 / (s + 1)}) for s in range(0, steps + 1, 10 * every)]
+    return rows
+
+
+def read(directory):
+    return curves.read_run(directory / curves.METRICS, "label")
+
+
+def test_reading_is_forgiving_where_a_kill_leaves_traces(tmp_path, caplog):
+    run = write_run(
+        tmp_path,
+        ("train", 2, {"mlm_loss": 3.0, "grad_norm": None, "backend": "native"}),
+        ("checkpoint", 2, {"path": "step-0000002"}),
+        ("train", 3, {"mlm_loss": 9.0, "grad_norm": 2}),
+        ("train", 3, {"mlm_loss": 2.5, "grad_norm": 1}),
+        ("validation", 0, {"mlm_loss": 4.0}),
+        tail='\n[1]\n{"event": "train", "ste',
+    )
+    found = read(run)
+    assert found.train["mlm_loss"] == Curve([2, 3], [3.0, 2.5])
+    assert math.isnan(found.train["grad_norm"].values[0])
+    assert found.train["grad_norm"].values[1] == 1.0
+    assert found.train.keys() == {"mlm_loss", "grad_norm"}
+    assert found.held_out == {"mlm_loss": Curve([0], [4.0])}
+    assert "passed over 2 line(s)" in caplog.text
+
+
+@pytest.mark.parametrize("text", ["", "\n", "not json\n", '{"event": "checkpoint", "step": 3}\n'])
+def test_a_run_without_a_loss(tmp_path, text):
+    (tmp_path / curves.METRICS).write_text(text)
+    with pytest.raises(DataError, match="holds no loss yet"):
+        read(tmp_path)
+
+
+def test_a_directory_that_is_no_run(tmp_path):
+    write_run(tmp_path / "demo" / "run", *course(3))
+    with pytest.raises(ConfigError, match=r"holds no metrics.jsonl; did you mean .*demo/run\?"):
+        curves.find_metrics(str(tmp_path / "demo"))
+    with pytest.raises(ConfigError, match=r"holds no metrics.jsonl$"):
+        curves.find_metrics(str(tmp_path / "absent"))
+
+
+def test_labels_are_as_short_as_they_may_be():
+    paths = [Path("/x/a/run/m"), Path("/x/b/run/m"), Path("/x/b/other/m")]
+    assert curves.labels(paths[:1]) == ["run"]
+    assert curves.labels(paths[1:]) == ["run", "other"]
+    assert curves.labels(paths) == ["a/run", "b/run", "b/other"]
+
+
+def test_running_quantiles_literal():
+    nan = math.nan
+    (median,) = curves.running_quantiles([5, 1, 3, 9, 7], 3, [0.5])
+    assert median[1:4] == [3, 3, 7]
+    assert median[0] in (1, 5)
+    low, high = curves.running_quantiles([1, 2, nan, 3, 100], 5, [0, 1])
+    assert low == [1, 1, 1, 2, 3]
+    assert high == [2, 3, 100, 100, 100]
+    (gap,) = curves.running_quantiles([nan, nan, nan, 4], 3, [0.5])
+    assert math.isnan(gap[0])
+    assert math.isnan(gap[1])
+    assert gap[2:] == [4, 4]
+    assert curves.running_quantiles([2.0, 3.0], 1, [0.1, 0.9]) == [[2.0, 3.0], [2.0, 3.0]]
+
+
+def test_a_spike_is_a_dot_and_does_not_set_the_scale(tmp_path):
+    from matplotlib.figure import Figure
+
+    rows = course(400)
+    rows[299][2].update(mlm_loss=5000.0)
+    figure = curves.draw(Figure, [read(write_run(tmp_path, *rows))])
+    axis = figure.axes[0]
+    assert axis.get_ylim()[1] < 12
+    (dots,) = [line for line in axis.lines if line.get_marker() == "."]
+    assert list(dots.get_xdata()) == [300]
+    assert list(dots.get_ydata()) == [axis.get_ylim()[1]]
+
+
+def test_every_loss_has_its_panel(tmp_path):
+    from matplotlib.figure import Figure
+
+    long = read(write_run(tmp_path / "long", *course(300)))
+    pair = read(write_run(tmp_path / "pair", *course(50, nsp_loss=0.6)))
+    titles = [a.get_title() for a in curves.draw(Figure, [long, pair]).axes if a.get_visible()]
+    assert [title.split()[0] for title in titles] == [
+        "MLM", "SBO", "NSP", "gradient", "tokens", "learning",
+    ]  # fmt: skip
+    assert len([a for a in curves.draw(Figure, [long]).axes if a.get_visible()]) == 5
+
+
+def is_png(path):
+    return path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_verb_draws_several_runs(tmp_path, capsys):
+    first = write_run(tmp_path / "first", *course(200))
+    second = write_run(tmp_path / "a $b_{c$ run", *course(40, every=2))
+    target = tmp_path / "curves.png"
+    words = ["plot", str(first), str(second / curves.METRICS), str(first), "--output", str(target)]
+    assert main(words) == 0
+    assert is_png(target)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "first: 200 steps, held-out mlm 9.000 -> 0.045"
+    assert lines[1].startswith("a $b_{c$ run: 40 steps")
+    assert lines[2] == f"wrote {target}"
+    assert len(lines) == 3
+
+
+def test_one_line_and_nothing_finite_can_be_drawn(tmp_path):
+    one = write_run(tmp_path / "one", ("train", 1, {"mlm_loss": 2.0, "grad_norm": 0.0}))
+    none = write_run(tmp_path / "none", ("train", 1, {"mlm_loss": None, "grad_norm": None}))
+    for run in (one, none):
+        curves.plot(PlotConfig([str(run)], str(tmp_path / "c.png")))
+        assert is_png(tmp_path / "c.png")
+
+
+def test_without_matplotlib(tmp_path, monkeypatch, capsys):
+    run = write_run(tmp_path / "run", *course(3))
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert main(["plot", str(run), "--output", str(tmp_path / "c.png")]) == 2
+    assert 'pip install "spanbert-ext[plot]"' in capsys.readouterr().err
+    assert not (tmp_path / "c.png").exists()
+
+
+def test_bad_settings(tmp_path, capsys):
+    assert main(["plot"]) == 2
+    assert "runs: a value is required" in capsys.readouterr().err
+    assert main(["plot", "run", "--output", "curves.bmp"]) == 2
+    assert "output: must end in .png, .svg, .pdf; got 'curves.bmp'" in capsys.readouterr().err
+    run = write_run(tmp_path / "run", *course(3))
+    assert main(["plot", str(run), "--output", str(tmp_path / "absent" / "c.svg")]) == 74
