@@ -65,7 +65,7 @@ def begun(source, **options):
     settings = config(source, "out", executor="slurm", slurm_partition="cpu", **options)
     sources = find_sources(settings.inputs, source.parent)
     directory = source.parent.parent / ".out.staging"
-    directory.mkdir()
+    directory.mkdir(exist_ok=True)
     units = plan_units(sources, settings)
     return Job.begin(directory, settings, sources, units, {"settings": {}, "inputs": []})
 

@@ -93,6 +93,24 @@ def test_words_count_as_often_as_they_occur():
     assert ours == sorted(vocab, key=vocab.get)
 
 
+def test_numbers_of_a_large_text_are_divided(monkeypatch):
+    """By 3, so that at most 20 occurrences are left; `q` becomes none."""
+    words = {"abab": 31, "ab": 20, "cd": 5, "q": 2}
+    expected = train_wordpiece({"abab": 10, "ab": 6, "cd": 1, "q": 0}, 64, False, 2)
+    assert train_wordpiece(words, 64, False, 4) != expected
+    monkeypatch.setattr("spanbert_ext.data.tokenizer._MOST_OCCURRENCES", 20)
+    assert train_wordpiece(words, 64, False, 4) == expected
+
+
+def test_the_rarest_of_many_words_are_left_out(monkeypatch):
+    words = {"zab": 5, "cd": 2, "ce": 2, "cf": 9}
+    assert "ce" in train_wordpiece(words, 64, False, 1)["vocab.txt"].decode().split()
+    monkeypatch.setattr("spanbert_ext.data.tokenizer._MOST_WORDS", 3)
+    pieces = train_wordpiece(words, 64, False, 1)["vocab.txt"].decode().split()
+    assert {"zab", "cd", "cf"} <= set(pieces)
+    assert "ce" not in pieces
+
+
 def test_literal_vocabulary():
     files = train_wordpiece({"aba": 2, ".": 1, "ab": 1}, 32, False, 1)
     pieces = files["vocab.txt"].decode().split()

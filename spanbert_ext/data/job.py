@@ -67,16 +67,17 @@ class Job:
         units: list[Unit],
         origin: Mapping,
     ) -> Job:
-        """Write job.json; what another job left in the directory is removed, as are files that a
-        killed process did not finish."""
+        """Write job.json; what another job left in the directory is removed, and what a killed
+        process did not finish, unless Slurm may still be at it."""
         versions = [importlib.metadata.version("tokenizers"), config.unit_bytes]
         key = digest_bytes(json.dumps([origin, versions], sort_keys=True).encode("ascii"))
         job = cls(directory, config, tuple(sources), tuple(units), origin, key)
         if not job._is_in(directory):
             empty(directory)
         (directory / PARTS).mkdir(exist_ok=True)
-        for left in (directory / PARTS).glob("*/*.part"):
-            left.unlink()
+        if config.executor != "slurm":
+            for left in (directory / PARTS).glob("*/*.part"):
+                left.unlink()
         described = {
             "key": key,
             "origin": origin,

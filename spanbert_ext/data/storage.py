@@ -74,8 +74,8 @@ def staging_directory(target: Path) -> Path:
 def locked_staging(target: Path) -> Iterator[Path]:
     """The staging directory of `target`, made if need be and locked, with what it holds.
 
-    It is removed when the block ends with faulty settings or data; otherwise it stays. A second
-    writer of the same target is refused; the kernel drops the lock of a killed one.
+    It is removed when the block ends with faulty data; otherwise it stays. A second writer of the
+    same target is refused; the kernel drops the lock of a killed one.
 
     Raises:
         ConfigError: another process is writing the same target.
@@ -87,7 +87,7 @@ def locked_staging(target: Path) -> Iterator[Path]:
     lock = _lock_directory(staging, target)
     try:
         yield staging
-    except (ConfigError, DataError):
+    except DataError:
         shutil.rmtree(staging, ignore_errors=True)
         raise
     finally:

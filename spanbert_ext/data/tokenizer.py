@@ -34,6 +34,10 @@ _PRE_TOKENIZER = pre_tokenizers.BertPreTokenizer()
 _COUNTED = 1 << 20
 # Occurrences of a word handed to the trainer at a time.
 _REPEATED = 4096
+# About 1.5 GB of English, a minute or two of the trainer.
+_MOST_OCCURRENCES = 1 << 28
+# The trainer takes 0.6 kB for each.
+_MOST_WORDS = 1 << 20
 _COPIED = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt")
 # A vocabulary counts as cased when at least this share of its pieces holds an upper-case letter.
 _CASED_SHARE = 0.01
@@ -73,6 +77,10 @@ def train_wordpiece(
     numbers the `##` forms of characters in the order of a hash map, and breaks ties between pairs
     by number. So the whole alphabet is counted first and handed over in a fixed order.
 
+    The trainer's memory grows with the number of different words, so beyond 2^20 the rarest are
+    left out; its time grows with the occurrences, so beyond 2^28 all numbers, and `min_frequency`,
+    are divided by what brings them below.
+
     Args:
         words: number of occurrences, as `count_words` gives it.
         vocab_size: largest size.
@@ -85,27 +93,32 @@ def train_wordpiece(
     continuing = [
         _PREFIX + c for c in alphabet if len(_PRE_TOKENIZER.pre_tokenize_str("a" + c + "a")) == 1
     ]
+    if len(words) > _MOST_WORDS:
+        ranked = sorted(words, key=lambda word: (-words[word], word))
+        words = {word: words[word] for word in ranked[:_MOST_WORDS]}
+    scale = max(1, -(-sum(words.values()) // _MOST_OCCURRENCES))
     learner = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     learner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     trainer = trainers.WordPieceTrainer(
         vocab_size=vocab_size,
-        min_frequency=min_frequency,
+        min_frequency=-(-min_frequency // scale),
         special_tokens=[*SPECIAL_TOKENS, *alphabet, *continuing],
         initial_alphabet=alphabet,
         limit_alphabet=len(alphabet),
         continuing_subword_prefix=_PREFIX,
         show_progress=False,
     )
-    learner.train_from_iterator(_repeated(words), trainer)
+    learner.train_from_iterator(_repeated(words, scale), trainer)
     vocab = learner.get_vocab()
     return _wordpiece(sorted(vocab, key=vocab.get), lowercase)[1]
 
 
-def _repeated(words: Mapping[str, int]) -> Iterator[str]:
-    """Every word as often as it occurs: the trainer takes text, not counts."""
+def _repeated(words: Mapping[str, int], scale: int) -> Iterator[str]:
+    """Every word as often as it occurs, divided by `scale`: the trainer takes text, not numbers."""
     for word in sorted(words):
-        for done in range(0, words[word], _REPEATED):
-            yield f"{word} " * min(_REPEATED, words[word] - done)
+        count = words[word] // scale
+        for done in range(0, count, _REPEATED):
+            yield f"{word} " * min(_REPEATED, count - done)
 
 
 def _alphabet(words: Mapping[str, int], limit: int) -> list[str]:
