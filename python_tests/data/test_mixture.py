@@ -112,7 +112,7 @@ def test_shares_and_visits(parts, seed, data):
     assert np.array_equal(again, seen[-batch_rows:])
     epoch = order.of_epoch(1)
     first = order.steps_per_epoch * batch_rows
-    assert np.array_equal(epoch, order._at(first, epoch.size))
+    assert np.array_equal(epoch, order._at(0, first, epoch.size))
     assert np.unique(seen).size == seen.size
     member = np.searchsorted(np.cumsum(sizes), seen % total, side="right")
     stood = np.cumsum(np.eye(len(sizes), dtype=np.int64)[member], axis=0)
@@ -197,7 +197,7 @@ def test_fingerprint_names_members_and_weights(large, small, mixed):
     assert mixed.num_tokens == large.num_tokens + small.num_tokens
     assert mixed.num_documents == large.num_documents + small.num_documents
     mixed.verify()
-    assert mixed.summary().count("documents") == 2
+    assert all(f"{c.path}: {c.summary()}" in mixed.summary() for c in (large, small))
 
 
 def test_another_tokenizer_is_refused(large, tmp_path):

@@ -190,7 +190,7 @@ def test_conversion_literals(value, kind, expected):
 
 
 def test_prepare_needs_an_output():
-    with pytest.raises(ConfigError, match="output: a value is required"):
+    with pytest.raises(ConfigError, match="output: expected the directory to create"):
         build(PrepareConfig, {"inputs": ["a.txt"]})
 
 

@@ -26,7 +26,7 @@ from spanbert_ext.data.corpus import Corpus
 from spanbert_ext.data.corpus_choice import FORM, ChosenCorpus, parse_corpora
 from spanbert_ext.data.packing import Packing, pack
 from spanbert_ext.data.rows import PackedRows, RowBatch, held_out_sequences
-from spanbert_ext.data.sampler import KeyedPermutation
+from spanbert_ext.data.sampler import KeyedPermutation, StepOrder
 from spanbert_ext.data.sequences import SequenceIndex
 from spanbert_ext.errors import ConfigError, DataError
 
@@ -201,7 +201,7 @@ class MixedRows(PackedRows):
         return self._checked_below(row_ids, 1 << 62) % max(len(self), 1)
 
 
-class MixtureOrder:
+class MixtureOrder(StepOrder):
     """Which rows of a mixture a step sees: arithmetic on (seed, step).
 
     An epoch is as many steps as all rows fill; nothing restarts there.
@@ -217,23 +217,14 @@ class MixtureOrder:
         self._sizes = np.asarray(sizes, dtype=np.int64)
         self._firsts = np.cumsum(self._sizes) - self._sizes
         self._total = int(self._sizes.sum())
+        super().__init__(self._total, batch_rows)
         self._weights = np.asarray(weights, dtype=np.int64)
         self._pattern, self._ranks = interleave(self._weights)
-        self._batch_rows = batch_rows
         self._seed = seed
-        self.steps_per_epoch = self._total // batch_rows
 
-    def of_step(self, step: int) -> tuple[int, np.ndarray]:
-        """(epoch, [batch_rows] int64 numbers of rows at their visits, as `MixedRows` has them)."""
-        return step // self.steps_per_epoch, self._at(step * self._batch_rows, self._batch_rows)
-
-    def of_epoch(self, epoch: int) -> np.ndarray:
-        """[steps_per_epoch * batch_rows] int64, the rows of the epoch's steps."""
-        places = self.steps_per_epoch * self._batch_rows
-        return self._at(epoch * places, places)
-
-    def _at(self, first: int, count: int) -> np.ndarray:
-        """[count] row numbers of places first to first + count - 1 of the run."""
+    def _at(self, epoch: int, first: int, count: int) -> np.ndarray:
+        """[count] numbers of rows at their visits, as `MixedRows` has them."""
+        first += epoch * self.steps_per_epoch * self._batch_rows
         rounds, within = np.divmod(np.arange(first, first + count), self._pattern.size)
         members = self._pattern[within]
         draws = rounds * self._weights[members] + self._ranks[within]
@@ -243,9 +234,9 @@ class MixtureOrder:
             visits, numbers = np.divmod(draws[places], size)
             seed = self._seed + member * _SEED_STRIDE
             for visit in range(int(visits[0]), int(visits[-1]) + 1) if places.size else ():
-                first, stop = np.searchsorted(visits, [visit, visit + 1])
-                rows = KeyedPermutation(size, seed, visit)(numbers[first:stop])
-                ids[places[first:stop]] = visit * self._total + self._firsts[member] + rows
+                begin, stop = np.searchsorted(visits, [visit, visit + 1])
+                rows = KeyedPermutation(size, seed, visit)(numbers[begin:stop])
+                ids[places[begin:stop]] = visit * self._total + self._firsts[member] + rows
         return ids
 
 

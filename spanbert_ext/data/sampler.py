@@ -11,6 +11,7 @@ from __future__ import annotations
 import numpy as np
 
 _ROUNDS = 10
+_BLOCK_ROWS = 4096  # worked out at a time by a `StepOrder`
 _MASK64 = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
 # Multipliers of the splitmix64 finaliser.
@@ -105,22 +106,53 @@ def batch_of_step(step: int, batch_rows: int, num_rows: int, seed: int) -> tuple
     return epoch, KeyedPermutation(num_rows, seed, epoch)(ids)
 
 
-class RowOrder:
-    """Which rows of one corpus a step sees.
+class StepOrder:
+    """Which rows every step sees, worked out for many steps at a time: a permutation of few ids
+    costs as much as one of thousands.
 
     Args:
-        num_rows, batch_rows, seed: as in `batch_of_step`.
+        num_rows: rows there are.
+        batch_rows: rows of a step.
     """
 
-    def __init__(self, num_rows: int, batch_rows: int, seed: int):
-        self._num_rows, self._batch_rows, self._seed = num_rows, batch_rows, seed
+    def __init__(self, num_rows: int, batch_rows: int):
+        self._batch_rows = batch_rows
         self.steps_per_epoch = num_rows // batch_rows
+        self._block_steps = max(1, _BLOCK_ROWS // batch_rows)
+        self._block = (-1, -1)
+        self._block_rows = np.empty((0, batch_rows), dtype=np.int64)
 
     def of_step(self, step: int) -> tuple[int, np.ndarray]:
-        """(epoch, [batch_rows] int64 rows), as `batch_of_step`."""
-        return batch_of_step(step, self._batch_rows, self._num_rows, self._seed)
+        """(epoch, [batch_rows] int64 rows)."""
+        epoch, place = divmod(step, self.steps_per_epoch)
+        block = epoch, place // self._block_steps
+        if block != self._block:
+            first = block[1] * self._block_steps
+            steps = min(self._block_steps, self.steps_per_epoch - first)
+            rows = self._at(epoch, first * self._batch_rows, steps * self._batch_rows)
+            self._block, self._block_rows = block, rows.reshape(steps, self._batch_rows)
+        return epoch, self._block_rows[place % self._block_steps]
 
     def of_epoch(self, epoch: int) -> np.ndarray:
         """[steps_per_epoch * batch_rows] int64, the rows of the epoch's steps."""
-        places = np.arange(self.steps_per_epoch * self._batch_rows, dtype=np.int64)
+        return self._at(epoch, 0, self.steps_per_epoch * self._batch_rows)
+
+    def _at(self, epoch: int, first: int, count: int) -> np.ndarray:
+        """[count] int64 rows of places `first` to `first + count - 1` of an epoch."""
+        raise NotImplementedError
+
+
+class RowOrder(StepOrder):
+    """Which rows of one corpus a step sees, as `batch_of_step` says.
+
+    Args:
+        num_rows, batch_rows, seed: as there.
+    """
+
+    def __init__(self, num_rows: int, batch_rows: int, seed: int):
+        super().__init__(num_rows, batch_rows)
+        self._num_rows, self._seed = num_rows, seed
+
+    def _at(self, epoch: int, first: int, count: int) -> np.ndarray:
+        places = np.arange(first, first + count, dtype=np.int64)
         return KeyedPermutation(self._num_rows, self._seed, epoch)(places)

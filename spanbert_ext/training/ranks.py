@@ -178,7 +178,7 @@ class Heartbeat:
     def end(self) -> None:
         """Stop counting."""
         self._ended.set()
-        self._thread.join()
+        self._thread.join(timeout=2 * _BEAT_SECONDS)  # it may be waiting for a store that is gone
 
 
 def place_in_world() -> tuple[int, int, int]:
