@@ -15,6 +15,7 @@ from spanbert_ext.modeling import SpanBertForPreTraining
 from spanbert_ext.starting_points import StartingPoint, open_start, read_start
 from spanbert_ext.training import checkpoint
 from spanbert_ext.training.config import PretrainConfig
+from spanbert_ext.training.config_checks import sbo_layer_faults
 from spanbert_ext.training.models import head_options
 
 # Special tokens of both published BERT vocabularies, one of which every original archive has.
@@ -38,6 +39,10 @@ def continue_model(
         for field in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
             options[field] = config.model.dropout
     with open_start(name) as start:
+        layers = start.fields.get("num_hidden_layers")
+        faults = sbo_layer_faults(config.loss.sbo_layer, layers) if layers else []
+        if faults:
+            raise ConfigError(f"{faults[0]} (init {config.init})")
         model, report = read_start(start, **options)
         faults, notes = _vocabulary_faults(model, start, corpus)
     faults += _length_faults(model, config)
