@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from data.corpora import PROSE, byte_level_bpe, unigram
+from data.corpora import byte_level_bpe, unigram, wordpiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from model_cases import config, random_weights
@@ -15,7 +15,6 @@ from transformers import BertConfig, BertForMaskedLM, BertModel, PreTrainedToken
 import spanbert_ext
 from spanbert_ext import SpanBertForPreTraining, SpanFiller
 from spanbert_ext.cli import main
-from spanbert_ext.data.tokenizer import train_wordpiece
 from spanbert_ext.errors import ConfigError, StorageError
 from spanbert_ext.fill_search import MaskedSpan, batch_of_spans, k_best
 from spanbert_ext.filling import table
@@ -240,12 +239,9 @@ KINDS = ["cased", "uncased", "bpe", "unigram"]
 
 @pytest.fixture(scope="module")
 def fillers():
-    def wordpiece(lowercase):
-        return train_wordpiece(lambda: [PROSE], 300, lowercase=lowercase, min_frequency=2)[0]
-
     kinds = {
-        "cased": wordpiece(False),
-        "uncased": wordpiece(True),
+        "cased": wordpiece(300, lowercase=False),
+        "uncased": wordpiece(300, lowercase=True),
         "bpe": byte_level_bpe(),
         "unigram": unigram(),
     }

@@ -2,12 +2,11 @@
 
 import numpy as np
 import pytest
-from data.corpora import PROSE, byte_level_bpe, unigram
+from data.corpora import byte_level_bpe, unigram, wordpiece
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, normalizers, pre_tokenizers
 
-from spanbert_ext.data.tokenizer import train_wordpiece
 from spanbert_ext.errors import ConfigError, DataError
 from spanbert_ext.gaps import GapReader
 
@@ -19,11 +18,9 @@ def tokenizers():
     """Every kind, by name; "spaced bpe" puts a space before a text, as Metaspace does."""
     spaced = byte_level_bpe()
     spaced.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
-    cased, _ = train_wordpiece(lambda: [PROSE], 400, lowercase=False, min_frequency=2)
-    uncased, _ = train_wordpiece(lambda: [PROSE], 400, lowercase=True, min_frequency=2)
     return {
-        "cased": cased,
-        "uncased": uncased,
+        "cased": wordpiece(400, lowercase=False),
+        "uncased": wordpiece(400, lowercase=True),
         "bpe": byte_level_bpe(),
         "spaced bpe": spaced,
         "unigram": unigram(),

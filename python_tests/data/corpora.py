@@ -6,6 +6,7 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from spanbert_ext.data import Corpus, PrepareConfig, prepare
+from spanbert_ext.data.tokenizer import count_words, train_wordpiece
 
 PROSE = "\n\n".join(list(pydoc_data.topics.topics.values())[:12])
 ROBERTA_SPECIALS = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
@@ -53,3 +54,9 @@ def unigram(text: str = PROSE, size: int = 300) -> Tokenizer:
     )
     tokenizer.train_from_iterator([text], trainer)
     return tokenizer
+
+
+def wordpiece(vocab_size: int, lowercase: bool) -> Tokenizer:
+    """A WordPiece tokenizer learned from PROSE."""
+    files = train_wordpiece(count_words([PROSE], lowercase), vocab_size, lowercase, 2)
+    return Tokenizer.from_str(files["tokenizer.json"].decode("utf-8"))
