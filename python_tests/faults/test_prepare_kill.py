@@ -3,6 +3,7 @@
 SPANBERT_EXT_KILLS sets the number of kills.
 """
 
+import json
 import os
 import random
 import signal
@@ -17,7 +18,7 @@ SIZES = ("--unit_bytes", 30_000, "--shard_tokens", 50_000)
 
 @pytest.fixture
 def text(command):
-    """Half a megabyte in files of several kinds."""
+    """Half a megabyte in text files of one line a document and one JSON file."""
     draw = random.Random(5)
     words = ["".join(draw.choices("abcdefghij", k=draw.randint(1, 8))) for _ in range(2000)]
     folder = command.directory / "in"
@@ -25,42 +26,51 @@ def text(command):
     for number in range(12):
         lines = [" ".join(draw.choices(words, k=9)) + "." for _ in range(900)]
         (folder / f"{number}.txt").write_text("\n\n".join(lines))
+    records = [json.dumps({"text": line}) for line in lines]
+    (folder / "12.jsonl").write_text("\n".join(records))
 
 
 def contents(folder):
     return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
+def left(directory):
+    """What a command left beside its own output on the console."""
+    return sorted(name for name in os.listdir(directory) if not name.startswith("output-"))
+
+
 def test_killed_at_random_moments(command, text):
     """Every attempt is killed at a random moment of a clean run's time, until the kills are used
-    up; the corpus is looked at after each."""
+    up; the corpus of one that was faster is compared and put aside."""
+    home = command.directory
     began = time.monotonic()
     code, output = command.run(*WORDS, *SIZES)
     duration = time.monotonic() - began
     assert code == 0, output
-    clean = contents(command.directory / "out")
+    clean = contents(home / "out")
     assert len([name for name in clean if name.suffix == ".ds"]) > 2
-    assert sorted(os.listdir(command.directory)) == ["in", "out"]
+    assert left(home) == ["in", "out"]
     draw = random.Random(7)
+    again = (*WORDS[:3], "again", *WORDS[4:], *SIZES)
     resumed = killed = finished = 0
-    for _ in range(KILLS):
-        process = command.start(*WORDS[:3], "again", *WORDS[4:], *SIZES)
-        time.sleep(draw.uniform(0.1, 1.0) * duration)
-        process.send_signal(signal.SIGKILL)
-        output, _ = process.communicate()
-        killed += process.returncode == -signal.SIGKILL
+    while killed < KILLS:
+        process = command.start(*again)
+        process.sleep(draw.uniform(0.1, 1.0) * duration)
+        process.send(signal.SIGKILL)
+        code, output = process.finish()
+        assert code in (0, -signal.SIGKILL), output
+        killed += code != 0
         resumed += "are there already" in output
-        if (command.directory / "again").exists():
-            assert contents(command.directory / "again") == clean
+        if (home / "again").exists():
+            assert contents(home / "again") == clean
             finished += 1
-            os.rename(command.directory / "again", command.directory / f"done{finished}")
-    assert killed
-    code, output = command.run(*WORDS[:3], "again", *WORDS[4:], *SIZES)
+            os.rename(home / "again", home / f"done{finished}")
+    code, output = command.run(*again)
     assert code == 0, output
-    assert contents(command.directory / "again") == clean
+    assert contents(home / "again") == clean
     kept = [f"done{number + 1}" for number in range(finished)]
-    assert sorted(os.listdir(command.directory)) == sorted(["again", "in", "out", *kept])
-    print(f"{killed} kills, {resumed} of the attempts went on from another, 0 differing bytes")
+    assert left(home) == sorted(["again", "in", "out", *kept])
+    print(f"{killed} kills, {resumed} attempts went on from an earlier one, 0 differing bytes")
 
 
 def test_verify_names_the_damaged_file(command, text):
