@@ -2,6 +2,7 @@
 reader that leaves, too little memory.
 """
 
+import functools
 import json
 import os
 import resource
@@ -94,26 +95,30 @@ def test_a_whole_run_in_an_odd_place_contacts_nobody(odd_place, settings, tmp_pa
     assert not (tmp_path / "contacts").exists()
 
 
-def test_a_run_outlives_the_reader_of_its_output(command, settings):
-    process = command.start(*settings, "--steps=60")
+def test_a_run_outlives_the_reader_of_its_output(tmp_path, settings):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "spanbert_ext", *settings, "--steps=60"],
+        cwd=tmp_path,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
     seen = ""
     while "step 2/60" not in seen:
         seen += process.stdout.readline()
     assert "step/s" not in seen  # no bar where there is no terminal
     process.stdout.close()
     assert process.wait(timeout=120) == 0
-    rows = (command.directory / "run" / "metrics.jsonl").read_text().splitlines()
+    rows = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     trained = [row for row in map(json.loads, rows) if row["event"] == "train"]
     assert [row["step"] for row in trained] == list(range(1, 61))
 
 
-def test_too_little_memory_ends_in_one_line(command, settings):
+def test_too_little_memory_ends_in_one_line(warm, settings):
     limit = 1 << 36  # far below what is asked for, so that nothing of it is ever touched
-
-    def preexec():
-        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-
-    code, output = command.run(*settings, "--model.feed_forward=4000000000", preexec=preexec)
+    before = functools.partial(resource.setrlimit, resource.RLIMIT_AS, (limit, limit))
+    code, output = warm.run(*settings, "--model.feed_forward=4000000000", before=before)
     assert code == 71, output
     (line,) = [line for line in output.splitlines() if "error" in line]
     assert line.startswith("spanbert: error: memory ran out (512.00 GB more were asked for)")
