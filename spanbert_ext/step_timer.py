@@ -67,7 +67,7 @@ class MadeUpRows:
         row_length: every multiple of it is a border of two sequences.
     """
 
-    loss_names = ("mlm_loss", "sbo_loss")
+    loss_names, loss_kind = ("mlm_loss", "sbo_loss"), "code"
     num_micro_batches = 1
 
     def __init__(

@@ -65,7 +65,8 @@ class PretrainTask:
 
     `shift` is the number of batches that the run has jumped over: step s sees batch s + shift.
 
-    `resident` says whether there are any, `loss_names` which objectives.
+    `resident` says whether there are any, `loss_names` which objectives, `loss_kind` how they are
+    divided.
     """
 
     def __init__(
@@ -81,7 +82,7 @@ class PretrainTask:
         self._ranks = ranks
         self._micro_rows = config.micro_rows(ranks.world)
         self._shift = 0
-        self.loss_names = _loss_names(config)
+        self.loss_names, self.loss_kind = _loss_names(config), config.loss.kind
         self._train, self._held_out = (
             _rows(corpus, config, split) for split in ("train", "validation")
         )
@@ -221,7 +222,7 @@ class PretrainTask:
         masked, counts = micro_batch.masked, {}
         counts["mlm_loss"] = (masked.target_ids != -100).sum()
         counts["sbo_loss"] = counts["mlm_loss"]
-        if self._config.loss.kind == "code":
+        if self.loss_kind == "code":
             counts["sbo_loss"] = (masked.sbo_ids != -100).sum()
         if micro_batch.nsp_labels is not None:
             counts["nsp_loss"] = (micro_batch.nsp_labels != -100).sum()
