@@ -158,7 +158,7 @@ def memory_rows(corpora: Sequence[Path], work: Path, steps: int) -> list[dict[st
 
     found = []
     for number, corpus in enumerate(corpora):
-        options = settings(corpus, work / f"memory-{number}", "tiny", 32, 128, steps)
+        options = settings(corpus, work / f"memory-{number}", "tiny", 8, 64, steps)
         run = PretrainProcess(options, threads=2)
         shapes = f"pieces={open_corpus(str(corpus)).num_tokens}"
         labels = {"all": "resident", "own": "without file pages", "most": "peak resident"}
