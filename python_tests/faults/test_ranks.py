@@ -53,16 +53,15 @@ def alone(tmp_path_factory, request):
 @pytest.mark.parametrize(
     "words",
     [
-        ("--nproc=2",),
         ("--nproc=2", "--batch.micro_rows=1", "--parallel.strategy=fsdp"),
         ("--nproc=4", "--batch.micro_rows=2"),
     ],
 )
-def test_any_number_of_processes_trains_alike(command, settings, alone, words):
+def test_any_number_of_processes_trains_alike(command, warm, settings, alone, words):
     """Rows, masks, losses and gradient norms of 30 steps, within 1e-5 of one process's."""
     plain = [*settings, "--model.dropout=0"]
     if not alone:
-        run, _ = trained(command, plain, "alone")
+        run, _ = trained(warm, plain, "alone")
         alone["rows"], alone["held_out"] = lines_of(run, "train"), lines_of(run, "validation")
     run, said = trained(command, plain, "several", *words)
     assert f"{words[0][-1]} processes" in said
@@ -79,7 +78,7 @@ def test_any_number_of_processes_trains_alike(command, settings, alone, words):
     assert len(list(newest.glob("rng-*.safetensors"))) == state["world_size"]
 
 
-def test_a_signal_to_one_rank_stops_all_and_the_run_continues_exactly(command, settings):
+def test_a_signal_to_one_rank_stops_all_and_the_run_continues_exactly(command, warm, settings):
     """Dropout on: every rank's own draws come back. Then one process goes on where two stopped."""
     words = ("--nproc=2", "--checkpoint.every=100")
     whole, _ = trained(command, settings, "whole", *words)
@@ -90,7 +89,7 @@ def test_a_signal_to_one_rank_stops_all_and_the_run_continues_exactly(command, s
     assert code == 75, said
     assert said.count("spanbert: error: stopped by SIGUSR1 after step") == 1
     stopped = checkpoint.newest(command.directory / "run")
-    _, said = trained(command, settings, "other", f"--resume={stopped}")
+    _, said = trained(warm, settings, "other", f"--resume={stopped}")
     assert "the checkpoint was written by 2 process(es), now there are 1" in said
     run, said = trained(command, settings, "run", *words)
     assert f"continuing run/{stopped.name}" in said

@@ -127,11 +127,21 @@ def _wait(processes: list[subprocess.Popen]) -> int | None:
             failed = _first_failure(processes)
             if failed is not None:
                 deadline = time.monotonic() + _GRACE_SECONDS
-        if time.monotonic() > deadline:  # stopped, or waiting for a rank that is gone
-            for process in processes:
+        late = time.monotonic() > deadline  # such as those that wait for a rank that is gone
+        for process in processes:
+            if late or (failed is not None and _is_stopped(process.pid)):
                 process.kill()
         time.sleep(_POLL_SECONDS)
     return _first_failure(processes) if failed is None else failed
+
+
+def _is_stopped(pid: int) -> bool:
+    """Whether a signal has stopped a process, so that it will not end by itself."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text("utf-8").rpartition(")")[2].split()[0]
+    except (OSError, IndexError):
+        return False
+    return state == "T"
 
 
 def _first_failure(processes: list[subprocess.Popen]) -> int | None:
