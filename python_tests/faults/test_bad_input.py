@@ -152,12 +152,12 @@ def test_vocabularies_that_lose_text(warm, pieces, words, code, message):
     assert message in refused(warm, code, "prepare", "text.txt", *words)
 
 
-def test_export_does_not_overwrite(command):
-    (command.directory / "run").mkdir()
-    (command.directory / "full").mkdir()
-    (command.directory / "full" / "file").write_text("x")
-    assert "not an empty directory" in refused(command, 2, "export", "run", "full")
-    assert "no model here: expected a run" in refused(command, 2, "export", "run", "new")
+def test_export_does_not_overwrite(warm):
+    (warm.directory / "run").mkdir()
+    (warm.directory / "full").mkdir()
+    (warm.directory / "full" / "file").write_text("x")
+    assert "not an empty directory" in refused(warm, 2, "export", "run", "full")
+    assert "no model here: expected a run" in refused(warm, 2, "export", "run", "new")
 
 
 def test_debug_shows_the_traceback(command):

@@ -29,7 +29,7 @@ def test_order_of_system_calls(command, corpus):
     """Against a power loss: every file is flushed before the directory, that before the rename,
     that before the parent's flush; only then is an old checkpoint moved away.
     """
-    strace = ["strace", "-f", "-y", "-e", "signal=none", "-e", "trace=fsync,/^rename"]
+    strace = ["strace", "-f", "--seccomp-bpf", "-y", "-esignal=none", "-etrace=fsync,/^rename"]
     if shutil.which("strace") is None or subprocess.run([*strace, "true"], check=False).returncode:
         pytest.skip("strace is not installed or may not trace")
     words = pretrain_words(corpus, steps=10, checkpoint__keep=1)
