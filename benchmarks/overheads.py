@@ -132,24 +132,20 @@ def loader_rows(corpus: Path, work: Path, steps: int) -> list[dict[str, Any]]:
 
 
 def process_rows(corpus: Path, work: Path, steps: int, turns: int) -> list[dict[str, Any]]:
-    """Tokens/s of one process and of two, taking turns, at two sizes."""
-    found = []
-    for preset, rows, length in (("tiny", 64, 128), ("mini", 32, 128)):
-        rates: dict[int, list[float]] = {1: [], 2: []}
-        for turn in range(turns):
-            for processes in (1, 2):
-                output = work / f"{preset}-{processes}-{turn}"
-                options = settings(corpus, output, preset, rows, length, steps)
-                threads = 2 // processes
-                run = PretrainProcess(options | {"nproc": processes}, threads)
-                rates[processes] += run.of("train", "tokens_per_s")[1:-1]
-        shapes = f"preset={preset} rows={rows} length={length}"
+    """Tokens/s of one process and of two, taking turns."""
+    rates: dict[int, list[float]] = {1: [], 2: []}
+    for turn in range(turns):
         for processes, measured in rates.items():
-            variant = f"{processes} process(es) on 2 cores"
-            found.append(_row(variant, shapes, median(measured), "tokens/s", len(measured)))
-        ratio = median(rates[2]) / median(rates[1])
-        found.append(_row("2 processes / 1", shapes, ratio, "ratio", turns))
-    return found
+            options = settings(corpus, work / f"{processes}-{turn}", "tiny", 32, 128, steps)
+            run = PretrainProcess(options | {"nproc": processes}, threads=2 // processes)
+            measured += run.of("train", "tokens_per_s")[1:-1]
+    shapes = "preset=tiny rows=32 length=128"
+    found = [
+        _row(f"{processes} process(es) on 2 cores", shapes, median(measured), "tokens/s", turns)
+        for processes, measured in rates.items()
+    ]
+    ratio = median(rates[2]) / median(rates[1])
+    return [*found, _row("2 processes / 1", shapes, ratio, "ratio", turns)]
 
 
 def memory_rows(corpora: Sequence[Path], work: Path, steps: int) -> list[dict[str, Any]]:
@@ -178,22 +174,27 @@ def main(words: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.overheads", description=__doc__)
     parser.add_argument("--corpus", type=Path, required=True)
     parser.add_argument("--large", type=Path, help="a much larger corpus, for the memory")
-    parser.add_argument("--steps", type=int, default=60, help="of every run")
+    parser.add_argument("--steps", type=int, default=40, help="of every run")
     parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--parts", default="loader,memory,processes", help="separated by commas")
     parser.add_argument(
         "--results", type=Path, default=ROOT / "benchmarks" / "results" / "overheads.csv"
     )
     options = parser.parse_args(words)
+    corpora = [options.corpus, *([options.large] if options.large else [])]
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(temporary)
-        corpora = [options.corpus, *([options.large] if options.large else [])]
-        measured = process_rows(options.corpus, work, options.steps, options.turns)
-        measured += memory_rows(corpora, work, options.steps)
-        measured += loader_rows(options.corpus, work, options.steps)
-    rows = [{c: records.as_text(row.get(c)) for c in COLUMNS} for row in measured]
-    records.append(options.results, rows, COLUMNS)
-    for row in rows:
-        print(f"{row['variant']:28s} {row['shapes']:40s} {row['value']:>12s} {row['unit']}")
+        parts = {
+            "loader": lambda: loader_rows(options.corpus, work, options.steps),
+            "memory": lambda: memory_rows(corpora, work, options.steps),
+            "processes": lambda: process_rows(options.corpus, work, options.steps, options.turns),
+        }
+        for name in options.parts.split(","):
+            rows = [{c: records.as_text(row.get(c)) for c in COLUMNS} for row in parts[name]()]
+            records.append(options.results, rows, COLUMNS)
+            for row in rows:
+                shown = f"{row['variant']:28s} {row['shapes']:40s} {row['value']:>12s}"
+                print(f"{shown} {row['unit']}", flush=True)
     return 0
 
 
