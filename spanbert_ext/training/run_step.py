@@ -30,7 +30,10 @@ def build_replica(
 ) -> Replica:
     """What a step calls in place of the model; parameters and names stay the model's."""
     forward = torch.compile(model) if compiled else model
-    return Replica(forward, ranks, strategy, idle_parameters=model.config.sbo_weight == 0)
+    # Of ours every parameter gets a gradient; another encoder may carry a pooler that nobody reads.
+    return Replica(
+        forward, ranks, strategy, idle_parameters=model.config.encoder_config is not None
+    )
 
 
 def build_step(

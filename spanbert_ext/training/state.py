@@ -247,7 +247,7 @@ def check_same_run(stored: RunState, current: RunState, directory: Path) -> None
             faults.append(f"{name} was {before}, is {now}")
     if stored.corpus != current.corpus:
         faults.append(f"the corpus had fingerprint {stored.corpus}, has {current.corpus}")
-    elif stored.corpus_sample != current.corpus_sample:
+    elif stored.corpus_sample not in ("", current.corpus_sample):  # "": by an earlier version
         faults.append(
             f"the corpus's token files had the sample digest {stored.corpus_sample}, have "
             f"{current.corpus_sample}: a file was exchanged or damaged"
