@@ -13,7 +13,9 @@ import resource
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from multiprocessing import forkserver
 
 WORDS = ["the", "small", "red", "house", "stood", "beside", "an", "old", "river", "evening"]
 WORDS += ["where", "children", "played", "until", "came"]
@@ -174,6 +176,12 @@ def _warm_context():
     context = multiprocessing.get_context("forkserver")
     names = ["spanbert_ext.training.pretrain", "spanbert_ext.cli", "spanbert_ext.arguments"]
     context.set_forkserver_preload([*names, "pytest"])
+    before = os.getcwd()
+    os.chdir(tempfile.gettempdir())  # a source tree at hand would hide the installed package
+    try:
+        forkserver.ensure_running()
+    finally:
+        os.chdir(before)
     return context
 
 
