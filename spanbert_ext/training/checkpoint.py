@@ -303,7 +303,10 @@ def sweep(run: Path) -> None:
 
 def stored_bytes(directory: Path) -> int:
     """Size of a checkpoint's files."""
-    return sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
+    try:
+        return sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
+    except OSError as error:
+        raise StorageError(f"cannot write {directory}: {error.strerror}") from error
 
 
 def format_bytes(count: float) -> str:
