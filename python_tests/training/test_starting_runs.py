@@ -1,8 +1,6 @@
 """Whole runs from a run, from another encoder and from the original archives."""
 
 import json
-import os
-import signal
 import string
 
 import pytest
@@ -10,6 +8,7 @@ import torch
 from conftest import prepared, write_text
 from original_files import POSITIONS, VOCAB, pack, write_encoder, write_fairseq
 from safetensors.torch import load_file
+from test_pretrain import stop_at
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModel, AutoTokenizer, RobertaConfig, RobertaForMaskedLM
 
@@ -18,7 +17,6 @@ from spanbert_ext.errors import ConfigError, Preempted
 from spanbert_ext.starting_points import LICENCE
 from spanbert_ext.training import checkpoint
 from spanbert_ext.training.pretrain import pretrain
-from spanbert_ext.training.run_log import RunLog
 
 
 def test_a_run_as_the_start(tiny, continued, change, tmp_path, capsys):
@@ -35,17 +33,6 @@ def test_a_run_as_the_start(tiny, continued, change, tmp_path, capsys):
     assert f"weights of {run}/step-0000004 (SpanBERT directory)\n  taken over:" in (
         capsys.readouterr().out
     )
-
-
-def stop_after(monkeypatch, step):
-    train = RunLog.train
-
-    def logged(self, now, *values):
-        train(self, now, *values)
-        if now == step:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    monkeypatch.setattr(RunLog, "train", logged)
 
 
 @pytest.fixture(scope="session")
@@ -95,7 +82,7 @@ def test_another_encoder_trains_resumes_and_leaves(
     )
     assert whole.state.latest_losses["mlm_loss"] < whole.state.starting_losses["mlm_loss"]
     with monkeypatch.context() as patch:
-        stop_after(patch, 3)
+        stop_at(patch, 3)
         with pytest.raises(Preempted):
             pretrain(config)
     result = pretrain(config)
