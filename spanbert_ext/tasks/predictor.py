@@ -1,0 +1,1 @@
+"""A fine-tuned model with its task: from examples to predictions."""

@@ -1,0 +1,91 @@
+"""What becomes of records that cannot be used: an error, or a list with the reasons."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+from spanbert_ext.errors import DataError
+
+logger = logging.getLogger("spanbert_ext")
+
+_EXCERPT = 80  # characters
+_LARGEST_SHARE = 0.01
+
+
+@dataclass(frozen=True)
+class Reject:
+    """One record that was left out.
+
+    Args:
+        id: of the record, or its place where it has none.
+        where: file and line, or the path inside a JSON file.
+        reason: in words.
+        excerpt: the start of what is wrong.
+    """
+
+    id: str
+    where: str
+    reason: str
+    excerpt: str = ""
+
+
+class Rejects:
+    """Collects unusable records of one file.
+
+    Args:
+        policy: `error` raises at the first one; `skip` leaves them out and lists them.
+        largest_share: with `skip`, the share of rejected records above which the file as a whole is
+            refused: something else is wrong then.
+    """
+
+    def __init__(
+        self, policy: Literal["error", "skip"] = "error", largest_share: float = _LARGEST_SHARE
+    ):
+        self.policy, self.largest_share = policy, largest_share
+        self.found: list[Reject] = []
+
+    def add(self, id: str, where: str, reason: str, excerpt: str = "") -> None:
+        """Note a record, or raise.
+
+        Raises:
+            DataError: with the policy `error`; names the record, the place and the reason.
+        """
+        excerpt = excerpt if len(excerpt) <= _EXCERPT else excerpt[: _EXCERPT - 3] + "..."
+        reject = Reject(id, where, reason, excerpt)
+        if self.policy == "error":
+            shown = f" ({excerpt!r})" if excerpt else ""
+            raise DataError(
+                f"{where}: record {id}: {reason}{shown}. Mend it, or leave such records out with "
+                "--on_error skip"
+            )
+        self.found.append(reject)
+
+    def check(self, path: str | Path, accepted: int) -> None:
+        """To be called once a file is read.
+
+        Raises:
+            DataError: too large a share of it was rejected, or nothing is left.
+        """
+        total = accepted + len(self.found)
+        if accepted and len(self.found) <= max(1, self.largest_share * total):
+            if self.found:
+                logger.warning("%s: %d of %d records left out", path, len(self.found), total)
+            return
+        if not total:
+            raise DataError(f"{path}: there is no record in it")
+        first = self.found[0]
+        raise DataError(
+            f"{path}: {len(self.found)} of {total} records cannot be used, more than "
+            f"{self.largest_share:.0%}: is it another format? The first: {first.where}: record "
+            f"{first.id}: {first.reason}"
+        )
+
+    def lines(self) -> str:
+        """The list as JSON lines."""
+        return "".join(
+            json.dumps(asdict(reject), ensure_ascii=False) + "\n" for reject in self.found
+        )
