@@ -44,8 +44,8 @@ class Feature:
             token-classification; None for the other heads (question-answering reads all,
             sequence-classification the first).
         labels: what training wants; None where there is no gold answer.
-            question-answering: [2] int64, first and last piece of the answer in this feature, (0, 0)
-            where it has none. token-classification: [r] int64, -100 to ignore.
+            question-answering: [2] int64, first and last piece of the answer in this feature,
+            (0, 0) where it has none. token-classification: [r] int64, -100 to ignore.
             sequence-classification: [] int64, or [] float32 for a regression.
         place: what the task needs to decode this feature; nobody else looks at it.
     """
