@@ -23,7 +23,8 @@ from spanbert_ext.training import demo_text, model_card
 from spanbert_ext.training.checkpoint import write_text
 from spanbert_ext.training.config import PretrainConfig
 from spanbert_ext.training.models import load_checkpoint
-from spanbert_ext.training.pretrain import PretrainResult, pretrain
+from spanbert_ext.training.pretrain import pretrain
+from spanbert_ext.training.run import RunResult
 
 _VOCABULARY = 3000
 _HELD_OUT_DOCUMENTS = 0.1
@@ -86,9 +87,7 @@ def _prepared(home: Path) -> Corpus:
     )
 
 
-def report(
-    result: PretrainResult, corpus: Corpus, config: PretrainConfig, plain: Path
-) -> list[str]:
+def report(result: RunResult, corpus: Corpus, config: PretrainConfig, plain: Path) -> list[str]:
     """The closing lines: held-out losses, a filled span, what to do next."""
     tokenizer = AutoTokenizer.from_pretrained(corpus.tokenizer_dir)
     model = load_checkpoint(result.checkpoint).eval()

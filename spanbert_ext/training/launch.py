@@ -16,15 +16,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch.distributed as dist
 import yaml
 
 from spanbert_ext.errors import RankLost, ReportedElsewhere
-from spanbert_ext.training.config import PretrainConfig
 from spanbert_ext.training.settings import as_flat_dict, nest
 
 logger = logging.getLogger("spanbert_ext")
@@ -35,8 +35,12 @@ _GRACE_SECONDS = 20.0
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 
 
-def launch(config: PretrainConfig) -> None:
+def launch(config: Any, verb: Sequence[str]) -> None:
     """Run `config.nproc` processes to their end.
+
+    Args:
+        config: settings of the run.
+        verb: words of the command before its settings, as in ["pretrain"].
 
     Raises:
         ReportedElsewhere: a rank ended with a fault that it has reported.
@@ -47,7 +51,7 @@ def launch(config: PretrainConfig) -> None:
         settings.write_text(yaml.safe_dump(nest(as_flat_dict(replace(config, nproc=1)))), "utf-8")
         store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         processes = [
-            _start(rank, config.nproc, store.port, settings) for rank in range(config.nproc)
+            _start(rank, config.nproc, store.port, settings, verb) for rank in range(config.nproc)
         ]
         try:
             with _forwarded_signals(processes):
@@ -69,7 +73,9 @@ def launch(config: PretrainConfig) -> None:
     raise ReportedElsewhere(code)
 
 
-def _start(rank: int, world: int, port: int, settings: Path) -> subprocess.Popen:
+def _start(
+    rank: int, world: int, port: int, settings: Path, verb: Sequence[str]
+) -> subprocess.Popen:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     environment = os.environ | {
         "RANK": str(rank),
@@ -81,7 +87,7 @@ def _start(rank: int, world: int, port: int, settings: Path) -> subprocess.Popen
     }
     environment.setdefault("OMP_NUM_THREADS", str(max(1, (cores or 1) // world)))
     return subprocess.Popen(
-        [sys.executable, "-m", "spanbert_ext", "pretrain", "--config", str(settings)],
+        [sys.executable, "-m", "spanbert_ext", *verb, "--config", str(settings)],
         env=environment,
         stdin=subprocess.DEVNULL,
         start_new_session=True,  # Ctrl-C reaches this process alone, which passes it on once

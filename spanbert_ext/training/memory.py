@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 
@@ -39,11 +40,14 @@ def advice(config: PretrainConfig, processes: int) -> str:
 
 
 @contextlib.contextmanager
-def explained(config: PretrainConfig, processes: int = 1) -> Iterator[None]:
+def explained(
+    config: Any, processes: int = 1, advise: Callable[[Any, int], str] = advice
+) -> Iterator[None]:
     """Turn running out of memory into one line with advice.
 
     Args:
         processes: that share the rows of a batch.
+        advise: config, processes -> what to do; default that of pre-training.
 
     Raises:
         OutOfMemory: in place of the exception of torch, numpy or Python.
@@ -54,7 +58,7 @@ def explained(config: PretrainConfig, processes: int = 1) -> Iterator[None]:
         if not ran_out(error):
             raise
         raise OutOfMemory(
-            f"memory ran out ({_said(error)}). {advice(config, processes)}"
+            f"memory ran out ({_said(error)}). {advise(config, processes)}"
         ) from error
 
 

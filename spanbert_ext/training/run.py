@@ -1,46 +1,36 @@
-"""One process's part of a pre-training run: what is built, and what happens around the loop."""
+"""One process's part of a run: what is built, and what happens around the loop.
+
+`Run` is what pre-training and every fine-tuning share: exact resume, validation, checkpoints, the
+numerics guard with its rollback, logging. What is trained is a subclass's matter.
+"""
 
 from __future__ import annotations
 
-import json
-import os
 import time
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
-from transformers import AutoTokenizer
+from torch import nn
 
 from spanbert_ext import _backend
-from spanbert_ext.data import Corpus
-from spanbert_ext.data.corpus import vocabulary_hash
 from spanbert_ext.errors import NumericsError, Preempted
-from spanbert_ext.load_report import LoadReport
 from spanbert_ext.training import checkpoint
-from spanbert_ext.training.config import PretrainConfig
 from spanbert_ext.training.guard import BAD_BATCHES, NumericsWatch, check_finite
-from spanbert_ext.training.loop import LoopSettings, Progress, StopRequest, evaluate, train
-from spanbert_ext.training.models import (
-    build_model,
-    checkpoint_bytes,
-    choose_precision,
-    describe_hardware,
-    load_checkpoint,
-)
+from spanbert_ext.training.loop import LoopSettings, Progress, Step, StopRequest, train
+from spanbert_ext.training.models import checkpoint_bytes, choose_precision
 from spanbert_ext.training.optimizer import build_optimizer
-from spanbert_ext.training.pretrain_task import PretrainTask
 from spanbert_ext.training.ranks import Ranks
 from spanbert_ext.training.replica import copy_weights, shard
-from spanbert_ext.training.resume import content_sample, restore_training_state
+from spanbert_ext.training.resume import restore_training_state
 from spanbert_ext.training.run_log import RunLog, rewind
-from spanbert_ext.training.run_step import build_step, choose_compile, describe_step
 from spanbert_ext.training.settings import as_flat_dict, nest
-from spanbert_ext.training.starting import continue_model
 from spanbert_ext.training.state import (
     RunState,
     check_same_run,
-    current_versions,
     read_state,
     seed_generators,
     take_snapshot,
@@ -50,13 +40,13 @@ from spanbert_ext.training.trackers import Trackers
 
 
 @dataclass(frozen=True)
-class PretrainResult:
+class RunResult:
     """How a run stands at its end.
 
     Args:
         run: its directory.
         checkpoint: the newest checkpoint.
-        state: what that checkpoint records, with held-out losses at the start and at the end.
+        state: what that checkpoint records, with held-out numbers at the start and at the end.
         was_finished: nothing was left to do.
     """
 
@@ -66,44 +56,40 @@ class PretrainResult:
     was_finished: bool
 
 
-class Run:
-    """One process's part of a run, from building to the last checkpoint."""
+class Run(ABC):
+    """One process's part of a run, from building to the last checkpoint.
+
+    A subclass says what is trained; it sets `steps`, the number of updates, and `tokenizer_dir`,
+    whose files go into every checkpoint (None: none), before it calls this constructor.
+
+    Args:
+        config: settings of the run; their names are those of `PretrainConfig` where they mean the
+            same.
+        run: directory.
+        start: checkpoint to continue, None to begin.
+        device, ranks: where, and who shares the work.
+    """
+
+    steps: int
+    tokenizer_dir: Path | None
 
     def __init__(
-        self,
-        config: PretrainConfig,
-        corpus: Corpus,
-        run: Path,
-        start: Path | None,
-        device: torch.device,
-        ranks: Ranks,
+        self, config: Any, run: Path, start: Path | None, device: torch.device, ranks: Ranks
     ):
         self.config, self.run, self.start = config, run, start
         self.device, self.ranks = device, ranks
         self.precision = choose_precision(config.precision, device)
-        self.tokenizer_dir = Path(corpus.tokenizer_dir)
-        tokenizer = AutoTokenizer.from_pretrained(self.tokenizer_dir)
-        self.state = RunState(
-            settings=as_flat_dict(config) | {"precision": self.precision},
-            corpus=corpus.fingerprint,
-            corpus_sample=content_sample(corpus),
-            vocabulary=vocabulary_hash(corpus.vocabulary.pieces),
-            corpus_facts=corpus.facts,
-            hardware=describe_hardware(device, ranks.world),
-            versions=current_versions(),
-            world_size=ranks.world,
-        )
+        self.state = self._identity()
         if start is not None:
             stored = read_state(start)
             ranks.main_first(lambda: check_same_run(stored, self.state, start))
             self._adopt(stored)
         torch.manual_seed(config.seed)  # the weights of a new model are the same on every rank
-        self.load_report: LoadReport | None = None
-        self.model = ranks.main_first(lambda: self._build_model(corpus, tokenizer)).to(device)
+        self.model = ranks.main_first(self._start_model).to(device)
         if ranks.world > 1 and config.parallel.strategy == "fsdp":
             shard(self.model, ranks)
         self.optimizer = build_optimizer(self.model, config.optimizer)
-        self.task = PretrainTask(corpus, tokenizer, config, device, ranks)
+        self.task = self._build_task()
         self.task.shift = self.state.shift
         if ranks.rank or (start is not None and stored.world_size != ranks.world):
             seed_generators(config.seed, ranks.rank, self.state.step)
@@ -113,13 +99,52 @@ class Run:
             )
         self.saved_step = self.state.step if start is not None and start.parent == run else -1
 
-    def _build_model(self, corpus: Corpus, tokenizer) -> torch.nn.Module:
-        if self.start is not None:
-            return load_checkpoint(self.start)
-        if self.config.init is not None:
-            model, self.load_report = continue_model(self.config, corpus)
-            return model
-        return build_model(self.config, corpus.vocab_size, tokenizer)
+    @abstractmethod
+    def _identity(self) -> RunState:
+        """The state of a run that has not begun: settings, and digests of what it depends on."""
+
+    @abstractmethod
+    def _build_model(self) -> nn.Module:
+        """The model that a new run trains."""
+
+    @abstractmethod
+    def _load_model(self, path: Path) -> nn.Module:
+        """The model of a checkpoint."""
+
+    @abstractmethod
+    def _build_task(self) -> Any:
+        """A `loop.Task` with `shift` (batches jumped over) and `describe` (step -> JSON facts)."""
+
+    @abstractmethod
+    def _build_step(self) -> Step:
+        """How an update is done."""
+
+    @abstractmethod
+    def _introduction(self) -> list[str]:
+        """Lines for the person watching, before the first step."""
+
+    @abstractmethod
+    def _validate(self) -> dict[str, float]:
+        """Measure on held-out data, if there is any; log it and keep it in the state."""
+
+    @abstractmethod
+    def _validates_after(self, step: int) -> bool:
+        """Whether to validate after `step` updates, not counting the last one."""
+
+    @abstractmethod
+    def _loop_settings(self) -> LoopSettings:
+        """Numbers of the loop."""
+
+    @abstractmethod
+    def _samples(self, step: int) -> int:
+        """Rows or examples seen after `step` updates."""
+
+    def _start_model(self) -> nn.Module:
+        return self._load_model(self.start) if self.start is not None else self._build_model()
+
+    def _write_model(self, directory: Path) -> None:
+        """Files of a checkpoint beside the weights and the tokenizer's; none by default."""
+        return
 
     def _adopt(self, stored: RunState) -> None:
         for name in (
@@ -133,10 +158,11 @@ class Run:
             "shift",
             "rollbacks",
             "recent_norms",
+            "best",
         ):
             setattr(self.state, name, getattr(stored, name))
 
-    def finish(self) -> PretrainResult:
+    def finish(self) -> RunResult:
         """Train to the last step; returns the result or raises Preempted after saving."""
         config, state = self.config, self.state
         self.ranks.decide(self._prepare_files)
@@ -145,19 +171,17 @@ class Run:
         next_step = state.step + 1 if self.start is not None else 0
         names = config.report_to if self.ranks.is_main else []
         trackers = Trackers(names, self.run, state.settings, next_step)
-        self.log = RunLog(metrics, state.step, config.steps, self.device, backend, trackers)
+        self.log = RunLog(metrics, state.step, self.steps, self.device, backend, trackers)
         self.progress = Progress(state.step, state.tokens, state.skipped)
         self.began, self.seconds_before = time.monotonic(), state.seconds
-        self._introduce()
-        self.step = build_step(
-            self.model,
-            self.optimizer,
-            self.task,
-            self._loop_settings(),
-            config.runtime,
-            self.ranks,
-            config.parallel.strategy,
-        )
+        for line in self._introduction():
+            self.log.say(line)
+        if self.start is not None:
+            self.log.say(
+                f"continuing {self.start}: step {state.step}, {state.samples} rows, "
+                f"{state.tokens} tokens"
+            )
+        self.step = self._build_step()
         self.step.guard.restore(state.recent_norms)
         self.watch = NumericsWatch(
             config.numerics,
@@ -167,8 +191,6 @@ class Run:
             self.run / BAD_BATCHES,
             self.ranks,
         )
-        compiled = choose_compile(config.runtime.compile)
-        self.log.say(f"the step: {describe_step(self.step, compiled)}")
         for where in trackers.where:
             self.log.say(f"curves: {where}")
         try:
@@ -191,75 +213,25 @@ class Run:
         finally:
             self.log.close()
         newest = self.run / checkpoint.step_name(self.saved_step)
-        if self.progress.step < config.steps:
+        if self.progress.step < self.steps:
             raise Preempted(
-                f"stopped by {stop.signal.name} after step {self.progress.step} of {config.steps}; "
+                f"stopped by {stop.signal.name} after step {self.progress.step} of {self.steps}; "
                 f"saved in {newest}. "
                 "Start the same command again to continue"
             )
-        return PretrainResult(self.run, newest, state, was_finished=False)
+        return RunResult(self.run, newest, state, was_finished=False)
 
     def _prepare_files(self) -> None:
         config = self.config
         checkpoint.write_text(self.run / "config.yaml", yaml.safe_dump(nest(as_flat_dict(config))))
         if config.checkpoint.space_check:
             checkpoint.check_space(self.run, checkpoint_bytes(self.model))
-        if self.load_report is not None:
-            text = json.dumps(self.load_report.as_dict(), indent=1)
-            checkpoint.write_text(self.run / "init.json", text + "\n")
         for name in ("metrics.jsonl", BAD_BATCHES):
             rewind(self.run / name, self.state.step if self.start is not None else -1)
 
-    def _introduce(self) -> None:
-        if self.load_report is not None:
-            self.log.say(str(self.load_report))
-        parameters = sum(p.numel() for p in self.model.parameters())
-        batch, world = self.config.batch, self.ranks.world
-        processes = f"{world} processes ({self.config.parallel.strategy}), " if world > 1 else ""
-        self.log.say(
-            f"{parameters / 1e6:.1f} M parameters, {batch.rows} x {batch.max_length} tokens a "
-            f"step, {processes}{self.device}, "
-            f"{self.precision}, {_backend.name(self.device)}, {torch.get_num_threads()} threads"
-        )
-        load, cores = os.getloadavg()[0], os.cpu_count() or 1
-        if self.device.type == "cpu" and torch.get_num_threads() > 1 and load > cores:
-            self.log.say(
-                f"other programs keep the {cores} cores busy (load {load:.0f}): threads that wait "
-                "for each other are slow then, OMP_NUM_THREADS=1 trains faster"
-            )
-        if not self.task.num_held_out_rows:
-            self.log.say("the corpus has no held-out part: no validation")
-        if self.start is not None:
-            self.log.say(
-                f"continuing {self.start}: step {self.state.step}, {self.state.samples} rows, "
-                f"{self.state.tokens} tokens"
-            )
-
-    def _loop_settings(self) -> LoopSettings:
-        optimizer = self.config.optimizer
-        return LoopSettings(
-            steps=self.config.steps,
-            peak_lr=optimizer.peak_lr,
-            warmup_steps=optimizer.warmup_steps,
-            clip_norm=optimizer.clip_norm,
-            precision=self.precision,
-            log_every=self.config.log_every,
-            numerics=self.config.numerics,
-        )
-
-    def _validate(self) -> dict[str, float]:
-        if not self.task.num_held_out_rows:
-            return {}
-        losses = evaluate(
-            self.model, self.task, self.task.held_out_batches(), self.precision, self.ranks
-        )
-        self.log.validation(self.progress.step, losses)
-        self.state.latest_losses = losses
-        return losses
-
     def _after_step(self, step: int) -> None:
-        every, last = self.config.validation.every, step == self.config.steps
-        if last or (every and step % every == 0):
+        last = step == self.steps
+        if last or self._validates_after(step):
             self._validate()
         if last or step % self.config.checkpoint.every == 0:
             self._save()
@@ -287,7 +259,7 @@ class Run:
         stored = read_state(path)
         self._adopt(stored)
         state.rollbacks, state.shift = rollbacks, shift + reached - stored.step
-        copy_weights(load_checkpoint(path), self.model)
+        copy_weights(self._load_model(path), self.model)
         restore_training_state(path, self.model, self.optimizer, self.device, self.ranks)
         self.step.guard.restore(state.recent_norms)
         self.task.shift = state.shift
@@ -303,20 +275,22 @@ class Run:
             return
         state, progress = self.state, self.progress
         state.step, state.tokens, state.skipped = progress.step, progress.tokens, progress.skipped
-        state.samples = progress.step * self.config.batch.rows
+        state.samples = self._samples(progress.step)
         state.seconds = self.seconds_before + time.monotonic() - self.began
         state.recent_norms = self.step.guard.recent_norms()
         check_finite(self.model, self.ranks, progress.step)
         began, options = time.monotonic(), self.config.checkpoint
         snapshot = take_snapshot(self.model, self.optimizer, self.device, self.ranks)
 
+        def write(directory: Path) -> None:
+            write_training_state(directory, self.model, snapshot, state, self.tokenizer_dir)
+            self._write_model(directory)
+
         def commit() -> list:
             path = checkpoint.save(
                 self.run,
                 progress.step,
-                lambda directory: write_training_state(
-                    directory, self.model, snapshot, state, self.tokenizer_dir
-                ),
+                write,
                 options.keep,
                 options.retries,
                 options.retry_seconds,

@@ -50,6 +50,7 @@ class RunState:
         shift: batches that the run has jumped over; step s sees batch s + shift.
         rollbacks: how often it went back because of a gradient spike.
         recent_norms: gradient norms that spikes are measured against.
+        best: of a fine-tuning, the best development evaluation so far: its step and numbers.
     """
 
     step: int = 0
@@ -70,6 +71,7 @@ class RunState:
     shift: int = 0
     rollbacks: int = 0
     recent_norms: list[float] = field(default_factory=list)
+    best: dict[str, Any] = field(default_factory=dict)
 
 
 def current_versions() -> dict[str, str]:
