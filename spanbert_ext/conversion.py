@@ -246,12 +246,17 @@ def export_bert(
     return [out / name for name in names]
 
 
+def bert_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a `SpanBertConfig`'s fields those that a plain `BertConfig` of its encoder has, and the
+    licence of the weights where there is one."""
+    left_out = {*ABOUT_THE_FILE, *_HEAD_FIELDS}
+    if fields.get("weights_licence") is None:
+        left_out.add("weights_licence")
+    return {name: value for name, value in fields.items() if name not in left_out}
+
+
 def _write_bert(model: SpanBertForPreTraining, folder: Path, mlm_head: bool) -> None:
-    fields = model.config.to_dict()
-    if fields["weights_licence"] is None:
-        del fields["weights_licence"]
-    for name in (*ABOUT_THE_FILE, *_HEAD_FIELDS):
-        fields.pop(name, None)
+    fields = bert_fields(model.config.to_dict())
     heads = "BertForPreTraining" if model.config.nsp else "BertForMaskedLM"
     config = BertConfig(**fields, architectures=[heads if mlm_head else "BertModel"])
     config.dtype = model.dtype

@@ -1,1 +1,156 @@
-"""A fine-tuned model with its task: from examples to predictions."""
+"""A fine-tuned model with its task: from examples to predictions, in bounded memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from spanbert_ext.errors import ConfigError
+from spanbert_ext.tasks import registry
+from spanbert_ext.tasks.batching import PackedBatch, by_tokens, pack
+from spanbert_ext.tasks.models import (
+    head_outputs,
+    load_head,
+    open_model,
+    read_task_file,
+    read_tokenizer,
+)
+from spanbert_ext.tasks.task import DownstreamTask, Feature
+from spanbert_ext.training.loop import autocast
+from spanbert_ext.training.models import choose_device, choose_precision
+
+# Examples whose features and outputs are in memory together.
+_CHUNK = 512
+# Tokens computed at a time: enough to keep the products busy; activations are a few hundred MB for
+# a base model.
+BATCH_TOKENS = 8192
+
+
+@torch.no_grad()
+def outputs_of(
+    model: nn.Module,
+    features: Sequence[Feature],
+    task: DownstreamTask,
+    pad_id: int,
+    device: torch.device,
+    precision: str,
+    batch_tokens: int = BATCH_TOKENS,
+) -> list[np.ndarray]:
+    """The head's numbers of every feature, as `DownstreamTask.decode` takes them; dropout off.
+
+    Features of like length are computed together, so that attention has few different shapes.
+    """
+    was_training = model.training
+    model.eval()
+    lengths = np.array([len(feature.input_ids) for feature in features], np.int64)
+    outputs: list[Any] = [None] * len(features)
+    for numbers in by_tokens(np.argsort(-lengths, kind="stable"), lengths, batch_tokens):
+        batch = pack([features[i] for i in numbers], task.head, pad_id, device)
+        with autocast(device, precision):
+            values = head_outputs(model, batch, task.head).float().cpu().numpy()
+        for i, part in zip(numbers, _split(values, batch, task.head), strict=True):
+            outputs[i] = part
+    model.train(was_training)
+    return outputs
+
+
+def _split(values: np.ndarray, batch: PackedBatch, head: str) -> list[np.ndarray]:
+    """One array for each feature of a batch; what belongs to padding falls away."""
+    if head == "sequence-classification":
+        return list(values[: len(batch.lengths)])
+    sizes = batch.lengths if head == "question-answering" else batch.counts
+    ends = np.cumsum(sizes)
+    return [values[end - size : end] for end, size in zip(ends, sizes, strict=True)]
+
+
+class Predictor:
+    """A model, its tokenizer and its task.
+
+    Args:
+        model: of `tasks.models`; put into evaluation mode on `device`.
+        tokenizer: the one it was trained with.
+        task: with its facts.
+        device: where to compute.
+        precision: bf16 or fp32.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: PreTrainedTokenizerBase,
+        task: DownstreamTask,
+        device: torch.device,
+        precision: str,
+    ):
+        self.model, self.tokenizer, self.task = model.eval().to(device), tokenizer, task
+        self.device, self.precision = device, precision
+        self.batch_tokens = BATCH_TOKENS
+
+    @classmethod
+    def load(
+        cls,
+        name: str | Path,
+        device: str = "auto",
+        precision: str = "auto",
+        default: Callable[[Any], DownstreamTask] | None = None,
+        options: Any = None,
+    ) -> Predictor:
+        """Of a fine-tuned model's folder, a fine-tuning run (its best model), or a hub name.
+
+        Args:
+            device: auto, cpu, cuda or cuda:N.
+            precision: auto, bf16 or fp32.
+            default: makes the task of a model that stores none, from its configuration.
+            options: replace those that are stored.
+
+        Raises:
+            ConfigError: there is no such model, or it stores no task and there is no default.
+            DataError, StorageError: it is damaged or no model of its task.
+        """
+        with open_model(str(name)) as start:
+            stored = read_task_file(start.folder)
+            if stored is None and default is None:
+                raise ConfigError(
+                    f"{name}: no spanbert_task.json there: it was not made by `spanbert finetune`"
+                )
+            tokenizer = read_tokenizer(start.folder)
+            if stored is not None:
+                task = registry.stored_task(stored, options)
+                model = load_head(start.folder, task.head)
+            else:
+                from transformers import AutoConfig
+
+                task = default(AutoConfig.from_pretrained(start.folder, trust_remote_code=False))
+                model = load_head(start.folder, task.head)
+        where = choose_device(device)
+        return cls(model, tokenizer, task, where, choose_precision(precision, where))
+
+    def outputs(self, features: Sequence[Feature]) -> list[np.ndarray]:
+        """The head's numbers of every feature."""
+        return outputs_of(
+            self.model,
+            features,
+            self.task,
+            self.tokenizer.pad_token_id or 0,
+            self.device,
+            self.precision,
+            self.batch_tokens,
+        )
+
+    def stream(self, examples: Iterator[Any], chunk: int = _CHUNK) -> Iterator[tuple[Any, Any]]:
+        """(example, prediction) in order, `chunk` examples at a time."""
+        while part := list(islice(examples, chunk)):
+            features = self.task.features(part, self.tokenizer)
+            decoded = self.task.decode(part, features, self.outputs(features))
+            yield from zip(part, decoded, strict=True)
+
+    def __call__(self, examples: Sequence[Any]) -> list[Any]:
+        """One prediction for each example."""
+        return [prediction for _, prediction in self.stream(iter(examples))]

@@ -37,10 +37,18 @@ def field_types(cls: type) -> dict[str, Any]:
 
 
 def field_help(cls: type) -> dict[str, str]:
-    """Field name -> text of its entry in the `Args:` section of the class's docstring."""
+    """Field name -> text of its entry in the `Args:` section of the class's docstring, or of that
+    of a class it extends."""
+    texts: dict[str, str] = {}
+    for base in reversed(cls.__mro__):
+        texts |= _help_of(base)
+    return texts
+
+
+def _help_of(cls: type) -> dict[str, str]:
     texts: dict[str, str] = {}
     current = None
-    section = (cls.__doc__ or "").partition("Args:")[2]
+    section = (cls.__dict__.get("__doc__") or "").partition("Args:")[2]
     for line in section.splitlines():
         names = re.match(r" {4,8}(\w+(?:, \w+)*): +(.*)", line)
         if names and not line.startswith(" " * 9):

@@ -1,0 +1,292 @@
+"""Models of fine-tuning: what they start from, how they are stored with their task, and loaded.
+
+A model's folder is an ordinary Hugging Face directory with the tokenizer, and `spanbert_task.json`:
+the task's name, its options, and the facts it has learned (label names, symbols, thresholds).
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    AutoTokenizer,
+    BertConfig,
+    PreTrainedTokenizerBase,
+)
+
+from spanbert_ext import conversion
+from spanbert_ext.data import tokenizer as tokenizers
+from spanbert_ext.errors import ConfigError, DataError, StorageError
+from spanbert_ext.load_report import LoadReport
+from spanbert_ext.starting_points import StartingPoint, open_start, read_start
+from spanbert_ext.tasks.batching import PackedBatch
+from spanbert_ext.tasks.foreign_heads import ForeignHead
+from spanbert_ext.tasks.heads import HEADS
+from spanbert_ext.tasks.task import DownstreamTask, Head
+
+TASK_FILE = "spanbert_task.json"
+FORMAT = 1
+
+_FOREIGN = {
+    "question-answering": AutoModelForQuestionAnswering,
+    "token-classification": AutoModelForTokenClassification,
+    "sequence-classification": AutoModelForSequenceClassification,
+}
+
+
+def head_outputs(model: nn.Module, batch: PackedBatch, head: Head) -> torch.Tensor:
+    """The numbers of a head, fp32: [T, 2], [R, C] or [M, C]."""
+    output = model(**batch.inputs())
+    if head == "question-answering":
+        return torch.stack([output.start_logits, output.end_logits], -1)
+    return output.logits
+
+
+def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The fast tokenizer of a model's folder; a bare vocab.txt keeps the case its pieces have.
+
+    Raises:
+        DataError: there is none, or none that knows where its pieces lie in the text.
+    """
+    if not (folder / "tokenizer.json").is_file() and (folder / "vocab.txt").is_file():
+        with tempfile.TemporaryDirectory(prefix="spanbert-") as work:
+            pieces = (folder / "vocab.txt").read_text("utf-8", errors="replace").splitlines()
+            lowercase = tokenizers.stated_lowercasing(folder)
+            if lowercase is None:
+                lowercase = not tokenizers.is_cased(pieces)
+            _, files = tokenizers.load_tokenizer(folder, lowercase)
+            for name, content in files.items():
+                (Path(work) / name).write_bytes(content)
+            return AutoTokenizer.from_pretrained(work)
+    with conversion.quiet_loading(f"the tokenizer of {folder}"):
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    if not tokenizer.is_fast:
+        raise DataError(
+            f"{folder}: its tokenizer is not a fast one (tokenizer.json), which alone knows where "
+            "pieces lie in the text"
+        )
+    return tokenizer
+
+
+def start_model(
+    start: StartingPoint,
+    head: Head,
+    labels: Sequence[str],
+    vocab_size: int,
+    dropout: float | None = None,
+) -> tuple[nn.Module, LoadReport]:
+    """A model to fine-tune: the encoder of a starting point, with its head where that fits.
+
+    Args:
+        start: opened by `starting_points.open_start`.
+        labels: names of the outputs, none for question-answering, one for a regression.
+        vocab_size: ids of the tokenizer; the word embedding is grown if it has fewer.
+        dropout: of embeddings, attention and sublayers; None: as the start has it.
+
+    Raises:
+        ConfigError, DataError: as `starting_points.read_start`.
+    """
+    if start.layout == "encoder":
+        return _foreign_model(start, head, labels, vocab_size, dropout)
+    options = {"nsp": True} if head == "sequence-classification" else {}
+    pretrained, report = read_start(start, **options)
+    if pretrained.config.encoder_config is not None:
+        kind = pretrained.config.encoder_config["model_type"]
+        raise ConfigError(
+            f"{start.name}: a SpanBERT around {kind}: `spanbert export` it, then fine-tune the "
+            "export"
+        )
+    config = _bert_config(pretrained.config.to_dict(), head, labels, dropout)
+    model = HEADS[head](config)
+    weights = pretrained.bert.state_dict()
+    if head != "sequence-classification":
+        weights = {n: t for n, t in weights.items() if not n.startswith("pooler.")}
+    model.bert.load_state_dict(weights)
+    new = [name for name, _ in model.named_parameters() if not name.startswith("bert.")]
+    found = _stored_head(start, model, labels)
+    model.load_state_dict(found, strict=False)
+    new = [name for name in new if name not in found]
+    if "pooler" in report.new and head == "sequence-classification":
+        new += [name for name, _ in model.named_parameters() if name.startswith("bert.pooler.")]
+    unused = [name for name in report.unused if not found]
+    if vocab_size > config.vocab_size:
+        model.resize_token_embeddings(vocab_size, mean_resizing=False)
+    licence = report.licence
+    info = {"missing_keys": new, "unexpected_keys": unused}
+    return model, LoadReport.of(
+        model, start.name, report.layout, info, notes=report.notes, licence=licence
+    )
+
+
+def _bert_config(
+    fields: dict[str, Any], head: Head, labels: Sequence[str], dropout: float | None
+) -> BertConfig:
+    fields = conversion.bert_fields(fields)
+    for name in ("id2label", "label2id", "num_labels", "problem_type"):
+        fields.pop(name, None)
+    return BertConfig(**fields, **_label_fields(head, labels), **_dropout_fields(fields, dropout))
+
+
+def _label_fields(head: Head, labels: Sequence[str]) -> dict[str, Any]:
+    if head == "question-answering":
+        return {}
+    fields: dict[str, Any] = {
+        "id2label": dict(enumerate(labels)),
+        "label2id": {label: i for i, label in enumerate(labels)},
+    }
+    if head == "sequence-classification":
+        kind = "regression" if len(labels) == 1 else "single_label_classification"
+        fields["problem_type"] = kind
+    return fields
+
+
+def _dropout_fields(fields: dict[str, Any], dropout: float | None) -> dict[str, float]:
+    if dropout is None:
+        return {}
+    names = ("hidden_dropout_prob", "attention_probs_dropout_prob")
+    for name in names:
+        fields.pop(name, None)
+    return dict.fromkeys(names, dropout)
+
+
+def _stored_head(
+    start: StartingPoint, model: nn.Module, labels: Sequence[str]
+) -> dict[str, torch.Tensor]:
+    """Weights of a head of the same kind, with the same labels, that lies beside the encoder."""
+    own = {n: p.shape for n, p in model.named_parameters() if not n.startswith("bert.")}
+    if labels:
+        stored = start.fields.get("id2label") or {}
+        if [stored.get(str(i)) for i in range(len(labels))] != list(labels):
+            return {}
+    found = {}
+    for file in sorted(start.folder.glob("model*.safetensors")):
+        with safe_open(file, "pt") as tensors:
+            for name in own.keys() & set(tensors.keys()):
+                found[name] = tensors.get_tensor(name)
+    fits = found.keys() == own.keys() and all(found[n].shape == own[n] for n in own)
+    return {name: tensor.float() for name, tensor in found.items()} if fits else {}
+
+
+def _foreign_model(
+    start: StartingPoint,
+    head: Head,
+    labels: Sequence[str],
+    vocab_size: int,
+    dropout: float | None,
+) -> tuple[nn.Module, LoadReport]:
+    with conversion.quiet_loading(start.name):
+        config = AutoConfig.from_pretrained(start.folder, trust_remote_code=False)
+        if type(config) not in _FOREIGN[head]._model_mapping:
+            raise DataError(
+                f"{start.name}: transformers has no {head} head for {config.model_type}"
+            )
+        for name, value in _label_fields(head, labels).items():
+            setattr(config, name, value)
+        for name, value in _dropout_fields({}, dropout).items():
+            if not hasattr(config, name):
+                raise ConfigError(f"dropout: {config.model_type} calls its dropouts otherwise")
+            setattr(config, name, value)
+        model, info = _FOREIGN[head].from_pretrained(
+            start.folder,
+            config=config,
+            output_loading_info=True,
+            dtype=torch.float32,
+            ignore_mismatched_sizes=True,
+            trust_remote_code=False,
+        )
+    base = model.base_model_prefix + "."
+    lost = [n for n in info["missing_keys"] if n.startswith(base) and ".pooler." not in n]
+    misshapen = [entry for entry in info["mismatched_keys"] if entry[0].startswith(base)]
+    conversion.check_weights(start.name, model, lost, misshapen)
+    if vocab_size > model.get_input_embeddings().weight.shape[0]:
+        model.resize_token_embeddings(vocab_size, mean_resizing=False)
+    kind = f"{start.fields['model_type']} directory"
+    return ForeignHead(model, head), LoadReport.of(model, start.name, kind, info)
+
+
+def write_task(folder: Path, task: DownstreamTask) -> None:
+    """Store a task's name, options and facts beside its model."""
+    from spanbert_ext.training.settings import as_flat_dict
+
+    content = {
+        "format": FORMAT,
+        "task": task.name,
+        "options": as_flat_dict(task.options),
+        "facts": task.facts,
+    }
+    text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+    (folder / TASK_FILE).write_text(text, "utf-8")
+
+
+def read_task_file(folder: Path) -> Mapping[str, Any] | None:
+    """What `write_task` stored; None where there is no such file.
+
+    Raises:
+        StorageError: it is damaged, or of a later version.
+    """
+    path = folder / TASK_FILE
+    if not path.is_file():
+        return None
+    try:
+        content = json.loads(path.read_text("utf-8"))
+        if content["format"] != FORMAT:
+            raise StorageError(
+                f"{path} has format {content['format']}, this version reads {FORMAT}"
+            )
+        if not isinstance(content["options"], dict) or not isinstance(content["facts"], dict):
+            raise ValueError("options and facts must be objects")
+        return {"task": str(content["task"]), **content}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StorageError(f"{path} cannot be read: {error}") from error
+
+
+def load_head(folder: Path, head: Head) -> nn.Module:
+    """A fine-tuned model, every weight found; in fp32 on the CPU.
+
+    Raises:
+        DataError: the folder holds no model with this head, or not exactly its weights.
+    """
+    source = str(folder)
+    with conversion.quiet_loading(source):
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        ours = config.model_type == "bert"
+        loader = HEADS[head] if ours else _FOREIGN[head]
+        model, info = loader.from_pretrained(
+            folder, output_loading_info=True, dtype=torch.float32, ignore_mismatched_sizes=True
+        )
+    conversion.check_weights(source, model, info["missing_keys"], info["mismatched_keys"])
+    return model if ours else ForeignHead(model, head)
+
+
+def load_checkpoint(folder: Path, head: Head) -> nn.Module:
+    """`load_head` of a run's checkpoint.
+
+    Raises:
+        StorageError: in place of DataError.
+    """
+    try:
+        return load_head(folder, head)
+    except DataError as error:
+        raise StorageError(f"{folder} cannot be loaded: {error}") from error
+
+
+def open_model(name: str):
+    """`open_start`, after a run's name has become that of its best model, or newest checkpoint."""
+    from spanbert_ext.training import checkpoint
+
+    best = Path(name) / "best"
+    if (best / "config.json").is_file():
+        return open_start(str(best))
+    folder = checkpoint.model_directory(Path(name))
+    return open_start(str(folder) if folder.exists() else name)
