@@ -17,6 +17,7 @@ import spanbert_ext
 from spanbert_ext.arguments import Verb, parse_settings, split_arguments
 from spanbert_ext.console import patient_output, plain_console
 from spanbert_ext.errors import ConfigError, ReportedElsewhere, SpanBertError
+from spanbert_ext.tasks.verbs import EVALUATE, FINETUNE, PREDICT
 from spanbert_ext.training import settings
 
 
@@ -212,6 +213,9 @@ VERBS = {
             _pretrain_settings,
             other_case="without --corpus",
         ),
+        FINETUNE,
+        EVALUATE,
+        PREDICT,
         Verb(
             "export",
             "spanbert export MODEL OUTPUT",
@@ -260,7 +264,7 @@ def _overview() -> str:
     lines = [f"  {verb.name:10s}{verb.description}" for verb in VERBS.values()]
     return (
         "usage: spanbert VERB [options]\n\n"
-        "SpanBERT: prepare text, pre-train, export. `spanbert pretrain` alone is a "
+        "SpanBERT: prepare text, pre-train, fine-tune, predict. `spanbert pretrain` alone is a "
         "demonstration.\n\n"
         + "\n".join(lines)
         + "\n\n`spanbert VERB --help` lists the settings of a verb. "

@@ -80,6 +80,7 @@ class SpanBertForQuestionAnswering(_HeadModel):
     saved_as = "BertForQuestionAnswering"
 
     def __init__(self, config: BertConfig):
+        config.num_labels = 2  # by which transformers sizes this head
         super().__init__(config)
         self.bert = PackedBert(config)
         self.qa_outputs = nn.Linear(config.hidden_size, 2)

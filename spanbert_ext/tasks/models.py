@@ -1,14 +1,14 @@
-"""Models of fine-tuning: what they start from, how they are stored with their task, and loaded.
+"""Models of fine-tuning: what they start from, and how fine-tuned ones are loaded.
 
-A model's folder is an ordinary Hugging Face directory with the tokenizer, and `spanbert_task.json`:
-the task's name, its options, and the facts it has learned (label names, symbols, thresholds).
+A model's folder is an ordinary Hugging Face directory with the tokenizer, and `spanbert_task.json`
+(task_file.py): the task's name, its options, and the facts it has learned (label names, symbols,
+thresholds).
 """
 
 from __future__ import annotations
 
-import json
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +33,8 @@ from spanbert_ext.starting_points import StartingPoint, open_start, read_start
 from spanbert_ext.tasks.batching import PackedBatch
 from spanbert_ext.tasks.foreign_heads import ForeignHead
 from spanbert_ext.tasks.heads import HEADS
-from spanbert_ext.tasks.task import DownstreamTask, Head
-
-TASK_FILE = "spanbert_task.json"
-FORMAT = 1
+from spanbert_ext.tasks.task import Head
+from spanbert_ext.tasks.task_file import model_folder
 
 _FOREIGN = {
     "question-answering": AutoModelForQuestionAnswering,
@@ -215,42 +213,6 @@ def _foreign_model(
     return ForeignHead(model, head), LoadReport.of(model, start.name, kind, info)
 
 
-def write_task(folder: Path, task: DownstreamTask) -> None:
-    """Store a task's name, options and facts beside its model."""
-    from spanbert_ext.training.settings import as_flat_dict
-
-    content = {
-        "format": FORMAT,
-        "task": task.name,
-        "options": as_flat_dict(task.options),
-        "facts": task.facts,
-    }
-    text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
-    (folder / TASK_FILE).write_text(text, "utf-8")
-
-
-def read_task_file(folder: Path) -> Mapping[str, Any] | None:
-    """What `write_task` stored; None where there is no such file.
-
-    Raises:
-        StorageError: it is damaged, or of a later version.
-    """
-    path = folder / TASK_FILE
-    if not path.is_file():
-        return None
-    try:
-        content = json.loads(path.read_text("utf-8"))
-        if content["format"] != FORMAT:
-            raise StorageError(
-                f"{path} has format {content['format']}, this version reads {FORMAT}"
-            )
-        if not isinstance(content["options"], dict) or not isinstance(content["facts"], dict):
-            raise ValueError("options and facts must be objects")
-        return {"task": str(content["task"]), **content}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise StorageError(f"{path} cannot be read: {error}") from error
-
-
 def load_head(folder: Path, head: Head) -> nn.Module:
     """A fine-tuned model, every weight found; in fp32 on the CPU.
 
@@ -285,8 +247,7 @@ def open_model(name: str):
     """`open_start`, after a run's name has become that of its best model, or newest checkpoint."""
     from spanbert_ext.training import checkpoint
 
-    best = Path(name) / "best"
-    if (best / "config.json").is_file():
-        return open_start(str(best))
-    folder = checkpoint.model_directory(Path(name))
+    folder = model_folder(name)
+    if folder == Path(name):
+        folder = checkpoint.model_directory(folder)
     return open_start(str(folder) if folder.exists() else name)

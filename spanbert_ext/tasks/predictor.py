@@ -13,16 +13,15 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from spanbert_ext.errors import ConfigError
-from spanbert_ext.tasks import registry
 from spanbert_ext.tasks.batching import PackedBatch, by_tokens, pack
 from spanbert_ext.tasks.models import (
     head_outputs,
     load_head,
     open_model,
-    read_task_file,
     read_tokenizer,
 )
 from spanbert_ext.tasks.task import DownstreamTask, Feature
+from spanbert_ext.tasks.task_file import read_task_file, stored_task
 from spanbert_ext.training.loop import autocast
 from spanbert_ext.training.models import choose_device, choose_precision
 
@@ -101,6 +100,7 @@ class Predictor:
         precision: str = "auto",
         default: Callable[[Any], DownstreamTask] | None = None,
         options: Any = None,
+        task_name: str | None = None,
     ) -> Predictor:
         """Of a fine-tuned model's folder, a fine-tuning run (its best model), or a hub name.
 
@@ -109,6 +109,7 @@ class Predictor:
             precision: auto, bf16 or fp32.
             default: makes the task of a model that stores none, from its configuration.
             options: replace those that are stored.
+            task_name: the task that is wanted, as in `task_file.stored_task`.
 
         Raises:
             ConfigError: there is no such model, or it stores no task and there is no default.
@@ -122,7 +123,7 @@ class Predictor:
                 )
             tokenizer = read_tokenizer(start.folder)
             if stored is not None:
-                task = registry.stored_task(stored, options)
+                task = stored_task(stored, task_name, options)
                 model = load_head(start.folder, task.head)
             else:
                 from transformers import AutoConfig

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from spanbert_ext.errors import ConfigError, StorageError
+from spanbert_ext.errors import ConfigError
 from spanbert_ext.training import settings
 
 
@@ -109,26 +109,3 @@ def settings_class(base: type, name: str) -> type:
             "task_options": property(lambda self: getattr(self, entry.section)),
         },
     )
-
-
-def stored_options(stored: Mapping[str, Any]) -> Any:
-    """The options in a model's spanbert_task.json.
-
-    Raises:
-        StorageError: they are not those of this version.
-    """
-    try:
-        entry = entry_of(stored["task"])
-        return settings.build(entry.options_class(), stored["options"])
-    except ConfigError as error:
-        raise StorageError(f"spanbert_task.json: {error}") from error
-
-
-def stored_task(stored: Mapping[str, Any], options: Any = None):
-    """The task in a model's spanbert_task.json.
-
-    Args:
-        options: in place of the stored ones.
-    """
-    options = stored_options(stored) if options is None else options
-    return entry_of(stored["task"]).make(options, stored["facts"])

@@ -163,3 +163,9 @@ class DownstreamTask(ABC, Generic[Example, Prediction]):
     ) -> None:
         """Predictions of `evaluate` in the layout the task's official scorer reads."""
         raise NotImplementedError(f"{self.name} has no official prediction file")
+
+    def plot(
+        self, path: Path, examples: Sequence[Example], predictions: Sequence[Prediction]
+    ) -> None:
+        """A picture of an evaluation: the confusion of labels, or the distribution of scores."""
+        raise NotImplementedError(f"{self.name} has no plot")

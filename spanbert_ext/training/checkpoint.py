@@ -183,10 +183,10 @@ def save(
     """
     for attempt in range(retries + 1):
         try:
-            path = _commit(run, step, write)
+            path = commit(run, step_name(step), step, write)
             break
         except (OSError, SafetensorError) as error:
-            shutil.rmtree(_building(run, step), ignore_errors=True)
+            shutil.rmtree(_building(run, step_name(step)), ignore_errors=True)
             fault = (
                 f"the checkpoint of step {step} could not be written in {run}: "
                 f"{getattr(error, 'strerror', None) or error}; it needs "
@@ -204,13 +204,22 @@ def save(
     return path
 
 
-def _building(run: Path, step: int) -> Path:
-    return run / f"{_TMP}{step_name(step)}"
+def _building(run: Path, name: str) -> Path:
+    return run / f"{_TMP}{name}"
 
 
-def _commit(run: Path, step: int, write: Callable[[Path], None]) -> Path:
-    """One attempt of `save`, up to the moment the checkpoint is durable."""
-    final, building = run / step_name(step), _building(run, step)
+def commit(run: Path, name: str, step: int, write: Callable[[Path], None]) -> Path:
+    """Replace a directory of a run by a new one, whole and durable, with its manifest.
+
+    Args:
+        name: of the directory.
+        step: number of finished updates.
+        write: fills the empty directory it is given.
+
+    Raises:
+        OSError, SafetensorError: a file could not be written; the old directory is untouched.
+    """
+    final, building = run / name, _building(run, name)
     shutil.rmtree(building, ignore_errors=True)
     building.mkdir()
     write(building)

@@ -321,8 +321,9 @@ DEMONSTRATION = PretrainConfig(
 )
 
 # Settings that may differ between a checkpoint and the run that continues it: the numbers of an
-# update do not depend on them (micro_rows, resident, device, the runtime and the number of
-# processes change its rounding and which tokens dropout hits, nothing else).
+# update do not depend on them (micro_rows, micro_tokens, resident, device, the runtime and the
+# number of processes change its rounding and which tokens dropout hits, nothing else). Training
+# data is compared by its digest.
 FREE_ON_RESUME = frozenset(
     {
         "output",
@@ -333,7 +334,10 @@ FREE_ON_RESUME = frozenset(
         "device",
         "log_every",
         "report_to",
+        "train",
+        "dev",
         "batch.micro_rows",
+        "batch.micro_tokens",
         "batch.resident",
         "runtime.graph",
         "runtime.compile",

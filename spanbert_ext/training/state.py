@@ -104,17 +104,21 @@ def take_snapshot(
     model: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device, ranks: Ranks = ALONE
 ) -> Snapshot:
     """What a checkpoint holds of this moment; all ranks must call it, rank 0 writes it."""
-    divided = any(isinstance(p, DTensor) for p in model.parameters())
-    weights = None
-    if divided:
-        weights = {name: whole(value).cpu() for name, value in model.state_dict().items()}
     own = generator_tensors(device)
     gathered = {name: ranks.gather(state) for name, state in own.items()}
     generators = [
         {name: states[rank] for name, states in gathered.items()}
         for rank in range(ranks.world if ranks.is_main else 0)
     ]
-    return Snapshot(weights, optimizer_tensors(model, optimizer), generators)
+    return Snapshot(whole_weights(model), optimizer_tensors(model, optimizer), generators)
+
+
+def whole_weights(model: nn.Module) -> dict[str, torch.Tensor] | None:
+    """The weights of a model that ranks hold in shares, put together on the host, by parameter
+    name; None where the model has them itself. All ranks must call it."""
+    if not any(isinstance(parameter, DTensor) for parameter in model.parameters()):
+        return None
+    return {name: whole(value).cpu() for name, value in model.state_dict().items()}
 
 
 def write_training_state(

@@ -1,0 +1,283 @@
+"""Settings of `spanbert finetune | evaluate | predict`, for every task alike. Torch-free.
+
+`registry.settings_class` adds the section of a task.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from spanbert_ext.errors import ConfigError
+from spanbert_ext.training import trackers
+from spanbert_ext.training.config import CheckpointOptions, NumericsOptions, ParallelOptions
+
+
+class TaskOptions:
+    """What the section of every task can do."""
+
+    def faults(self) -> list[str]:
+        """One line for every impossible value."""
+        return []
+
+    def validate(self) -> None:
+        """Raises ConfigError with one line for every impossible value."""
+        _refuse(self.faults())
+
+
+@dataclass(frozen=True)
+class FinetuneOptimizer:
+    """AdamW with linear warm-up and linear decay to zero.
+
+    Args:
+        peak_lr: learning rate at the end of the warm-up (the paper tries 5e-6 to 5e-5).
+        warmup: share of the steps that warm up.
+        beta1: decay of the gradient's running mean.
+        beta2: decay of its running square.
+        eps: term that keeps the division finite.
+        weight_decay: decoupled weight decay; biases and LayerNorm have none.
+        clip_norm: largest global gradient norm of an update; 0 switches clipping off.
+    """
+
+    peak_lr: float = 2e-5
+    warmup: float = 0.1
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-6
+    weight_decay: float = 0.01
+    clip_norm: float = 1.0
+
+
+@dataclass(frozen=True)
+class FinetuneBatch:
+    """What one update sees.
+
+    Args:
+        examples: sequences of a batch; a text that is longer than the window is several.
+        micro_tokens: tokens computed at a time (gradient accumulation); the update does not depend
+            on it.
+    """
+
+    examples: int = 32
+    micro_tokens: int = 16384
+
+
+@dataclass(frozen=True)
+class FinetuneConfig:
+    """Fine-tune a model for a task.
+
+    Args:
+        model: what to start from: a directory or hub name of a BERT, a SpanBERT or another encoder,
+            a run of `spanbert pretrain`, an archive of the original SpanBERT, or a fine-tuned
+            model.
+        train: files of training data, in the task's format.
+        dev: files that choose the best model; without any the last one counts.
+        output: directory of the run: checkpoints, best/, config.yaml, metrics.jsonl, metrics.json.
+        epochs: passes over the training data; null takes the paper's (4, or 10 for relations,
+            tagging and most of GLUE).
+        max_steps: end after this many updates, whatever the epochs.
+        train_limit: use only so many training examples, drawn with the seed.
+        evals_per_epoch: evaluations on dev in an epoch; the best one's model stays in best/.
+        dropout: of embeddings, attention and sublayers; null keeps the model's.
+        on_error: what becomes of records that cannot be used: error stops at the first, skip lists
+            them in rejects.jsonl, and stops if they are more than one in a hundred.
+        precision: bf16 or fp32 for the matrix products; auto takes bf16 where the hardware computes
+            in it.
+        seed: of new weights, dropout, order and the sample of train_limit.
+        device: auto, cpu, cuda or cuda:N.
+        nproc: processes on this machine that share every batch.
+        resume: auto continues the newest whole checkpoint of the output directory, never refuses if
+            there is one, anything else is the checkpoint to continue.
+        strict_resume: stop where the newest checkpoint is damaged instead of continuing an older
+            one.
+        weights_only: accept a checkpoint whose optimizer or generator file is missing or damaged,
+            and start these anew.
+        log_every: steps between log lines.
+        report_to: where numbers go besides metrics.jsonl: any of tensorboard, wandb and trackio.
+    """
+
+    model: str
+    train: list[str]
+    dev: list[str] = field(default_factory=list)
+    output: str = "spanbert-finetuned"
+    epochs: float | None = None
+    max_steps: int | None = None
+    train_limit: int | None = None
+    evals_per_epoch: int = 2
+    dropout: float | None = None
+    on_error: Literal["error", "skip"] = "error"
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    seed: int = 42
+    device: str = "auto"
+    nproc: int = 1
+    resume: str = "auto"
+    strict_resume: bool = False
+    weights_only: bool = False
+    log_every: int = 20
+    report_to: list[Literal["tensorboard", "wandb", "trackio"]] = field(default_factory=list)
+    optimizer: FinetuneOptimizer = field(default_factory=FinetuneOptimizer)
+    batch: FinetuneBatch = field(default_factory=FinetuneBatch)
+    checkpoint: CheckpointOptions = field(
+        default_factory=lambda: CheckpointOptions(every=500, keep=1)
+    )
+    numerics: NumericsOptions = field(default_factory=NumericsOptions)
+    parallel: ParallelOptions = field(default_factory=ParallelOptions)
+
+    def validate(self) -> None:
+        """Raises ConfigError with one line for every impossible value."""
+        o, b, c = self.optimizer, self.batch, self.checkpoint
+        faults = [
+            *_below("epochs", self.epochs, 0, strict=True),
+            *_below("max_steps", self.max_steps, 1),
+            *_below("train_limit", self.train_limit, 1),
+            *_below("evals_per_epoch", self.evals_per_epoch, 0),
+            *_below("seed", self.seed, 0),
+            *_below("nproc", self.nproc, 1),
+            *_below("log_every", self.log_every, 1),
+            *_below("optimizer.peak_lr", o.peak_lr, 0, strict=True),
+            *_below("optimizer.eps", o.eps, 0, strict=True),
+            *_below("optimizer.weight_decay", o.weight_decay, 0),
+            *_below("optimizer.clip_norm", o.clip_norm, 0),
+            *_below("batch.examples", b.examples, 1),
+            *_below("batch.micro_tokens", b.micro_tokens, 1),
+            *_below("checkpoint.every", c.every, 1),
+            *_below("checkpoint.keep", c.keep, 1),
+            *_below("checkpoint.retries", c.retries, 0),
+            *_below("parallel.timeout", self.parallel.timeout, 1),
+            *_share("optimizer.warmup", o.warmup),
+            *_share("optimizer.beta1", o.beta1),
+            *_share("optimizer.beta2", o.beta2),
+            *_share("dropout", self.dropout),
+            *_device_faults(self.device),
+            *_no_files("train", self.train, required=True),
+            *_no_files("dev", self.dev),
+            *(f"report_to: {line}" for line in trackers.missing(self.report_to)),
+            *self.task_options.faults(),
+        ]
+        if b.examples % max(1, self.nproc):
+            faults.append(
+                f"batch.examples: {b.examples} cannot be shared evenly by {self.nproc} processes"
+            )
+        _refuse(faults)
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Measure a fine-tuned model on data with gold answers.
+
+    Args:
+        model: directory of a fine-tuned model, or a run of `spanbert finetune` (its best model).
+        data: files in the task's format.
+        metrics: file for the numbers as JSON; null prints them only.
+        predictions: file for the predictions in the layout of the task's official scorer.
+        html: file for a page that shows the predictions in their texts.
+        plot: image with the confusion of labels, or the distribution of scores.
+        limit: use only so many examples, from the start.
+        on_error: what becomes of records that cannot be used: error stops at the first, skip leaves
+            them out and lists them on the console.
+        precision: bf16, fp32 or auto.
+        device: auto, cpu, cuda or cuda:N.
+        batch_tokens: tokens computed at a time.
+    """
+
+    model: str
+    data: list[str]
+    metrics: str | None = None
+    predictions: str | None = None
+    html: str | None = None
+    plot: str | None = None
+    limit: int | None = None
+    on_error: Literal["error", "skip"] = "error"
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    device: str = "auto"
+    batch_tokens: int = 8192
+
+    def validate(self) -> None:
+        """Raises ConfigError with one line for every impossible value."""
+        _refuse(
+            [
+                *_below("limit", self.limit, 1),
+                *_below("batch_tokens", self.batch_tokens, 1),
+                *_device_faults(self.device),
+                *_no_files("data", self.data, required=True),
+                *self.task_options.faults(),
+            ]
+        )
+
+
+@dataclass(frozen=True)
+class PredictConfig:
+    """Predict for every line of a JSONL file; started again, it goes on where it was.
+
+    Args:
+        model: directory of a fine-tuned model, or a run of `spanbert finetune` (its best model).
+        files: the file of records, one JSON object a line, and the file to write, one line for each
+            in the same order.
+        html: file for a page that shows the predictions in their texts.
+        overwrite: write anew what another command has written.
+        on_error: what becomes of records that cannot be used: error stops at the first, skip writes
+            a line with the reason in its place.
+        precision: bf16, fp32 or auto.
+        device: auto, cpu, cuda or cuda:N.
+        batch_tokens: tokens computed at a time.
+    """
+
+    model: str
+    files: list[str]
+    html: str | None = None
+    overwrite: bool = False
+    on_error: Literal["error", "skip"] = "error"
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    device: str = "auto"
+    batch_tokens: int = 8192
+
+    def validate(self) -> None:
+        """Raises ConfigError with one line for every impossible value."""
+        faults = [
+            *_below("batch_tokens", self.batch_tokens, 1),
+            *_device_faults(self.device),
+            *self.task_options.faults(),
+        ]
+        if len(self.files) != 2:
+            faults.append("files: expected a file of records and a file to write")
+        else:
+            faults += _no_files("files", self.files[:1])
+            if Path(self.files[0]).resolve() == Path(self.files[1]).resolve():
+                faults.append("files: the records would be written over; name another file")
+        _refuse(faults)
+
+
+def _below(name: str, value: float | None, least: float, strict: bool = False) -> list[str]:
+    if value is None or value > least or (value == least and not strict):
+        return []
+    return [f"{name}: must be {'greater than' if strict else 'at least'} {least}; got {value}"]
+
+
+def _share(name: str, value: float | None) -> list[str]:
+    if value is None or 0 <= value < 1:
+        return []
+    return [f"{name}: must lie in [0, 1); got {value}"]
+
+
+def _device_faults(device: str) -> list[str]:
+    if device in ("auto", "cpu", "cuda") or device.removeprefix("cuda:").isdigit():
+        return []
+    return [f"device: must be auto, cpu, cuda or cuda:N; got {device!r}"]
+
+
+def _no_files(name: str, paths: list[str], required: bool = False) -> list[str]:
+    if required and not paths:
+        return [f"{name}: a file is required"]
+    return [f"{name}: {path}: there is no such file" for path in paths if not Path(path).is_file()]
+
+
+def _refuse(faults: list[str]) -> None:
+    if faults:
+        raise ConfigError("\n".join(faults))
+
+
+def steps_of(config: Any, epochs: float, batches_per_epoch: int) -> int:
+    """Updates of a run."""
+    steps = max(1, round(epochs * batches_per_epoch))
+    return steps if config.max_steps is None else min(steps, config.max_steps)

@@ -1,0 +1,72 @@
+"""`spanbert evaluate TASK`: the numbers of a fine-tuned model on data with gold answers."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from spanbert_ext.errors import DataError
+from spanbert_ext.tasks import html
+from spanbert_ext.tasks.config import EvaluateConfig
+from spanbert_ext.tasks.predictor import Predictor
+from spanbert_ext.tasks.rejects import Rejects
+from spanbert_ext.training.checkpoint import write_text
+
+
+def evaluate(config: EvaluateConfig) -> dict[str, Any]:
+    """Score a model and write what the settings ask for.
+
+    Args:
+        config: of `registry.settings_class(EvaluateConfig, TASK)`.
+
+    Returns:
+        task, model, data, examples, rejected, seconds, and the task's numbers under "metrics".
+
+    Raises:
+        ConfigError, DataError, StorageError: the settings, the data or the model cannot be used.
+    """
+    config.validate()
+    predictor = Predictor.load(
+        config.model,
+        config.device,
+        config.precision,
+        options=config.task_options,
+        task_name=config.task_name,
+    )
+    predictor.batch_tokens = config.batch_tokens
+    task, examples, rejected = predictor.task, [], []
+    for path in config.data:
+        rejects = Rejects(config.on_error)
+        found = task.read(path, rejects)
+        rejects.check(path, len(found))
+        examples += found
+        rejected += rejects.found
+    examples = examples[: config.limit]
+    if not examples:
+        raise DataError(f"{', '.join(config.data)}: there is nothing to evaluate")
+    began = time.monotonic()
+    predictions = predictor(examples)
+    seconds = time.monotonic() - began
+    numbers = task.score(examples, predictions)
+    if config.predictions is not None:
+        task.write_predictions(Path(config.predictions), examples, predictions)
+    if config.html is not None:
+        blocks = (task.marked(e, p) for e, p in zip(examples, predictions, strict=True))
+        html.write_page(Path(config.html), f"{task.name}: {config.model}", blocks)
+    if config.plot is not None:
+        task.plot(Path(config.plot), examples, predictions)
+    result = {
+        "task": task.name,
+        "model": config.model,
+        "data": list(config.data),
+        "examples": len(examples),
+        "rejected": [f"{r.where}: {r.id}: {r.reason}" for r in rejected],
+        "seconds": round(seconds, 2),
+        "metrics": numbers,
+    }
+    if config.metrics is not None:
+        text = json.dumps(result, indent=1, ensure_ascii=False)
+        write_text(Path(config.metrics), text + "\n")
+    return result

@@ -1,0 +1,347 @@
+"""`spanbert finetune TASK`: from a model and files to the best model on the development data."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+
+from spanbert_ext import _backend
+from spanbert_ext.data.storage import new_digest
+from spanbert_ext.errors import DataError, StorageError
+from spanbert_ext.foreign import longest_sequence
+from spanbert_ext.tasks import registry
+from spanbert_ext.tasks.batching import TrainingOrder
+from spanbert_ext.tasks.config import FinetuneConfig, steps_of
+from spanbert_ext.tasks.finetune_task import FinetuneTask
+from spanbert_ext.tasks.models import (
+    load_checkpoint,
+    open_model,
+    read_tokenizer,
+    start_model,
+)
+from spanbert_ext.tasks.predictor import outputs_of
+from spanbert_ext.tasks.rejects import Rejects
+from spanbert_ext.tasks.task import DownstreamTask
+from spanbert_ext.tasks.task_file import BEST, read_task_file, write_task
+from spanbert_ext.training import checkpoint
+from spanbert_ext.training.entry import BuildRun, Kind, run_all
+from spanbert_ext.training.loop import HostStep, LoopSettings, Step
+from spanbert_ext.training.models import describe_hardware
+from spanbert_ext.training.ranks import Ranks
+from spanbert_ext.training.replica import Replica
+from spanbert_ext.training.run import Run, RunResult
+from spanbert_ext.training.settings import as_flat_dict
+from spanbert_ext.training.state import RunState, current_versions, whole_weights
+
+METRICS, REJECTS = "metrics.json", "rejects.jsonl"
+
+
+@dataclasses.dataclass
+class FinetuneData:
+    """What was read before the run's directory is touched.
+
+    Args:
+        train, dev: examples.
+        digest: of the files' bytes.
+        rejects: JSON lines of records left out.
+    """
+
+    train: list[Any]
+    dev: list[Any]
+    digest: str
+    rejects: str
+
+
+def finetune(config: FinetuneConfig) -> RunResult:
+    """Fine-tune, or continue a run, until its last step; the best model is in its `best/`.
+
+    Args:
+        config: of `registry.settings_class(FinetuneConfig, TASK)`.
+
+    Raises:
+        ConfigError: also for settings that are impossible; otherwise as `entry.run_all`.
+    """
+    config.validate()
+    task = registry.entry_of(config.task_name).make(config.task_options)
+
+    def is_finished(state: RunState) -> bool:
+        stored = {name: state.settings.get(name) for name in ("epochs", "max_steps")}
+        wanted = {"epochs": config.epochs, "max_steps": config.max_steps}
+        return state.step >= state.settings.get("steps", 0) and stored == wanted
+
+    def read(_ranks: Ranks) -> BuildRun:
+        data = read_data(config, task)
+        return lambda *where: FinetuneRun(config, task, data, *where)
+
+    return run_all(config, Kind(["finetune", task.name], is_finished, read, _memory_advice))
+
+
+def _memory_advice(config: FinetuneConfig, _processes: int) -> str:
+    most = config.batch.micro_tokens
+    return (
+        f"{most} tokens are computed at a time: `--batch.micro_tokens {most // 2}` takes less, "
+        "with the same update, also in a run that has begun. Weights, gradients and moments alone "
+        "take 16 bytes a parameter"
+    )
+
+
+def read_data(config: FinetuneConfig, task: DownstreamTask) -> FinetuneData:
+    """Read the files of a run.
+
+    Raises:
+        DataError: as `DownstreamTask.read`, or nothing is left of a file.
+    """
+    digest, rejected, parts = new_digest(), [], []
+    for paths in (config.train, config.dev):
+        examples: list[Any] = []
+        for path in paths:
+            rejects = Rejects(config.on_error)
+            found = task.read(path, rejects)
+            rejects.check(path, len(found))
+            examples += found
+            rejected.append(rejects.lines())
+            digest.update(Path(path).read_bytes())
+        parts.append(examples)
+    train, dev = parts
+    if config.train_limit is not None and config.train_limit < len(train):
+        draw = np.random.Generator(np.random.Philox(key=[config.seed, 1 << 32]))
+        kept = sorted(draw.permutation(len(train))[: config.train_limit])
+        train = [train[i] for i in kept]
+    return FinetuneData(train, dev, digest.hexdigest(), "".join(rejected))
+
+
+class FinetuneRun(Run):
+    """Fine-tuning of one task; arguments as in `Run`."""
+
+    def __init__(
+        self,
+        config: FinetuneConfig,
+        task: DownstreamTask,
+        data: FinetuneData,
+        run: Path,
+        start: Path | None,
+        device: torch.device,
+        ranks: Ranks,
+    ):
+        self.downstream, self.data = task, data
+        self.tokenizer_dir = None
+        self.load_report = None
+        with open_model(config.model) if start is None else _Checkpoint(start) as source:
+            self.source = source
+            self.tokenizer = read_tokenizer(Path(source.folder))
+            task.learn(data.train, self.tokenizer)
+            self.features = task.features(data.train, self.tokenizer)
+            self.dev_features = task.features(data.dev, self.tokenizer)
+            if any(feature.labels is None for feature in self.features):
+                raise DataError(
+                    f"{', '.join(config.train)}: examples without a gold answer cannot train"
+                )
+            lengths = np.array([len(feature.input_ids) for feature in self.features])
+            self.order = TrainingOrder(lengths, config.batch.examples, config.seed)
+            entry = registry.entry_of(task.name)
+            epochs = entry.epochs if config.epochs is None else config.epochs
+            self.steps = steps_of(config, epochs, self.order.batches_per_epoch)
+            super().__init__(config, run, start, device, ranks)
+
+    def _identity(self) -> RunState:
+        config = self.config
+        return RunState(
+            settings=as_flat_dict(config) | {"precision": self.precision, "steps": self.steps},
+            corpus=self.data.digest,
+            vocabulary=_digest_of(sorted(self.tokenizer.get_vocab().items())),
+            corpus_facts={"train": len(self.data.train), "dev": len(self.data.dev)},
+            hardware=describe_hardware(self.device, self.ranks.world),
+            versions=current_versions(),
+            world_size=self.ranks.world,
+        )
+
+    def _build_model(self) -> torch.nn.Module:
+        task = self.downstream
+        model, self.load_report = start_model(
+            self.source, task.head, task.labels(), len(self.tokenizer), self.config.dropout
+        )
+        return model
+
+    def _load_model(self, path: Path) -> torch.nn.Module:
+        return load_checkpoint(path, self.downstream.head)
+
+    def _build_task(self) -> FinetuneTask:
+        self._check_lengths()
+        return FinetuneTask(
+            self.features,
+            self.downstream.head,
+            self.order,
+            self.config.batch.micro_tokens,
+            self.tokenizer.pad_token_id or 0,
+            self.device,
+            [example.id for example in self.data.train],
+            self.ranks,
+        )
+
+    def _check_lengths(self) -> None:
+        longest = max(len(f.input_ids) for f in (*self.features, *self.dev_features))
+        most = getattr(self.model.config, "max_position_embeddings", None)
+        base = getattr(self.model, "model", None)
+        if base is not None:
+            most = longest_sequence(base)
+        if most is not None and longest > most:
+            raise DataError(
+                f"a sequence of {longest} tokens; {self.config.model} has positions for {most}: "
+                f"lower --{registry.entry_of(self.downstream.name).section}.length"
+            )
+
+    def _build_step(self) -> Step:
+        # Of a pooler, or of what another encoder carries along, nobody may wait for a gradient.
+        replica = Replica(
+            self.model,
+            self.ranks,
+            self.config.parallel.strategy,
+            idle_parameters=hasattr(self.model, "model"),
+        )
+        return HostStep(self.model, self.optimizer, self.task, self._loop_settings(), replica)
+
+    def _introduction(self) -> list[str]:
+        lines = [str(self.load_report)] if self.load_report is not None else []
+        parameters = sum(p.numel() for p in self.model.parameters())
+        world = self.ranks.world
+        processes = f"{world} processes ({self.config.parallel.strategy}), " if world > 1 else ""
+        lengths = [len(feature.input_ids) for feature in self.features]
+        lines.append(
+            f"{self.downstream.name}: {len(self.data.train)} training examples in "
+            f"{len(self.features)} sequences of {np.mean(lengths):.0f} tokens (longest "
+            f"{max(lengths)}), {len(self.data.dev)} development examples; {self.steps} steps of "
+            f"{self.config.batch.examples}"
+        )
+        lines.append(
+            f"{parameters / 1e6:.1f} M parameters, {processes}{self.device}, {self.precision}, "
+            f"{_backend.name(self.device)}, {torch.get_num_threads()} threads"
+        )
+        return lines
+
+    def _loop_settings(self) -> LoopSettings:
+        optimizer = self.config.optimizer
+        return LoopSettings(
+            steps=self.steps,
+            peak_lr=optimizer.peak_lr,
+            warmup_steps=int(optimizer.warmup * self.steps),
+            clip_norm=optimizer.clip_norm,
+            precision=self.precision,
+            log_every=self.config.log_every,
+            numerics=self.config.numerics,
+        )
+
+    def _samples(self, step: int) -> int:
+        return step * self.config.batch.examples
+
+    def _validates_after(self, step: int) -> bool:
+        times = self.config.evals_per_epoch
+        every = max(1, self.order.batches_per_epoch // times) if times else self.steps
+        return step % every == 0
+
+    def _validate(self) -> dict[str, float]:
+        """Evaluate on the development data; keep the model if it is the best so far."""
+        if not self.data.dev:
+            if self.progress.step == self.steps:
+                self._keep_best({})
+            return {}
+        # Every rank computes all of it: the numbers, and so the choice, are the same everywhere.
+        began, task = time.monotonic(), self.downstream
+        outputs = outputs_of(
+            self.model,
+            self.dev_features,
+            task,
+            self.tokenizer.pad_token_id or 0,
+            self.device,
+            self.precision,
+        )
+        predictions = task.decode(self.data.dev, self.dev_features, outputs)
+        task.tune(self.data.dev, predictions)
+        numbers = task.score(self.data.dev, predictions)
+        self.state.latest_losses = numbers
+        self.log.validation(self.progress.step, numbers)
+        self.log.say(f"evaluated in {time.monotonic() - began:.1f} s")
+        best = self.state.best.get(task.best_metric, -float("inf"))
+        if self.progress.step and numbers[task.best_metric] > best:
+            self._keep_best(numbers)
+        return numbers
+
+    def _keep_best(self, numbers: dict[str, float]) -> None:
+        self.state.best = {"step": self.progress.step, **numbers}
+
+        weights = whole_weights(self.model)
+
+        def write(directory: Path) -> None:
+            self.model.save_pretrained(directory, state_dict=weights)
+            self._write_model(directory)
+
+        def commit() -> str:
+            try:
+                return str(checkpoint.commit(self.run, BEST, self.progress.step, write))
+            except (OSError, SafetensorError) as error:
+                raise StorageError(
+                    f"the best model could not be written in {self.run}: {error}. Make room or "
+                    "repair the path, and start the same command again"
+                ) from error
+
+        self.ranks.decide(commit)
+
+    def _write_model(self, directory: Path) -> None:
+        self.tokenizer.save_pretrained(directory)
+        write_task(directory, self.downstream)
+
+    def _prepare_files(self) -> None:
+        super()._prepare_files()
+        if self.load_report is not None:
+            text = json.dumps(self.load_report.as_dict(), indent=1)
+            checkpoint.write_text(self.run / "init.json", text + "\n")
+        if self.data.rejects:
+            checkpoint.write_text(self.run / REJECTS, self.data.rejects)
+
+    def finish(self) -> RunResult:
+        """Train to the last step, then write metrics.json."""
+        result = super().finish()
+        state = result.state
+        if not self.ranks.is_main:
+            return result
+        summary = {
+            "task": self.downstream.name,
+            "model": self.config.model,
+            "train": {"files": list(self.config.train), "examples": len(self.data.train)},
+            "dev": {"files": list(self.config.dev), "examples": len(self.data.dev)},
+            "steps": self.steps,
+            "seconds": round(state.seconds, 1),
+            "untrained": state.starting_losses,
+            "best": state.best,
+            "last": state.latest_losses,
+            "facts": read_task_file(self.run / BEST)["facts"],
+        }
+        text = json.dumps(summary, indent=1, ensure_ascii=False)
+        checkpoint.write_text(self.run / METRICS, text + "\n")
+        return result
+
+
+class _Checkpoint:
+    """A run's own checkpoint in the place of a starting point."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def __enter__(self) -> _Checkpoint:
+        return self
+
+    def __exit__(self, *_) -> None:
+        return
+
+
+def _digest_of(values: Sequence[Any]) -> str:
+    digest = new_digest()
+    digest.update(json.dumps(values).encode())
+    return digest.hexdigest()

@@ -1,0 +1,95 @@
+"""`spanbert_task.json`: what a fine-tuned model's folder says about its task. Torch-free."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from spanbert_ext.errors import ConfigError, StorageError
+from spanbert_ext.tasks import registry
+from spanbert_ext.tasks.task import DownstreamTask
+from spanbert_ext.training import settings
+
+TASK_FILE = "spanbert_task.json"
+BEST = "best"  # of a fine-tuning run: the folder of its best model
+FORMAT = 1
+
+
+def write_task(folder: Path, task: DownstreamTask) -> None:
+    """Store a task's name, options and facts beside its model."""
+    content = {
+        "format": FORMAT,
+        "task": task.name,
+        "options": settings.as_flat_dict(task.options),
+        "facts": task.facts,
+    }
+    text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+    (folder / TASK_FILE).write_text(text, "utf-8")
+
+
+def model_folder(name: str | Path) -> Path:
+    """Where the model of a name lies: the best model of a fine-tuning run, else the name itself."""
+    best = Path(name) / BEST
+    return best if (best / TASK_FILE).is_file() else Path(name)
+
+
+def read_task_file(folder: Path) -> Mapping[str, Any] | None:
+    """What `write_task` stored; None where there is no such file.
+
+    Raises:
+        StorageError: it is damaged, or of another version.
+    """
+    path = folder / TASK_FILE
+    if not path.is_file():
+        return None
+    try:
+        content = json.loads(path.read_text("utf-8"))
+        if content["format"] != FORMAT:
+            raise StorageError(
+                f"{path} has format {content['format']}, this version reads {FORMAT}"
+            )
+        if not isinstance(content["options"], dict) or not isinstance(content["facts"], dict):
+            raise ValueError("options and facts must be objects")
+        if not isinstance(content["task"], str):
+            raise ValueError("task must be a name")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StorageError(f"{path} cannot be read: {error}") from error
+    return content
+
+
+def stored_options(stored: Mapping[str, Any]) -> Any:
+    """The options that a model was trained with.
+
+    Raises:
+        StorageError: they are not those of this version.
+    """
+    try:
+        entry = registry.entry_of(stored["task"])
+        return settings.build(entry.options_class(), stored["options"])
+    except ConfigError as error:
+        raise StorageError(f"{TASK_FILE}: {error}") from error
+
+
+def stored_task(
+    stored: Mapping[str, Any], name: str | None = None, options: Any = None
+) -> DownstreamTask:
+    """The task of a model.
+
+    Args:
+        name: of the task that is wanted; one with the same settings and the same head can use the
+            model too where it learns no labels, as squad and mrqa can use each other's.
+        options: in place of the stored ones.
+
+    Raises:
+        ConfigError: the model is one of another task.
+        StorageError: as `stored_options`.
+    """
+    entry = registry.entry_of(stored["task"])
+    if name is not None and name != entry.name:
+        other = registry.entry_of(name)
+        if other.section != entry.section or stored["facts"].get("labels"):
+            raise ConfigError(f"the model was fine-tuned for {entry.name}, not for {name}")
+        entry = other
+    return entry.make(stored_options(stored) if options is None else options, stored["facts"])

@@ -1,0 +1,154 @@
+"""`spanbert finetune | evaluate | predict TASK`: from the words of the command to what it prints.
+
+Nothing here imports torch before the settings are known to be right.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from spanbert_ext.arguments import Verb, parse_settings
+from spanbert_ext.console import plain_console
+from spanbert_ext.errors import ConfigError
+from spanbert_ext.tasks import registry
+from spanbert_ext.tasks.config import EvaluateConfig, FinetuneConfig, PredictConfig
+
+_HELP = ("--help", "-h")
+
+
+def _for_task(verb: Verb, base: type, words: Sequence[str], defaults: Callable) -> Any:
+    """The settings of a verb whose first word names the task; without one, the tasks are listed."""
+    if not words or words[0].startswith("-"):
+        if any(word in _HELP for word in words):
+            print(_task_list(verb))
+            raise SystemExit(0)
+        raise ConfigError(f"a task is required: {verb.usage} (tasks: {', '.join(registry.TASKS)})")
+    name = registry.entry_of(words[0]).name
+    own = dataclasses.replace(
+        verb,
+        name=f"{verb.name} {name}",
+        usage=verb.usage.replace("TASK", name),
+        settings=lambda: registry.settings_class(base, name),
+    )
+    config = parse_settings(own, words[1:], lambda given: defaults(own.settings(), given))
+    plain_console()
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    return config
+
+
+def _task_list(verb: Verb) -> str:
+    lines = [f"  {entry.name:10s}{entry.about}" for entry in registry.TASKS.values()]
+    return (
+        f"usage: {verb.usage}\n\n{verb.description}\n\ntasks:\n"
+        + "\n".join(lines)
+        + f"\n\n`spanbert {verb.name} TASK --help` lists the settings."
+    )
+
+
+def _own_defaults(_cls: type, _given: dict[str, Any]) -> None:
+    return None
+
+
+def _stored_defaults(cls: type, given: dict[str, Any]) -> Any:
+    """Defaults of a verb that uses a model: the task's options are those it was trained with."""
+    from spanbert_ext.tasks.task_file import model_folder, read_task_file, stored_options
+
+    stored = read_task_file(model_folder(given["model"])) if given.get("model") else None
+    if stored is None:
+        return None
+    entry = registry.entry_of(stored["task"])
+    if entry.section != registry.entry_of(cls.task_name).section:
+        raise ConfigError(
+            f"{given['model']} was fine-tuned for {entry.name}, not for {cls.task_name}"
+        )
+    required = {
+        field.name: given["model"] if field.name == "model" else []
+        for field in dataclasses.fields(cls)
+        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+    }
+    return cls(**required, **{entry.section: stored_options(stored)})
+
+
+def run_finetune(words: Sequence[str]) -> int:
+    """`spanbert finetune TASK`."""
+    config = _for_task(FINETUNE, FinetuneConfig, words, _own_defaults)
+    from spanbert_ext.tasks.finetune import METRICS, finetune
+
+    result = finetune(config)
+    if config.nproc > 1 or os.environ.get("RANK", "0") != "0":
+        return 0  # rank 0 has said it
+    best = result.state.best
+    if result.was_finished:
+        print(f"{result.run} is finished; nothing to do")
+    if len(best) > 1:
+        print(f"best on dev, after step {best['step']}: {_numbers(best)}")
+    print(f"the model: {result.run / 'best'}; the numbers: {result.run / METRICS}")
+    print(f"next: spanbert predict {config.task_name} IN.jsonl OUT.jsonl --model {result.run}")
+    return 0
+
+
+def run_evaluate(words: Sequence[str]) -> int:
+    """`spanbert evaluate TASK`."""
+    config = _for_task(EVALUATE, EvaluateConfig, words, _stored_defaults)
+    from spanbert_ext.tasks.evaluate import evaluate
+
+    result = evaluate(config)
+    for line in result["rejected"]:
+        print(f"left out: {line}")
+    print(f"{result['examples']} examples in {result['seconds']} s")
+    for name, value in result["metrics"].items():
+        print(f"  {name:24s}{value:.2f}" if isinstance(value, float) else f"  {name:24s}{value}")
+    for path in (config.metrics, config.predictions, config.html, config.plot):
+        if path is not None:
+            print(f"wrote {path}")
+    return 0
+
+
+def run_predict(words: Sequence[str]) -> int:
+    """`spanbert predict TASK IN OUT`."""
+    config = _for_task(PREDICT, PredictConfig, words, _stored_defaults)
+    from spanbert_ext.tasks.predict import predict
+
+    result = predict(config)
+    output = config.files[1]
+    if result.was_finished:
+        print(f"{output} is finished ({result.records} lines); nothing to do")
+        return 0
+    again = f", {result.resumed} of them by an earlier command" if result.resumed else ""
+    bad = f", {result.unusable} with a reason in place of a prediction" if result.unusable else ""
+    print(f"wrote {output}: {result.records} lines{again}{bad}, in {result.seconds:.1f} s")
+    if config.html is not None:
+        print(f"wrote {config.html}")
+    return 0
+
+
+def _numbers(best: dict[str, Any]) -> str:
+    shown = [(name, value) for name, value in best.items() if name != "step"][:6]
+    return ", ".join(f"{name} {value:.2f}" for name, value in shown)
+
+
+FINETUNE = Verb(
+    "finetune",
+    "spanbert finetune TASK --model MODEL --train FILE --dev FILE --output DIRECTORY [options]",
+    "Fine-tune a model for a task: question answering, relations, entities, GLUE. Killed, the same "
+    "command goes on.",
+    run_finetune,
+)
+EVALUATE = Verb(
+    "evaluate",
+    "spanbert evaluate TASK --model MODEL --data FILE [options]",
+    "Measure a fine-tuned model on data with gold answers, as the task's official scorer does.",
+    run_evaluate,
+)
+PREDICT = Verb(
+    "predict",
+    "spanbert predict TASK IN.jsonl OUT.jsonl --model MODEL [options]",
+    "Predict for every line of a file; killed, the same command goes on.",
+    run_predict,
+    positional="files",
+)
