@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -48,6 +48,12 @@ class RelationTask(DownstreamTask[RelationExample, RelationPrediction]):
     head: ClassVar[Head] = "sequence-classification"
     best_metric = "f1"
 
+    def __init__(self, name: str, options: Any, facts: dict[str, Any] | None = None):
+        super().__init__(name, options, facts)
+        # Said once each, however many parts a file is predicted in.
+        self._said_types: set[str] = set()
+        self._said_shortened = False
+
     def read(self, path: str | Path, rejects: Rejects) -> list[RelationExample]:
         """Examples of a TACRED file, or of a JSON list of records with text and offsets.
 
@@ -81,6 +87,8 @@ class RelationTask(DownstreamTask[RelationExample, RelationPrediction]):
     def parse(self, record: dict[str, Any], where: str) -> RelationExample:
         """The example of a record with tokens (TACRED) or with text and offsets (`reading`).
 
+        A gold label that the model cannot predict is left out.
+
         Raises:
             DataError: a field is missing or impossible, types that the model is shown among them.
         """
@@ -100,17 +108,23 @@ class RelationTask(DownstreamTask[RelationExample, RelationPrediction]):
                     f"{where}: the field {field} is missing; this model is shown the types of both "
                     f"entities and knows {known or 'none yet'}"
                 )
-        return example
+        unknown = example.relation not in (None, *self.facts.get("labels", ()))
+        return replace(example, relation=None) if unknown else example
 
     def learn(self, examples: Sequence[RelationExample], tokenizer: Any) -> None:
         """Fix the order of labels and the token of every symbol.
 
         Raises:
-            DataError: no relation to learn.
+            DataError: fewer than two labels.
         """
         null = self.options.null_label
         counts = Counter(example.relation for example in examples if example.relation is not None)
-        if null is not None and counts and null not in counts:
+        if len(counts) < 2:
+            raise DataError(
+                f"there is nothing to learn: the training pairs have the labels {sorted(counts)}; "
+                "at least two are needed"
+            )
+        if null is not None and null not in counts:
             logger.warning(
                 "no pair has the label %r (--relation.null_label); precision, recall and F1 count "
                 "every label",
@@ -119,11 +133,6 @@ class RelationTask(DownstreamTask[RelationExample, RelationPrediction]):
         relations = [label for label in counts if label != null]
         first = [] if null is None else [null]
         labels = first + sorted(relations, key=lambda label: (-counts[label], label))
-        if not relations or len(labels) < 2:
-            raise DataError(
-                f"there is nothing to learn: the training pairs have the labels {sorted(counts)}; "
-                "at least one relation and one other label are needed"
-            )
         types: list[set[str]] = [set(), set()]
         if self.options.needs_types:
             types[0].update(e.subject_type for e in examples if e.subject_type is not None)
@@ -154,7 +163,8 @@ class RelationTask(DownstreamTask[RelationExample, RelationPrediction]):
                 )
             labels = None if gold is None else np.asarray(place[gold])
             features.append(Feature(example=number, input_ids=ids, labels=labels))
-        if shortened:
+        if shortened and not self._said_shortened:
+            self._said_shortened = True
             logger.info(
                 "%d of %d sentences are longer than %d pieces and were shortened around their "
                 "entities",
@@ -172,7 +182,8 @@ class RelationTask(DownstreamTask[RelationExample, RelationPrediction]):
         )
         unseen = {e.subject_type for e in examples} - subjects
         unseen |= {e.object_type for e in examples} - objects
-        if names := sorted(type for type in unseen if type is not None):
+        if names := sorted(unseen - self._said_types - {None}):
+            self._said_types.update(names)
             logger.warning(
                 "training has not seen these types in their role, and the model reads them all as "
                 "one: %s",
