@@ -1,0 +1,1 @@
+"""Relation classification: what holds between two marked entities of a sentence."""

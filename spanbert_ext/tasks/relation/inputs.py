@@ -1,0 +1,191 @@
+"""From a sentence with two entities to the pieces that the encoder reads."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from spanbert_ext.errors import DataError
+from spanbert_ext.tasks.relation import symbols as naming
+from spanbert_ext.tasks.relation.config import SHORTEST, RelationOptions
+from spanbert_ext.tasks.relation.reading import RelationExample, Span
+
+# What a piece is, in the order in which pieces are kept where not all have room.
+_SYMBOL, _ENTITY, _CONTEXT = range(3)
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+
+Part = tuple[list[int], int]  # ids, and what they are
+
+
+class InputBuilder:
+    """Builds the sequences of examples.
+
+    Args:
+        options: how entities are shown, and the room.
+        symbols: symbol -> token (`symbols.choose`).
+        tokenizer: the model's.
+
+    Raises:
+        DataError: the tokenizer lacks a symbol, or tokens that begin and end a sequence, or the
+            model reads too few pieces.
+
+    Attributes:
+        length: most pieces of a sequence.
+    """
+
+    def __init__(self, options: RelationOptions, symbols: dict[str, str], tokenizer: Any):
+        self._options, self._tokenizer = options, tokenizer
+        self._ids = naming.ids_of(symbols, tokenizer)
+        self._cls, self._sep = tokenizer.cls_token_id, tokenizer.sep_token_id
+        if self._cls is None or self._sep is None:
+            raise DataError(
+                "the tokenizer names no cls_token or no sep_token; the encoder needs both"
+            )
+        self.length = min(options.length, tokenizer.model_max_length)
+        if self.length < SHORTEST:
+            raise DataError(
+                f"the model reads {self.length} pieces; two entities and their symbols need "
+                f"at least {SHORTEST}"
+            )
+        # A text that spells a symbol or [SEP] must not pose as one.
+        self._reserved = {*self._ids.values(), *tokenizer.all_special_ids}
+
+    def __call__(self, examples: Sequence[RelationExample]) -> Iterator[tuple[np.ndarray, int]]:
+        """The sequence of each example: its ids, [n] int64, and how many pieces had no room.
+
+        Symbols are never left out. Where the rest is too long, pieces of the entities go before
+        others and those near a symbol or an entity before those far from it.
+        """
+        pieces = self._pieces(examples)
+        for example in examples:
+            body = list(self._body(example, pieces))
+            behind = self._behind(example, pieces)
+            room = self.length - 2 - len(behind)
+            ids = np.fromiter(itertools.chain.from_iterable(part for part, _ in body), np.int64)
+            dropped = max(0, ids.size - room)
+            if dropped:
+                kinds = np.repeat([kind for _, kind in body], [len(part) for part, _ in body])
+                ids = ids[_most_telling(kinds, room)]
+            yield np.concatenate([[self._cls], ids, [self._sep], behind]).astype(np.int64), dropped
+
+    def _pieces(self, examples: Sequence[RelationExample]) -> dict[str, list[int]]:
+        """The ids of every distinct word, behind the blank that precedes it."""
+        words = list(dict.fromkeys(word for example in examples for word in _words(example)))
+        if not words:
+            return {}
+        found = self._tokenizer(
+            [_LONE_SURROGATE.sub("\ufffd", word) for word in words],
+            add_special_tokens=False,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            verbose=False,
+        )["input_ids"]
+        unknown = self._tokenizer.unk_token_id
+        replaced = [] if unknown is None else [unknown]
+        reserved = self._reserved - set(replaced)
+        for ids in found:
+            if not reserved.isdisjoint(ids):
+                ids[:] = [own for i in ids for own in (replaced if i in reserved else [i])]
+        return dict(zip(words, found, strict=True))
+
+    def _body(self, example: RelationExample, pieces: dict[str, list[int]]) -> Iterator[Part]:
+        """The sentence with its symbols, in parts between the edges of entities."""
+        words = _words(example)
+        spans = dict(zip(naming.ROLES, (example.subject, example.object), strict=True))
+        edges = sorted({0, len(words), *example.subject, *example.object})
+        masks, repeats = self._options.masks, self._options.input == "entity-mask-repeated"
+        # Entities nest wherever they can: the longer one opens first and closes last.
+        outer_first = sorted(spans, key=lambda role: spans[role][0] - spans[role][1])
+        for first, stop in itertools.pairwise(edges):
+            opened = [role for role in outer_first if spans[role][0] == first]
+            inside = [role for role in spans if spans[role][0] <= first and stop <= spans[role][1]]
+            closed = [role for role in reversed(outer_first) if spans[role][1] == stop]
+            yield [self._opening(role, example) for role in opened], _SYMBOL
+            if not masks or not inside:
+                ids = [i for word in words[first:stop] for i in pieces[word]]
+                yield ids, _ENTITY if inside else _CONTEXT
+            elif repeats:
+                yield self._repeated(example, inside, opened, stop - first), _ENTITY
+            if not masks:
+                yield [self._ids[naming.closing(role)] for role in closed], _SYMBOL
+
+    def _repeated(
+        self, example: RelationExample, inside: list[str], opened: list[str], count: int
+    ) -> list[int]:
+        """Symbols of the tokens of entities, without those that open them."""
+        every = [self._opening(role, example) for role in inside]
+        rest = [self._opening(role, example) for role in inside if role not in opened]
+        return rest + every * (count - 1)
+
+    def _opening(self, role: str, example: RelationExample) -> int:
+        if self._options.masks or self._options.input == "typed-marker":
+            return self._type(role, example)
+        return self._ids[naming.opening(role)]
+
+    def _type(self, role: str, example: RelationExample) -> int:
+        type = example.subject_type if role == "SUBJ" else example.object_type
+        if type is None:
+            raise DataError(
+                f"record {example.id}: it has no {'subject' if role == 'SUBJ' else 'object'} type, "
+                f"which input {self._options.input} shows to the model"
+            )
+        return self._ids.get(naming.of_type(role, type), self._ids[naming.of_other_type(role)])
+
+    def _behind(self, example: RelationExample, pieces: dict[str, list[int]]) -> list[int]:
+        """What follows the sentence's [SEP]."""
+        if self._options.input == "marker-and-types":
+            shown = [[self._type(role, example)] for role in naming.ROLES]
+        elif self._options.input == "entity-mask-and-text":
+            most = self.length // 8  # the sentence always has three quarters of the room
+            shown = [
+                self._text(s, example, pieces, most) for s in (example.subject, example.object)
+            ]
+        else:
+            return []
+        return [i for ids in shown for i in (*ids, self._sep)]
+
+    def _text(
+        self, span: Span, example: RelationExample, pieces: dict[str, list[int]], most: int
+    ) -> list[int]:
+        """The pieces of an entity; of a long one its beginning and its end."""
+        ids = [i for word in _words(example)[slice(*span)] for i in pieces[word]]
+        return ids if len(ids) <= most else ids[: most - most // 2] + ids[-(most // 2) :]
+
+
+def _words(example: RelationExample) -> list[str]:
+    """The tokens, each behind a blank if there is one in front of it.
+
+    Tokenizers that mark the beginnings of words by the blank need it, others drop it.
+    """
+    if example.raw is None:
+        return [*example.tokens[:1], *(" " + token for token in example.tokens[1:])]
+    ends = itertools.chain([0], (end for _, end in example.offsets))
+    return [
+        token if start == end else " " + token
+        for token, (start, _), end in zip(example.tokens, example.offsets, ends, strict=False)
+    ]
+
+
+def _most_telling(kinds: np.ndarray, room: int) -> np.ndarray:
+    """Places of the pieces that are kept, ascending.
+
+    Args:
+        kinds: [n] what each piece is.
+    """
+    to_symbol = _distances(kinds == _SYMBOL)
+    to_entity = _distances(kinds != _CONTEXT)
+    order = np.lexsort((np.where(kinds == _CONTEXT, to_entity, to_symbol), kinds))
+    return np.sort(order[:room])
+
+
+def _distances(there: np.ndarray) -> np.ndarray:
+    """From each place to the nearest one where it is true; it is true somewhere."""
+    places, own = np.flatnonzero(there), np.arange(there.size)
+    behind = np.searchsorted(places, own)
+    left = places[np.maximum(behind - 1, 0)]
+    right = places[np.minimum(behind, places.size - 1)]
+    return np.minimum(np.abs(own - left), np.abs(own - right))
