@@ -1,0 +1,215 @@
+"""The GLUE tasks: sentences to inputs, outputs to labels or scores, scores and submissions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from spanbert_ext.data.storage import write_whole
+from spanbert_ext.errors import DataError, StorageError
+from spanbert_ext.tasks.glue.layouts import HIGHEST, LAYOUTS, LOWEST
+from spanbert_ext.tasks.glue.metrics import measures
+from spanbert_ext.tasks.glue.reading import GlueExample, parse_record, read_file
+from spanbert_ext.tasks.marked_text import MarkedText
+from spanbert_ext.tasks.rejects import Rejects
+from spanbert_ext.tasks.task import DownstreamTask, Feature
+
+# Texts tokenised at a time: what the tokenizer gives for one is far larger than its numbers.
+_BATCH = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class LabelPrediction:
+    """Of a classification.
+
+    Args:
+        label: the most probable.
+        scores: probability of every label, in the order of the head's outputs.
+    """
+
+    label: str
+    scores: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class ValuePrediction:
+    """Of a regression.
+
+    Args:
+        value: as the head gives it; it may lie outside of the scale.
+    """
+
+    value: float
+
+
+GluePrediction = LabelPrediction | ValuePrediction
+
+
+class GlueTask(DownstreamTask[GlueExample, GluePrediction]):
+    """One of the nine (`LAYOUTS` has their names). It learns no facts.
+
+    Args:
+        name: as in `spanbert finetune NAME`.
+        options: `GlueOptions`.
+    """
+
+    head = "sequence-classification"
+
+    def __init__(self, name: str, options: Any, facts: dict[str, Any] | None = None):
+        super().__init__(name, options, facts)
+        self.layout = LAYOUTS[name]
+        self.best_metric = self.layout.measure
+
+    def read(self, path: str | Path, rejects: Rejects) -> list[GlueExample]:
+        """The examples of a file of the benchmark; a test set's have no gold label."""
+        return read_file(path, self.layout, rejects)
+
+    def parse(self, record: dict[str, Any], where: str) -> GlueExample:
+        """The example of a record with `sentence`, or with `sentence1` and `sentence2` or another
+        pair of names that the benchmark's files have."""
+        return parse_record(record, self.layout, where)
+
+    def learn(self, examples: Sequence[GlueExample], tokenizer: Any) -> None:
+        """Only sees to it that there are gold labels."""
+        unlabelled = next((example for example in examples if example.gold is None), None)
+        if unlabelled is not None:
+            named = " or ".join(self.layout.label)
+            raise DataError(
+                f"{self.name}: example {unlabelled.id} of the training file has no gold label "
+                f"(column {named}); is it a test set?"
+            )
+
+    def labels(self) -> list[str]:
+        return list(self.layout.labels) or ["score"]
+
+    def features(self, examples: Sequence[GlueExample], tokenizer: Any) -> list[Feature]:
+        """[CLS] a [SEP], or [CLS] a [SEP] b [SEP] with token types 0 and 1."""
+        length = self.options.length
+        texts = dict.fromkeys(text for example in examples for text in example.texts)
+        pieces = _tokenised(list(texts), tokenizer, length)
+        cls, sep = (np.array([id]) for id in (tokenizer.cls_token_id, tokenizer.sep_token_id))
+        features = []
+        for place, example in enumerate(examples):
+            if len(example.texts) == 1:
+                ids = np.concatenate([cls, pieces[example.texts[0]][: length - 2], sep])
+                types = None
+            else:
+                a, b = cut_pair(*(pieces[text] for text in example.texts), length - 3)
+                ids = np.concatenate([cls, a, sep, b, sep])
+                types = np.repeat(np.array([0, 1]), [len(a) + 2, len(b) + 1])
+            features.append(Feature(place, ids, types, labels=self._target(example)))
+        return features
+
+    def _target(self, example: GlueExample) -> np.ndarray | None:
+        if example.gold is None:
+            return None
+        if not self.layout.labels:
+            return np.array(example.gold, np.float32)
+        return np.array(self.layout.labels.index(example.gold), np.int64)
+
+    def decode(
+        self,
+        examples: Sequence[GlueExample],
+        features: Sequence[Feature],
+        outputs: Sequence[np.ndarray],
+    ) -> list[GluePrediction]:
+        if not self.layout.labels:
+            return [ValuePrediction(float(output[0])) for output in outputs]
+        predictions: list[GluePrediction] = []
+        for output in outputs:
+            weights = np.exp(output.astype(np.float64) - output.max())
+            scores = dict(zip(self.layout.labels, (weights / weights.sum()).tolist(), strict=True))
+            predictions.append(LabelPrediction(self.layout.labels[int(output.argmax())], scores))
+        return predictions
+
+    def score(
+        self, examples: Sequence[GlueExample], predictions: Sequence[GluePrediction]
+    ) -> dict[str, float]:
+        """What GLUE reports of the task; nothing where no example has a gold label."""
+        pairs = [
+            (example.gold, prediction)
+            for example, prediction in zip(examples, predictions, strict=True)
+            if example.gold is not None
+        ]
+        if not pairs:
+            return {}
+        labels = self.layout.labels
+        if labels:
+            gold = [labels.index(gold) for gold, _ in pairs]
+            predicted = [labels.index(prediction.label) for _, prediction in pairs]
+        else:
+            gold = [gold for gold, _ in pairs]
+            predicted = [prediction.value for _, prediction in pairs]
+        return measures(self.layout.measure, gold, predicted, len(labels))
+
+    def as_json(self, example: GlueExample, prediction: GluePrediction) -> dict[str, Any]:
+        """`label`, its probability `score` and those of all labels, `scores`; for sts-b `value`."""
+        if isinstance(prediction, ValuePrediction):
+            return {"value": prediction.value}
+        score = prediction.scores[prediction.label]
+        return {"label": prediction.label, "score": score, "scores": dict(prediction.scores)}
+
+    def marked(self, example: GlueExample, prediction: GluePrediction) -> MarkedText:
+        """The sentence, or both with a blank line between them; nothing in them is marked."""
+        if isinstance(prediction, ValuePrediction):
+            facts = [("score", f"{prediction.value:.3f}")]
+        else:
+            share = prediction.scores[prediction.label]
+            facts = [("label", prediction.label), ("probability", f"{share:.3f}")]
+        if example.gold is not None:
+            facts.append(("gold", str(example.gold)))
+        return MarkedText(example.id, "\n\n".join(example.texts), facts=tuple(facts))
+
+    def write_predictions(
+        self,
+        path: Path,
+        examples: Sequence[GlueExample],
+        predictions: Sequence[GluePrediction],
+    ) -> None:
+        """The file the benchmark's site takes: index, tab, label or score with three decimals
+        within the scale.
+
+        Raises:
+            StorageError: it cannot be written.
+        """
+        lines = ["index\tprediction"]
+        for example, prediction in zip(examples, predictions, strict=True):
+            if isinstance(prediction, ValuePrediction):
+                shown = f"{min(max(prediction.value, LOWEST), HIGHEST):.3f}"
+            else:
+                shown = prediction.label
+            lines.append(f"{example.id}\t{shown}")
+        try:
+            write_whole(Path(path), ("\n".join(lines) + "\n").encode("utf-8"))
+        except OSError as error:
+            raise StorageError(f"cannot write {path}: {error.strerror}") from error
+
+
+def _tokenised(texts: list[str], tokenizer: Any, length: int) -> dict[str, np.ndarray]:
+    """Text -> its first `length` pieces, [n] int64."""
+    found = {}
+    for start in range(0, len(texts), _BATCH):
+        part = texts[start : start + _BATCH]
+        encoded = tokenizer(
+            part,
+            add_special_tokens=False,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            verbose=False,
+        )
+        for text, ids in zip(part, encoded["input_ids"], strict=True):
+            found[text] = np.array(ids[:length], np.int64)
+    return found
+
+
+def cut_pair(a: np.ndarray, b: np.ndarray, room: int) -> tuple[np.ndarray, np.ndarray]:
+    """Two texts' pieces within `room`, popped from the longer, from b where they are equal.
+
+    That ends with b whole or at half of the room, a likewise (run_glue's truncation).
+    """
+    first = min(len(a), max(room - len(b), (room + 1) // 2))
+    return a[:first], b[: room - first]
