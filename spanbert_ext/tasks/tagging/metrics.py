@@ -1,0 +1,51 @@
+"""Precision, recall and F1 over entities, as the CoNLL-2003 shared task counts them.
+
+An entity is right if its first word, its last one and its type are those of a gold entity. What is
+divided by nothing counts as 0.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterable
+
+from spanbert_ext.tasks.tagging.schemes import Span
+
+
+def entity_scores(pairs: Iterable[tuple[Collection[Span], Collection[Span]]]) -> dict[str, float]:
+    """Scores of whole documents.
+
+    Args:
+        pairs: gold and predicted spans of each document, in words.
+
+    Returns:
+        In percent: f1, precision and recall over all entities; macro_f1 and so on, the means over
+        the types that occur; TYPE.f1 and so on, of each type.
+    """
+    gold: Counter[str] = Counter()
+    found: Counter[str] = Counter()
+    right: Counter[str] = Counter()
+    for expected, predicted in pairs:
+        expected, predicted = set(expected), set(predicted)
+        gold.update(span.type for span in expected)
+        found.update(span.type for span in predicted)
+        right.update(span.type for span in expected & predicted)
+    scores = _scores(right.total(), found.total(), gold.total())
+    by_type = {kind: _scores(right[kind], found[kind], gold[kind]) for kind in sorted(gold | found)}
+    for name in list(scores):
+        values = [own[name] for own in by_type.values()]
+        scores[f"macro_{name}"] = sum(values) / len(values) if values else 0.0
+    for kind, own in by_type.items():
+        scores.update({f"{kind}.{name}": value for name, value in own.items()})
+    return scores
+
+
+def _scores(right: int, found: int, gold: int) -> dict[str, float]:
+    def share(part: float, whole: float) -> float:
+        return 100.0 * part / whole if whole else 0.0
+
+    return {
+        "f1": share(2 * right, found + gold),
+        "precision": share(right, found),
+        "recall": share(right, gold),
+    }

@@ -1,0 +1,306 @@
+"""Tagging as a task: entities of types, or any other labelled spans of words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from spanbert_ext.errors import ConfigError, DataError
+from spanbert_ext.tasks.marked_text import Mark, MarkedText
+from spanbert_ext.tasks.rejects import Rejects
+from spanbert_ext.tasks.tagging.config import TaggingOptions
+from spanbert_ext.tasks.tagging.decoding import Transitions, log_softmax
+from spanbert_ext.tasks.tagging.example import TaggedExample, text_example
+from spanbert_ext.tasks.tagging.metrics import entity_scores
+from spanbert_ext.tasks.tagging.pieces import pieces_of
+from spanbert_ext.tasks.tagging.reading import read_conll
+from spanbert_ext.tasks.tagging.schemes import (
+    Span,
+    Tag,
+    label_names,
+    parse_tag,
+    spans_of,
+    tag_text,
+    tags_of,
+)
+from spanbert_ext.tasks.tagging.windows import Window, windows
+from spanbert_ext.tasks.tagging.words import split_words
+from spanbert_ext.tasks.task import DownstreamTask, Feature
+
+_IGNORED = -100
+
+
+@dataclass(frozen=True, slots=True)
+class Entity:
+    """A labelled span as users see it.
+
+    Args:
+        start, end: characters of the text, end exclusive; words where words were given.
+        type: as the training data has it.
+        text: `text[start:end]`; the words with blanks between them where words were given.
+        score: in [0, 1].
+    """
+
+    start: int
+    end: int
+    type: str
+    text: str
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
+class Tagging:
+    """What the model says of an example.
+
+    Args:
+        spans: in words, ascending, none crosses a sentence.
+        scores: of each span, the mean probability of its words' tags, in [0, 1].
+        log_probabilities: [words, labels] float32.
+    """
+
+    spans: tuple[Span, ...]
+    scores: tuple[float, ...]
+    log_probabilities: np.ndarray
+
+
+class TaggingTask(DownstreamTask[TaggedExample, Tagging]):
+    """Finds entities by a tag for every word, read from its first piece (BERT section 5.3).
+
+    Facts: `labels` in the order of the head's outputs, and the entity `types`, sorted.
+    """
+
+    head = "token-classification"
+    best_metric = "f1"
+    options: TaggingOptions
+
+    def read(self, path: str | Path, rejects: Rejects) -> list[TaggedExample]:
+        """The documents of a CoNLL file (`tagging.reading`)."""
+        return read_conll(path, self.options, rejects, self.facts.get("types"))
+
+    def parse(self, record: dict[str, Any], where: str) -> TaggedExample:
+        """The example of `{"text": ...}` or `{"words": [...]}`, each with an `id` or without."""
+        id = where if record.get("id") is None else str(record["id"])
+        text, words = record.get("text"), record.get("words")
+        if (text is None) == (words is None):
+            there = ", ".join(repr(str(name)[:40]) for name in list(record)[:8]) or "none"
+            raise DataError(
+                f"{where}: expected one of the fields 'text' and 'words'; fields there: {there}"
+            )
+        if words is None:
+            if not isinstance(text, str):
+                raise DataError(f"{where}: 'text' must be text; got {type(text).__name__}")
+            return text_example(id, text, split_words)
+        if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+            raise DataError(f"{where}: 'words' must be a list of texts")
+        return TaggedExample(id, tuple(words))
+
+    def learn(self, examples: Sequence[TaggedExample], tokenizer: Any) -> None:
+        """Find the entity types; the labels are every tag that the scheme has for them."""
+        types = {
+            tag.type for example in examples for tag in map(parse_tag, example.tags or ()) if tag
+        } - {""}
+        if not types:
+            raise DataError(
+                "the training data has no entity, every tag is O; is tagging.tag_column right?"
+            )
+        self.facts["types"] = sorted(types)
+        self.facts["labels"] = label_names(types, self.options.scheme)
+
+    def labels(self) -> list[str]:
+        """Tags in the order of the head's outputs."""
+        return self.facts["labels"]
+
+    def model_tags(self) -> list[Tag]:
+        """The labels taken apart.
+
+        Raises:
+            ConfigError: one is no tag.
+        """
+        tags = []
+        for label in self.labels():
+            tag = parse_tag(label)
+            if tag is None:
+                raise ConfigError(
+                    f"the model's label {label!r} is no tag of BIO or BILOU (O, B-PER, I-PER, ...)"
+                )
+            tags.append(tag)
+        return tags
+
+    def features(self, examples: Sequence[TaggedExample], tokenizer: Any) -> list[Feature]:
+        """Windows over every example; a gold tag is in one of them, and ignored in the others."""
+        cls, sep = tokenizer.cls_token_id, tokenizer.sep_token_id
+        if cls is None or sep is None:
+            raise ConfigError("the tokenizer has no [CLS] and [SEP]; tagging frames windows so")
+        options, room = self.options, self.options.length - 2
+        pieces = pieces_of((word for x in examples for word in x.words), tokenizer, room)
+        numbers = {tag: number for number, tag in enumerate(self.model_tags())}
+        features = []
+        for place, example in enumerate(examples):
+            ids = [pieces[word] for word in example.words]
+            sizes = np.array([len(own) for own in ids], dtype=np.int64)
+            labels = self._label_ids(example, numbers)
+            sentences = example.sentence_ranges()
+            parts = list(windows(sizes, sentences, room, options.overlap, options.join))
+            for window in parts or [Window(0, 0, 0, 0)]:
+                here = slice(window.start, window.stop)
+                features.append(
+                    Feature(
+                        example=place,
+                        input_ids=np.concatenate([[cls], *ids[here], [sep]]).astype(np.int64),
+                        rows=1 + np.cumsum(sizes[here]) - sizes[here],
+                        labels=None if labels is None else _owned(labels, window),
+                        place=window,
+                    )
+                )
+        return features
+
+    def _label_ids(self, example: TaggedExample, numbers: dict[Tag, int]) -> np.ndarray | None:
+        """[words] int64 in the model's labels; those it does not have are ignored."""
+        if example.tags is None:
+            return None
+        ids = []
+        for start, stop in example.sentence_ranges():
+            spans = spans_of(map(parse_tag, example.tags[start:stop]))
+            tags = tags_of(spans, stop - start, self.options.scheme)
+            ids += [numbers.get(tag, _IGNORED) for tag in tags]
+        return np.array(ids, dtype=np.int64)
+
+    def decode(
+        self,
+        examples: Sequence[TaggedExample],
+        features: Sequence[Feature],
+        outputs: Sequence[np.ndarray],
+    ) -> list[Tagging]:
+        """The entities of each example, whatever windows its words were read in."""
+        tags = self.model_tags()
+        scores = [np.zeros((len(x.words), len(tags)), dtype=np.float32) for x in examples]
+        for feature, logits in zip(features, outputs, strict=True):
+            window: Window = feature.place
+            own = slice(window.first - window.start, window.last - window.start)
+            scores[feature.example][window.first : window.last] = log_softmax(logits[own])
+        constrained = self.options.constrained
+        transitions = Transitions(tags, self.options.scheme) if constrained else None
+        return [
+            self._tagging(example, own, tags, transitions)
+            for example, own in zip(examples, scores, strict=True)
+        ]
+
+    def _tagging(
+        self,
+        example: TaggedExample,
+        scores: np.ndarray,
+        tags: list[Tag],
+        transitions: Transitions | None,
+    ) -> Tagging:
+        spans: list[Span] = []
+        path = np.zeros(len(scores), dtype=np.int64)
+        for start, stop in example.sentence_ranges():
+            own = scores[start:stop]
+            path[start:stop] = transitions.best_path(own) if transitions else own.argmax(axis=1)
+            chosen = (tags[label] for label in path[start:stop])
+            spans += spans_of(chosen, self.options.repair, start)
+        sure = np.exp(np.take_along_axis(scores, path[:, None], axis=1)[:, 0].astype(np.float64))
+        means = tuple(float(sure[span.start : span.end].mean()) for span in spans)
+        return Tagging(tuple(spans), means, scores)
+
+    def score(
+        self, examples: Sequence[TaggedExample], predictions: Sequence[Tagging]
+    ) -> dict[str, float]:
+        """Precision, recall and F1 over entities (`tagging.metrics`)."""
+        return entity_scores(
+            (gold_spans(example), prediction.spans)
+            for example, prediction in zip(examples, predictions, strict=True)
+        )
+
+    def entities(self, example: TaggedExample, prediction: Tagging) -> list[Entity]:
+        """The predicted spans in the coordinates of what was given."""
+        found = zip(prediction.spans, prediction.scores, strict=True)
+        return [entity_of(example, span, score) for span, score in found]
+
+    def as_json(self, example: TaggedExample, prediction: Tagging) -> dict[str, Any]:
+        """Entities; places are characters for a text, words for words."""
+        return {
+            "entities": [
+                {
+                    "start": entity.start,
+                    "end": entity.end,
+                    "type": entity.type,
+                    "text": entity.text,
+                    "score": entity.score,
+                }
+                for entity in self.entities(example, prediction)
+            ]
+        }
+
+    def marked(self, example: TaggedExample, prediction: Tagging) -> MarkedText:
+        """The text, or a line for each sentence, with the entities."""
+        text, offsets = example.text, example.offsets
+        if text is None or offsets is None:
+            text, offsets = _lines_of(example)
+        marks = tuple(
+            Mark(offsets[start][0], offsets[end - 1][1], kind, note=f"{score:.3f}")
+            for (start, end, kind), score in zip(prediction.spans, prediction.scores, strict=True)
+        )
+        return MarkedText(example.id, text, marks)
+
+    def write_predictions(
+        self, path: Path, examples: Sequence[TaggedExample], predictions: Sequence[Tagging]
+    ) -> None:
+        """Word, gold tag and predicted tag in BIO, parted by TABs, as conlleval reads them."""
+        with open(path, "w", encoding="utf-8", newline="\n") as file:
+            for example, prediction in zip(examples, predictions, strict=True):
+                count = len(example.words)
+                gold = example.tags or ("O",) * count
+                found = list(map(tag_text, tags_of(prediction.spans, count)))
+                rows = list(zip(example.words, gold, found, strict=True))
+                for start, stop in example.sentence_ranges():
+                    lines = ("\t".join(row) + "\n" for row in rows[start:stop])
+                    file.write("".join(lines) + "\n")
+
+
+def gold_spans(example: TaggedExample) -> list[Span]:
+    """The gold spans of an example, in words.
+
+    Raises:
+        DataError: it has no gold tags.
+    """
+    if example.tags is None:
+        raise DataError(f"{example.id}: it has no gold tags, so it cannot be scored")
+    tags = [parse_tag(tag) for tag in example.tags]
+    return [
+        span
+        for start, stop in example.sentence_ranges()
+        for span in spans_of(tags[start:stop], first=start)
+    ]
+
+
+def entity_of(example: TaggedExample, span: Span, score: float) -> Entity:
+    """A span in the coordinates of what was given."""
+    if example.text is None or example.offsets is None:
+        text = " ".join(example.words[span.start : span.end])
+        return Entity(span.start, span.end, span.type, text, score)
+    start, end = example.offsets[span.start][0], example.offsets[span.end - 1][1]
+    return Entity(start, end, span.type, example.text[start:end], score)
+
+
+def _owned(labels: np.ndarray, window: Window) -> np.ndarray:
+    """[words of the window] int64: a word in two windows is trained in the one that owns it."""
+    own = labels[window.start : window.stop].copy()
+    own[: window.first - window.start] = _IGNORED
+    own[window.last - window.start :] = _IGNORED
+    return own
+
+
+def _lines_of(example: TaggedExample) -> tuple[str, list[tuple[int, int]]]:
+    """The words with blanks between them, a line for each sentence, and where they are."""
+    last = {stop - 1 for _, stop in example.sentence_ranges()}
+    parts, offsets, place = [], [], 0
+    for number, word in enumerate(example.words):
+        offsets.append((place, place + len(word)))
+        parts += [word, "\n" if number in last else " "]
+        place += len(word) + 1
+    return "".join(parts[:-1]), offsets
