@@ -284,12 +284,15 @@ class FinetuneRun(Run):
 
         def commit() -> str:
             try:
-                return str(checkpoint.commit(self.run, BEST, self.progress.step, write))
+                path = checkpoint.commit(self.run, BEST, self.progress.step, write)
             except (OSError, SafetensorError) as error:
                 raise StorageError(
                     f"the best model could not be written in {self.run}: {error}. Make room or "
                     "repair the path, and start the same command again"
                 ) from error
+
+            checkpoint.sweep(self.run)  # the one it replaces
+            return str(path)
 
         self.ranks.decide(commit)
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from spanbert_ext.tasks.config import TaskOptions
+
 # [CLS] a [SEP] b [SEP], a piece of each.
 _SHORTEST = 5
 
 
 @dataclass(frozen=True)
-class GlueOptions:
+class GlueOptions(TaskOptions):
     """What the encoder reads of a sentence or a pair (paper appendix B).
 
     Args:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from spanbert_ext.tasks.config import TaskOptions
+
 # Room for all symbols in every kind of input, and a few words.
 SHORTEST = 16
 
 
 @dataclass(frozen=True)
-class RelationOptions:
+class RelationOptions(TaskOptions):
     """How the two entities of a sentence are shown to the encoder (paper section 4.1).
 
     Args:

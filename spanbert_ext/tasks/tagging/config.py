@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from spanbert_ext.tasks.config import TaskOptions
+
 _SHORTEST = 8  # pieces of a window
 
 
 @dataclass(frozen=True)
-class TaggingOptions:
+class TaggingOptions(TaskOptions):
     """How tagged files are read and how words are tagged.
 
     Args:
