@@ -11,13 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
 
 import torch
 import torch.nn.functional as F
 
 from spanbert_ext import _boundary
 from spanbert_ext._boundary import readable
+from spanbert_ext.cpu_attention import attention_in_runs
 
 # Head sizes and dtypes of the flash kernel behind varlen_attn.
 _VARLEN_DTYPES = (torch.float16, torch.bfloat16)
@@ -273,7 +273,7 @@ def packed_attention(
     if max_queries is not None:
         _check_queries(cu_seqlens_q, max_queries)
     if path == "runs":
-        return _attention_in_runs(q, k, v, cu_seqlens_q, packing.cu_seqlens, dropout)
+        return attention_in_runs(q, k, v, cu_seqlens_q, packing.cu_seqlens, dropout)
     if path == "varlen":
         return _attention_varlen(q, k, v, cu_seqlens_q, packing, max_queries)
     if cu_seqlens_q is not packing.cu_seqlens:
@@ -291,24 +291,6 @@ def _check_queries(cu_seqlens_q: torch.Tensor, max_queries: int) -> None:
         torch._assert_async(fine, rule)
     elif not bool(fine):
         raise ValueError(f"{rule}; got {int(cu_seqlens_q.diff().max())}")
-
-
-def _attention_in_runs(q, k, v, cu_q, cu_k, dropout: float) -> torch.Tensor:
-    """CPU: neighbouring sequences of equal length form one dense batch; nothing is padded."""
-    lengths_q, lengths_k = cu_q.diff().tolist(), cu_k.diff().tolist()
-    outputs, start_q, start_k = [], 0, 0
-    for (length_q, length_k), run in groupby(zip(lengths_q, lengths_k, strict=True)):
-        count = len(list(run))
-        end_q, end_k = start_q + count * length_q, start_k + count * length_k
-        if end_q > start_q:
-            query, key, value = (
-                x.unflatten(0, (count, -1)).transpose(1, 2)
-                for x in (q[start_q:end_q], k[start_k:end_k], v[start_k:end_k])
-            )
-            out = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout)
-            outputs.append(out.transpose(1, 2).flatten(0, 1))
-        start_q, start_k = end_q, end_k
-    return torch.cat(outputs)
 
 
 def _attention_varlen(q, k, v, cu_q, packing: Packing, max_q: int | None) -> torch.Tensor:

@@ -13,7 +13,7 @@ from spanbert_ext.tasks.task import Feature, Head
 
 # A stream's length is rounded up to a multiple: libraries of matrix products prepare themselves
 # anew for every shape (on a CPU with AMX a bf16 product of a new shape costs milliseconds).
-MULTIPLE = 64
+MULTIPLE = 128
 # Batches whose features are sorted by length together before they are cut.
 _SORTED_BATCHES = 32
 
