@@ -224,6 +224,7 @@ def test_records_of_predict():
         ("cola", {}, "the record needs sentence or text; it has nothing"),
         ("cola", {"sentence": None}, "the record needs sentence or text; it has 'sentence'"),
         ("cola", {"sentence": ""}, "the text is empty"),
+        ("cola", {"sentence": "a\ud800"}, "half a surrogate pair at character 1 of the text"),
         ("cola", {"sentence": 5}, "the text is not a string ('5')"),
         ("rte", {"sentence1": "a"}, "the record needs sentence1 and sentence2 or question1 and"),
         ("rte", {"sentence1": "a", "sentence2": ["b"]}, "the text is not a string"),

@@ -154,6 +154,11 @@ def _text(text: Any) -> str:
         raise _Fault("the text is not a string", repr(text))
     if not text.strip():
         raise _Fault("the text is empty", text)
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        # JSON can state it; no tokenizer takes it.
+        raise _Fault(f"half a surrogate pair at character {error.start} of the text") from None
     return text
 
 
