@@ -175,6 +175,12 @@ def test_blank_lines_are_passed_over(tmp_path):
     assert [example.id for example in found] == ["3", "5"]
 
 
+def test_an_empty_text_of_a_test_set_stays(tmp_path):
+    """A submission lacks no line."""
+    found, _ = read(tmp_path, "qqp", "id\tquestion1\tquestion2\n0\twhy\t\n1\t\thow\n")
+    assert [example.texts for example in found] == [("why", ""), ("", "how")]
+
+
 def test_another_kind_of_file(tmp_path):
     with pytest.raises(DataError, match=r"x.tsv:1: the header names no columns sentence1 and sent"):
         read(tmp_path, "rte", "sentence\tlabel\nfine\t1\n")
@@ -218,6 +224,7 @@ def test_records_of_predict():
         ("cola", {}, "the record needs sentence or text; it has nothing"),
         ("cola", {"sentence": None}, "the record needs sentence or text; it has 'sentence'"),
         ("cola", {"sentence": ""}, "the text is empty"),
+        ("cola", {"sentence": "a\ud800"}, "half a surrogate pair at character 1 of the text"),
         ("cola", {"sentence": 5}, "the text is not a string ('5')"),
         ("rte", {"sentence1": "a"}, "the record needs sentence1 and sentence2 or question1 and"),
         ("rte", {"sentence1": "a", "sentence2": ["b"]}, "the text is not a string"),

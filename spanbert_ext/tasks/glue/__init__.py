@@ -1,1 +1,1 @@
-"""GLUE: nine tasks that judge a sentence or a pair of sentences (paper section 4.2)."""
+"""GLUE: nine tasks that judge a sentence or a pair of sentences (paper section 4.1)."""

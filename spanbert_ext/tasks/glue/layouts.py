@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-# What `GlueTask.score` gives besides, by the number that picks the best model.
+# The number that picks the best model; what else a task reports goes with it (`metrics.measures`).
 Measure = Literal["matthews", "accuracy", "accuracy_and_f1", "pearson_and_spearman"]
 
 ID_NAMES = ("index", "id", "idx")
