@@ -159,6 +159,13 @@ def test_of_a_long_entity_the_ends_are_kept():
     ]
 
 
+def test_behind_the_sentence_too():
+    case = example(" ".join("abcdefghijklmnopqrstuvwxyz"), (1, 24), (25, 26))
+    reader = tokenizer()
+    made = learned(reader, [case], length=24, input="entity-mask-and-text")
+    assert shown(made, reader, case) == ["[CLS] a SUBJ=PERSON y OBJ=CITY [SEP] b c x [SEP] z [SEP]"]
+
+
 cases = st.integers(2, 60).flatmap(
     lambda n: st.tuples(
         st.just(n),

@@ -1,4 +1,5 @@
 import json
+import random
 import subprocess
 import sys
 
@@ -61,6 +62,22 @@ def test_labels_are_ordered_by_frequency_then_name(trained):
     made, _, _ = trained
     assert made.labels() == ["no_relation", "born_in", "died_in", "owns"]
     assert (made.head, made.best_metric, made.name) == ("sequence-classification", "f1", "tacred")
+
+
+def test_the_order_of_the_file_changes_nothing(tmp_path):
+    rows = [
+        record(id=f"{n}", relation=f"r{n % 5}", subj_type=f"S{n % 3}", obj_type=f"O{n % 4}")
+        for n in range(60)
+    ]
+    found = []
+    for seed in range(4):
+        random.Random(seed).shuffle(rows)
+        made = task()
+        examples = made.read(write_json(tmp_path / "train.json", rows), Rejects())
+        made.learn(examples, tokenizer())
+        found.append(json.dumps(made.facts))
+    assert len({*found}) == 1
+    assert json.loads(found[0])["labels"] == ["no_relation", "r0", "r1", "r2", "r3", "r4"]
 
 
 def test_facts_survive_json(trained):
