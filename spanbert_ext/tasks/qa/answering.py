@@ -119,7 +119,7 @@ def _records(question: Any, context: Any, inputs: Any) -> tuple[list, bool]:
             raise DataError("give either question and context, or inputs")
         return ([inputs], True) if isinstance(inputs, dict) else (_listed(inputs, "inputs"), False)
     if question is None:
-        raise DataError("a context without a question; give both")
+        raise DataError("there is no question; give question and context, or inputs")
     if isinstance(question, str):
         if isinstance(context, str):
             return [{"question": question, "context": context}], True
