@@ -2,6 +2,8 @@
 
 import json
 import logging
+import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -176,6 +178,23 @@ def test_marked_text():
         "no answer minus answer": "1.00",
         "answer 2": "1889 (0.675)",
     }
+
+
+def test_plot(monkeypatch, tmp_path):
+    drawn = []
+    plots = SimpleNamespace(score_plot=lambda *arguments: drawn.append(arguments))
+    monkeypatch.setitem(sys.modules, "spanbert_ext.tasks.plots", plots)
+    examples = [example(CONTEXT, "1889"), example(CONTEXT, is_impossible=True)]
+    predictions = [prediction("1889", -1.0), prediction("Paris", 2.0, 0.4)]
+    path = tmp_path / "scores.png"
+    QATask("squad", QAOptions()).plot(path, examples, predictions)
+    QATask("squad2", QAOptions(), {"null_threshold": 2.5}).plot(path, examples, predictions)
+    QATask("squad2", QAOptions()).plot(path, examples, predictions)
+    assert drawn == [
+        ([0.9], [0.4], path, None),
+        ([-1.0], [2.0], path, 2.5),
+        ([-1.0, 2.0], [], path, 0.0),
+    ]
 
 
 def test_examples_that_teach_nothing():

@@ -203,8 +203,8 @@ def _best(scores: np.ndarray, count: int) -> np.ndarray:
     rows, width = scores.shape
     if count >= width:
         return np.broadcast_to(np.arange(width), scores.shape)
-    # Floats in the order of their bits, the place below them: no two keys are equal.
-    bits = scores.view(np.int32)
+    # Floats in the order of their bits (-0 as 0), the place below them: no two keys are equal.
+    bits = (scores + np.float32(0)).view(np.int32)
     keys = np.where(bits < 0, bits ^ 0x7FFFFFFF, bits).astype(np.int64) << 32
     keys -= np.arange(width)
     places = np.argpartition(keys, width - count, axis=1)[:, width - count :]

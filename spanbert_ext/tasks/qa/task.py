@@ -209,6 +209,22 @@ class QATask(DownstreamTask[QAExample, QAPrediction]):
             diffs = {e.id: p.score_diff for e, p in zip(examples, predictions, strict=True)}
             _write_json(path.with_name(f"{path.stem}_na.json"), diffs)
 
+    def plot(
+        self, path: Path, examples: Sequence[QAExample], predictions: Sequence[QAPrediction]
+    ) -> None:
+        """Scores of right and of wrong answers: probabilities; for squad2 the differences of scores
+        with the threshold."""
+        from spanbert_ext.tasks.plots import score_plot
+
+        scores: tuple[list[float], list[float]] = [], []
+        for example, prediction in zip(examples, predictions, strict=True):
+            (answer,) = self.ranked(prediction, 1)
+            golds = example.golds or ("",)
+            wrong = not any(metrics.exact(answer.text, gold) for gold in golds)
+            scores[wrong].append(prediction.score_diff if self.name == "squad2" else answer.score)
+        threshold = self.null_threshold if self.name == "squad2" else None
+        score_plot(*scores, path, threshold)
+
 
 def _texts(predictions: Sequence[QAPrediction]) -> list[str]:
     """The best answers, whatever the threshold."""

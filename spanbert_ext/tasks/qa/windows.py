@@ -117,10 +117,11 @@ def answer_pieces(example: QAExample, context: Pieces) -> tuple[int, int] | None
     """First and last piece that share a character with the first answer.
 
     Returns:
-        (-1, -1) if there is no answer or no piece holds a character of it; None where nobody says.
+        (-1, -1) if there is no answer, its place is not known, or no piece holds a character of it;
+        None where nobody says.
     """
     if not example.answers:
-        return (-1, -1) if example.is_impossible else None
+        return (-1, -1) if example.is_impossible or example.golds else None
     text, start = example.answers[0]
     starts, ends = context.offsets.T
     found = np.flatnonzero((starts < start + len(text)) & (ends > start) & (starts < ends))
