@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from spanbert_ext.tasks.tagging import spans
 from spanbert_ext.tasks.tagging.schemes import Tag, spans_of
 from spanbert_ext.tasks.tagging.spans import bilou_scores, bio_scores, choose, pair_scores
 
@@ -101,10 +102,13 @@ def naive_choice(scores, threshold, top_k, overlapping):
     st.sampled_from([None, 0.0, 0.3, 0.6, 1.0]),
     st.sampled_from([None, 1, 3]),
     st.booleans(),
+    st.sampled_from([1, 64]),
 )
-def test_choice_against_a_plain_one(seed, shape, threshold, top_k, overlapping):
+def test_choice_against_a_plain_one(seed, shape, threshold, top_k, overlapping, looked_at):
     scores = np.random.default_rng(seed).integers(0, 6, shape) / 5  # many ties
-    found = choose(scores, threshold, top_k, overlapping)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(spans, "_LOOKED_AT", looked_at)
+        found = choose(scores, threshold, top_k, overlapping)
     assert found == naive_choice(scores, threshold, top_k, overlapping)
 
 
