@@ -16,6 +16,11 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
+# Stretches looked at first for each that is wanted: a long text has millions, which need not all
+# be sorted.
+_LOOKED_AT = 64
+_SMALLEST = float(np.nextafter(0.0, 1.0))
+
 
 def bio_scores(
     begin: np.ndarray,
@@ -113,14 +118,28 @@ def choose(
         Type's number, first word, the word behind the last, score: best first; of equal ones the
         earlier, then the shorter, then the earlier type.
     """
-    least = np.nextafter(0.0, 1.0) if threshold is None else max(threshold, np.nextafter(0.0, 1.0))
+    least = _SMALLEST if threshold is None else max(threshold, _SMALLEST)
+    seen = scores.size if top_k is None else _LOOKED_AT * top_k
+    while seen < scores.size:
+        place = scores.size - seen
+        bound = np.partition(scores, place, axis=None)[place]
+        # All that are better than the bound come before all others, so the choice is the same.
+        chosen = _best_first(scores, max(least, bound), top_k, overlapping)
+        if bound <= least or len(chosen) == top_k:
+            return chosen
+        seen *= 8
+    return _best_first(scores, least, top_k, overlapping)
+
+
+def _best_first(
+    scores: np.ndarray, least: float, top_k: int | None, overlapping: bool
+) -> list[tuple[int, int, int, float]]:
     kinds, starts, widths = (scores >= least).nonzero()
     values = scores[kinds, starts, widths]
-    order = np.lexsort((kinds, widths, starts, -values))
     taken = np.zeros(scores.shape[1], dtype=bool)
     chosen: list[tuple[int, int, int, float]] = []
-    for n in order:
-        if top_k is not None and len(chosen) >= top_k:
+    for n in np.lexsort((kinds, widths, starts, -values)):
+        if len(chosen) == top_k:
             break
         start, stop = int(starts[n]), int(starts[n] + widths[n] + 1)
         if not overlapping:

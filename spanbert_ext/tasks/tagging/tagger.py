@@ -82,7 +82,8 @@ class SpanTagger:
 
         The score is the probability that exactly these words are an entity of this type, the tags
         of different words taken as independent (`tagging.spans` has the formula). It answers "is
-        this a span?" with a model of a single type.
+        this a span?" with a model of a single type. A model that learned IOB1 marks beginnings
+        only between neighbours, so that most of its spans get almost nothing.
 
         Args:
             threshold: least score; 0.5 where `top_k` is not given either.
