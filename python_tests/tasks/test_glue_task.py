@@ -245,7 +245,7 @@ def test_a_test_set_trains_nothing(tokenizer):
 def test_options():
     assert GlueOptions().faults() == []
     assert GlueOptions(5).faults() == []
-    assert GlueOptions(4).faults() == ["length: must be at least 5; got 4"]
+    assert GlueOptions(4).faults() == ["glue.length: must be at least 5; got 4"]
 
 
 def test_no_torch_is_imported():

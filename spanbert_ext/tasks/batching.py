@@ -20,11 +20,11 @@ _SORTED_BATCHES = 32
 
 @dataclass(frozen=True)
 class PackedBatch:
-    """Some features as one stream; a last sequence of padding may follow them.
+    """Some features as one stream; sequences of padding may follow them.
 
     Args:
         input_ids: [T] int64.
-        cu_seqlens: [M + 1] int64, M the number of features, or one more with padding.
+        cu_seqlens: [M + 1] int64, M the number of features and of sequences of padding.
         token_type_ids: [T] int64, None: all 0.
         max_seqlen: the longest sequence.
         rows: [R] int64, flat places of the tokens whose outputs are read (token-classification).
@@ -77,7 +77,9 @@ def pack(
     padding = -total % MULTIPLE
     ids = np.full(total + padding, pad_id, np.int64)
     np.concatenate([feature.input_ids for feature in features], out=ids[:total])
-    sequences = [*lengths, padding] if padding else lengths
+    # No longer than the features, which fit into the model's positions.
+    most = max(lengths)
+    sequences = [*lengths, *(min(most, padding - i) for i in range(0, padding, most))]
     cu_seqlens = np.concatenate([[0], np.cumsum(sequences)]).astype(np.int64)
     types = None
     if any(feature.token_type_ids is not None for feature in features):
@@ -110,7 +112,7 @@ def pack(
 def _labels(
     features: Sequence[Feature], head: Head, sequences: int, ignored: bool
 ) -> np.ndarray | None:
-    """What the head's loss takes; the sequence of padding is ignored."""
+    """What the head's loss takes; padding is ignored."""
     if any(feature.labels is None for feature in features):
         return None
     gold = [feature.labels for feature in features]

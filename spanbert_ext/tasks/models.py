@@ -133,7 +133,7 @@ def _bert_config(
     fields = conversion.bert_fields(fields)
     for name in ("id2label", "label2id", "num_labels", "problem_type"):
         fields.pop(name, None)
-    return BertConfig(**fields, **_label_fields(head, labels), **_dropout_fields(fields, dropout))
+    return BertConfig(**fields | _label_fields(head, labels) | _dropout_fields(dropout))
 
 
 def _label_fields(head: Head, labels: Sequence[str]) -> dict[str, Any]:
@@ -149,13 +149,9 @@ def _label_fields(head: Head, labels: Sequence[str]) -> dict[str, Any]:
     return fields
 
 
-def _dropout_fields(fields: dict[str, Any], dropout: float | None) -> dict[str, float]:
-    if dropout is None:
-        return {}
+def _dropout_fields(dropout: float | None) -> dict[str, float]:
     names = ("hidden_dropout_prob", "attention_probs_dropout_prob")
-    for name in names:
-        fields.pop(name, None)
-    return dict.fromkeys(names, dropout)
+    return {} if dropout is None else dict.fromkeys(names, dropout)
 
 
 def _stored_head(
@@ -191,7 +187,7 @@ def _foreign_model(
             )
         for name, value in _label_fields(head, labels).items():
             setattr(config, name, value)
-        for name, value in _dropout_fields({}, dropout).items():
+        for name, value in _dropout_fields(dropout).items():
             if not hasattr(config, name):
                 raise ConfigError(f"dropout: {config.model_type} calls its dropouts otherwise")
             setattr(config, name, value)

@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar
 
 import numpy as np
 
+from spanbert_ext.errors import ConfigError
 from spanbert_ext.tasks.marked_text import MarkedText
 from spanbert_ext.tasks.rejects import Rejects
 
@@ -161,11 +162,27 @@ class DownstreamTask(ABC, Generic[Example, Prediction]):
     def write_predictions(
         self, path: Path, examples: Sequence[Example], predictions: Sequence[Prediction]
     ) -> None:
-        """Predictions of `evaluate` in the layout the task's official scorer reads."""
-        raise NotImplementedError(f"{self.name} has no official prediction file")
+        """Predictions of `evaluate` in the layout the task's official scorer reads.
+
+        Raises:
+            StorageError: the file cannot be written.
+        """
+        raise ConfigError(f"{self.name} has no official prediction file")
 
     def plot(
         self, path: Path, examples: Sequence[Example], predictions: Sequence[Prediction]
     ) -> None:
-        """A picture of an evaluation: the confusion of labels, or the distribution of scores."""
-        raise NotImplementedError(f"{self.name} has no plot")
+        """A picture of an evaluation: how often each label was taken for each.
+
+        Raises:
+            ConfigError: matplotlib is not installed.
+        """
+        from spanbert_ext.tasks import plots
+
+        plots.confusion_plot(*self.confusion(examples, predictions), path)
+
+    def confusion(
+        self, examples: Sequence[Example], predictions: Sequence[Prediction]
+    ) -> tuple[list[str], np.ndarray]:
+        """(names, [names, names] int64 counts with gold labels in rows) for the plot."""
+        raise ConfigError(f"{self.name} has no labels to confuse")

@@ -86,10 +86,12 @@ def stored_task(
         ConfigError: the model is one of another task.
         StorageError: as `stored_options`.
     """
-    entry = registry.entry_of(stored["task"])
-    if name is not None and name != entry.name:
-        other = registry.entry_of(name)
-        if other.section != entry.section or stored["facts"].get("labels"):
-            raise ConfigError(f"the model was fine-tuned for {entry.name}, not for {name}")
-        entry = other
-    return entry.make(stored_options(stored) if options is None else options, stored["facts"])
+    trained = registry.entry_of(stored["task"])
+    wanted = trained if name is None else registry.entry_of(name)
+    options = stored_options(stored) if options is None else options
+    task = None
+    if wanted.section == trained.section:
+        task = wanted.make(options, stored["facts"])
+    if task is None or (wanted.name != trained.name and task.labels()):
+        raise ConfigError(f"the model was fine-tuned for {trained.name}, not for {wanted.name}")
+    return task

@@ -24,5 +24,5 @@ class GlueOptions(TaskOptions):
     def faults(self) -> list[str]:
         """One line for every impossible value."""
         if self.length < _SHORTEST:
-            return [f"length: must be at least {_SHORTEST}; got {self.length}"]
+            return [f"glue.length: must be at least {_SHORTEST}; got {self.length}"]
         return []

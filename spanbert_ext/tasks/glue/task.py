@@ -12,7 +12,7 @@ import numpy as np
 from spanbert_ext.data.storage import write_whole
 from spanbert_ext.errors import DataError, StorageError
 from spanbert_ext.tasks.glue.layouts import HIGHEST, LAYOUTS, LOWEST
-from spanbert_ext.tasks.glue.metrics import measures
+from spanbert_ext.tasks.glue.metrics import confusion, measures
 from spanbert_ext.tasks.glue.reading import GlueExample, parse_record, read_file
 from spanbert_ext.tasks.marked_text import MarkedText
 from spanbert_ext.tasks.rejects import Rejects
@@ -130,21 +130,38 @@ class GlueTask(DownstreamTask[GlueExample, GluePrediction]):
         self, examples: Sequence[GlueExample], predictions: Sequence[GluePrediction]
     ) -> dict[str, float]:
         """What GLUE reports of the task; nothing where no example has a gold label."""
+        gold, predicted = self._compared(examples, predictions)
+        if not gold:
+            return {}
+        return measures(self.layout.measure, gold, predicted, len(self.layout.labels))
+
+    def confusion(
+        self, examples: Sequence[GlueExample], predictions: Sequence[GluePrediction]
+    ) -> tuple[list[str], np.ndarray]:
+        """How often each label was taken for each.
+
+        Raises:
+            ConfigError: a regression has no labels.
+        """
+        labels = self.layout.labels
+        if not labels:
+            return super().confusion(examples, predictions)
+        return list(labels), confusion(*self._compared(examples, predictions), len(labels))
+
+    def _compared(
+        self, examples: Sequence[GlueExample], predictions: Sequence[GluePrediction]
+    ) -> tuple[list[Any], list[Any]]:
+        """Gold and predicted label numbers, or values, of the examples that have a gold one."""
         pairs = [
             (example.gold, prediction)
             for example, prediction in zip(examples, predictions, strict=True)
             if example.gold is not None
         ]
-        if not pairs:
-            return {}
         labels = self.layout.labels
         if labels:
-            gold = [labels.index(gold) for gold, _ in pairs]
             predicted = [labels.index(prediction.label) for _, prediction in pairs]
-        else:
-            gold = [gold for gold, _ in pairs]
-            predicted = [prediction.value for _, prediction in pairs]
-        return measures(self.layout.measure, gold, predicted, len(labels))
+            return [labels.index(gold) for gold, _ in pairs], predicted
+        return [gold for gold, _ in pairs], [prediction.value for _, prediction in pairs]
 
     def as_json(self, example: GlueExample, prediction: GluePrediction) -> dict[str, Any]:
         """`label`, its probability `score` and those of all labels, `scores`; for sts-b `value`."""

@@ -8,11 +8,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from spanbert_ext.tasks.config import TaskOptions
+
 _SHORTEST = 16  # pieces: special tokens, some of a question and some of a context
 
 
 @dataclass(frozen=True)
-class QAOptions:
+class QAOptions(TaskOptions):
     """How questions and contexts become sequences, and scores become answers.
 
     Args:

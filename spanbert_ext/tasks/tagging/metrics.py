@@ -7,7 +7,9 @@ divided by nothing counts as 0.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
+
+import numpy as np
 
 from spanbert_ext.tasks.tagging.schemes import Span
 
@@ -49,3 +51,27 @@ def _scores(right: int, found: int, gold: int) -> dict[str, float]:
         "precision": share(right, found),
         "recall": share(right, gold),
     }
+
+
+def word_confusion(
+    gold: Sequence[Sequence[Span]], found: Sequence[Sequence[Span]], words: Sequence[int]
+) -> tuple[list[str], np.ndarray]:
+    """How often a word of each type was taken for each; O stands for words of no entity.
+
+    Args:
+        gold, found: spans of each example, in words.
+        words: how many each example has.
+
+    Returns:
+        Names, O first, and [names, names] int64 counts with gold types in rows.
+    """
+    names = ["O", *sorted({span.type for spans in (*gold, *found) for span in spans})]
+    place = {name: number for number, name in enumerate(names)}
+    counts = np.zeros((len(names), len(names)), np.int64)
+    for own, other, length in zip(gold, found, words, strict=True):
+        rows, columns = np.zeros(length, np.int64), np.zeros(length, np.int64)
+        for spans, types in ((own, rows), (other, columns)):
+            for span in spans:
+                types[span.start : span.end] = place[span.type]
+        np.add.at(counts, (rows, columns), 1)
+    return names, counts

@@ -15,7 +15,7 @@ from spanbert_ext.tasks.rejects import Rejects
 from spanbert_ext.tasks.tagging.config import TaggingOptions
 from spanbert_ext.tasks.tagging.decoding import Transitions, log_softmax
 from spanbert_ext.tasks.tagging.example import TaggedExample, text_example
-from spanbert_ext.tasks.tagging.metrics import entity_scores
+from spanbert_ext.tasks.tagging.metrics import entity_scores, word_confusion
 from spanbert_ext.tasks.tagging.pieces import pieces_of
 from spanbert_ext.tasks.tagging.reading import read_conll
 from spanbert_ext.tasks.tagging.schemes import (
@@ -214,6 +214,16 @@ class TaggingTask(DownstreamTask[TaggedExample, Tagging]):
         return entity_scores(
             (gold_spans(example), prediction.spans)
             for example, prediction in zip(examples, predictions, strict=True)
+        )
+
+    def confusion(
+        self, examples: Sequence[TaggedExample], predictions: Sequence[Tagging]
+    ) -> tuple[list[str], np.ndarray]:
+        """How often a word of each type was taken for each."""
+        return word_confusion(
+            [gold_spans(example) for example in examples],
+            [prediction.spans for prediction in predictions],
+            [len(example.words) for example in examples],
         )
 
     def entities(self, example: TaggedExample, prediction: Tagging) -> list[Entity]:
