@@ -112,6 +112,16 @@ def test_choice_against_a_plain_one(seed, shape, threshold, top_k, overlapping, 
     assert found == naive_choice(scores, threshold, top_k, overlapping)
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_the_first_looked_at_may_be_too_few(seed, monkeypatch):
+    """The best three overlap more often than not: then more are looked at."""
+    monkeypatch.setattr(spans, "_LOOKED_AT", 1)
+    scores = np.random.default_rng(seed).random((2, 12, 6))
+    scores[:, 4] += 1.0
+    found = choose(scores, top_k=3)
+    assert len(found) == 3 and found == naive_choice(scores, None, 3, False)
+
+
 @given(probabilities("BI", 12))
 def test_above_one_half_nothing_overlaps(case):
     table, sentences = case

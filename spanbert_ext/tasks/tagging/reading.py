@@ -85,10 +85,7 @@ class _Layout:
         return ("\t" if self.tabs else " ").join(cells)
 
     def is_comment(self, line: str) -> bool:
-        if not line.startswith("# "):
-            return False
-        cells = self.cells(line)
-        return len(cells) != self.columns or self.fault_in(cells) is not None
+        return line.startswith("# ") and self.fault_in(self.cells(line)) is not None
 
     def fault_in(self, cells: list[str]) -> str | None:
         if len(cells) != self.columns:
