@@ -71,9 +71,7 @@ class PieceDocument:
         ids = np.array([vocabulary[piece] for piece in self.pieces], dtype=np.int64)
         specials = (tokenizer.cls_token_id, tokenizer.sep_token_id)
         sizes = np.array(self.sizes, dtype=np.int64)
-        return lay_out(
-            self.document, ids, sizes, self.cuts, specials, singletons, max_speakers
-        )
+        return lay_out(self.document, ids, sizes, self.cuts, specials, singletons, max_speakers)
 
 
 def read(path: str | Path, rejects: Rejects, shared: Shared = "merge") -> list[Document]:
@@ -252,7 +250,9 @@ def _speakers(record: dict[str, Any], length: int, where: str) -> list[str | Non
     flat = [s for row in value for s in (row if isinstance(row, list) else [row])]
     if not isinstance(value, list) or len(flat) != length:
         raise DataError(f"{where}: {len(flat)} speakers for {length} words or pieces")
-    return [None if speaker is None or str(speaker) in _NOBODY else str(speaker) for speaker in flat]
+    return [
+        None if speaker is None or str(speaker) in _NOBODY else str(speaker) for speaker in flat
+    ]
 
 
 def _clusters(record: dict[str, Any], length: int, where: str) -> list[list[Span]]:

@@ -184,9 +184,9 @@ def _pieces(documents, tokenizer, specials) -> dict[str, np.ndarray]:
     words = list(dict.fromkeys(word for document in documents for word in document.words))
     if not words:
         return {}
-    ids = tokenizer(
-        words, add_special_tokens=False, return_attention_mask=False, verbose=False
-    )["input_ids"]
+    # A word that reads "[SEP]" is no end of a segment.
+    options = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
+    ids = tokenizer(words, return_attention_mask=False, **options)["input_ids"]
     return {
         word: np.array(own or [unknown], dtype=np.int64)
         for word, own in zip(words, ids, strict=True)

@@ -16,6 +16,7 @@ import re
 from collections.abc import Sequence
 
 from spanbert_ext.tasks.coref.documents import Span
+from spanbert_ext.tasks.coref.mention_words import word_set
 
 _STOP = re.compile(r"[.?!\u2026\u3002\uff01\uff1f\u061f\u06d4\u0964]+$")
 _PARAGRAPH = re.compile(r"\n[^\S\n]*\n")
@@ -24,14 +25,14 @@ _CLOSING = frozenset("\u201d\u2019\u00bb\u203a)]}\u300d\u300f") | {"''", "\u2019
 # Passed over on the way to the word that shows whether a sentence begins.
 _BEFORE = frozenset("\"'`\u201c\u2018\u00ab\u2039([{\u300c\u300e_*\u2014\u2013-") | {"``", "--"}
 _GOES_ON = frozenset(",;:")
-_ENDS = frozenset(
+_ENDS = word_set(
     "etc. inc. ltd. co. corp. esq. jr. sr. bros. a.m. p.m. u.s. u.k. u.s.a. e.u. d.c. b.c. a.d. "
-    "ph.d. m.d. dept. blvd. ave. rd.".split()
+    "ph.d. m.d. dept. blvd. ave. rd."
 )
-_BEGINS = frozenset(
+_BEGINS = word_set(
     "The A An This That These Those He She It They We You His Her Its Their My Our Your There Here "
     "But And Or So Then When While If In On At As For After Before With What Who How Why Where No "
-    "Not Yes One Some All Now".split()
+    "Not Yes One Some All Now"
 )
 
 

@@ -19,18 +19,20 @@ from __future__ import annotations
 import functools
 import re
 import unicodedata
+from collections.abc import Iterable
 
 from spanbert_ext.tasks.coref.documents import Span
+from spanbert_ext.tasks.coref.mention_words import word_set
 
 # Abbreviations by how they are written: capitalised, in any case, before a number.
-TITLES = (
+TITLES = word_set(
     "mr mrs ms messrs mme mlle dr prof rev hon st ste sr jr esq gen col capt lieut lt sgt maj cmdr "
     "gov sen rep pres supt insp dept inc ltd co corp bros mt ft ave blvd rd jan feb apr jun jul "
     "aug sept oct nov dec"
-).split()
-OTHERS = "etc vs viz cf approx".split()
-NUMBERED = "no nos fig figs vol vols chap p pp".split()
-_ELISIONS = "em cause bout til till round neath tween n".split()
+)
+OTHERS = word_set("etc vs viz cf approx")
+NUMBERED = word_set("no nos fig figs vol vols chap p pp")
+_ELISIONS = word_set("em cause bout til till round neath tween n")
 # Code points that are searched for combining marks: the planes that have any.
 _MARKED = (range(0x300, 0x1E95A), range(0xE0100, 0xE01F0))
 
@@ -44,26 +46,30 @@ def _pattern() -> re.Pattern[str]:
     apostrophe = "['\u2019]"
     clitic = rf"(?:{apostrophe}(?i:s|m|d|ll|re|ve)|(?i:n{apostrophe}t))(?!{letter})"
     joined = rf"(?:{apostrophe}|[-_\u2010\u2011]|(?<=\d)[.,:/](?=\d))(?={letter})"
-    titles = "|".join([*map(str.capitalize, TITLES), *map(str.upper, TITLES)])
+    titles = _either([*map(str.capitalize, TITLES), *map(str.upper, TITLES)])
     # Repetitions that can fail at their end are bounded: time stays linear in the text.
     web = r"[^\s<>\"]*[^\s<>\".,;:!?')\]]"
     parts = [
         rf"(?:https?://|www\.){web}",
         r"[\w.+-]{1,64}@[\w-]{1,64}(?:\.[\w-]{1,64}){1,8}",
-        rf"(?:{titles}|(?i:{'|'.join(OTHERS)}))\.(?!{letter})",
-        rf"(?i:{'|'.join(NUMBERED)})\.(?=\s*\d)",
-        rf"[^\W\d_](?:\.[^\W\d_]){1,8}\.?(?!{letter})",
+        rf"(?:{titles}|(?i:{_either(OTHERS)}))\.(?!{letter})",
+        rf"(?i:{_either(NUMBERED)})\.(?=\s*\d)",
+        rf"[^\W\d_](?:\.[^\W\d_]){{1,8}}\.?(?!{letter})",
         rf"[A-HJ-Z\u00c0-\u00de]\.(?!{letter})(?=\s*\S)",
         r"(?i:can(?=not\b))",
         clitic,
         rf"{apostrophe}(?i:t(?=(?:is|was|were|will|would)\b))",
-        rf"{apostrophe}(?i:{'|'.join(_ELISIONS)})(?!{letter}|{apostrophe})",
+        rf"{apostrophe}(?i:{_either(_ELISIONS)})(?!{letter}|{apostrophe})",
         rf"{han}{extend}*",
         rf"(?!{clitic}){letter}(?:(?!{clitic}|{han})(?:{letter}|{joined}))*",
         rf"([.*=~_-])\1+{extend}*",
         rf"\S{extend}*(?:(?<=\u200d)\S{extend}*)*",
     ]
     return re.compile("|".join(parts))
+
+
+def _either(words: Iterable[str]) -> str:
+    return "|".join(sorted(words))
 
 
 def _marks() -> str:
