@@ -45,6 +45,10 @@ _UNESCAPED = {"/.": ".", "/?": "?"}
 class _Fault(Exception):
     """What is wrong with a line; its document cannot be used."""
 
+    def __init__(self, reason: str, line: int = 0):
+        super().__init__(reason)
+        self.line = line
+
 
 @dataclass
 class _Draft:
@@ -55,7 +59,7 @@ class _Draft:
     sentences: list[int] = field(default_factory=list)
     speakers: list[str | None] = field(default_factory=list)
     clusters: dict[str, list[Span]] = field(default_factory=dict)
-    begun: dict[str, list[int]] = field(default_factory=dict)
+    begun: dict[str, list[tuple[int, int]]] = field(default_factory=dict)  # words, lines
     breaks: bool = True
 
     @property
@@ -65,23 +69,23 @@ class _Draft:
             return self.header.strip()
         return name[1] if name[2] is None else f"{name[1]}_{int(name[2])}"
 
-    def add(self, line: str) -> None:
+    def add(self, line: str, number: int) -> None:
         columns = line.split("\t") if "\t" in line else line.split()
         if len(columns) < _FEWEST:
             raise _Fault(f"{len(columns)} columns where at least {_FEWEST} are needed")
         if not columns[_WORD]:
             raise _Fault("the word, column 3 from 0, is empty")
         speaker = columns[_SPEAKER] if len(columns) > _SPEAKER + 1 else ""
-        number = self.sentences[-1] + self.breaks if self.sentences else 0
+        sentence = self.sentences[-1] + self.breaks if self.sentences else 0
         self.breaks = False
         self.words.append(_UNESCAPED.get(columns[_WORD], columns[_WORD]))
-        self.sentences.append(number)
+        self.sentences.append(sentence)
         self.speakers.append(None if speaker in _NOTHING else speaker)
         cell = columns[-1].strip()
         if cell not in _NOTHING:
-            self._brackets(cell)
+            self._brackets(cell, number)
 
-    def _brackets(self, cell: str) -> None:
+    def _brackets(self, cell: str, number: int) -> None:
         if _BRACKET.sub("", cell):
             raise _Fault(f"no coreference brackets: {cell!r}")
         place = len(self.words) - 1
@@ -91,22 +95,20 @@ class _Draft:
                 self.clusters.setdefault(label, []).append((place, place))
         for match in found:
             if label := match["begin"]:
-                self.begun.setdefault(label, []).append(place)
+                self.begun.setdefault(label, []).append((place, number))
         for match in found:
             if label := match["end"]:
                 if not self.begun.get(label):
                     raise _Fault(f"a mention of cluster {label} ends that never began")
-                span = (self.begun[label].pop(), place)
+                span = (self.begun[label].pop()[0], place)
                 self.clusters.setdefault(label, []).append(span)
 
     def document(self, shared: Shared) -> tuple[Document, int]:
         open_ones = sorted(label for label, places in self.begun.items() if places)
         if open_ones:
-            place = self.begun[open_ones[0]][0]
-            raise _Fault(
-                f"a mention of cluster {open_ones[0]} begins at word {place} "
-                f"({self.words[place]!r}) and never ends"
-            )
+            place, line = self.begun[open_ones[0]][0]
+            word = self.words[place]
+            raise _Fault(f"a mention of cluster {open_ones[0]} begins ({word!r}), never ends", line)
         try:
             clusters, repeated = sorted_clusters(self.clusters.values(), shared)
             document = Document(
@@ -147,7 +149,7 @@ def read(path: str | Path, rejects: Rejects, shared: Shared = "merge") -> list[D
     seen: set[str] = set()
     repeated = 0
     for file in files:
-        for draft, where, fault, excerpt in _drafts(file):
+        for draft, line, fault, excerpt in _drafts(file):
             try:
                 if fault:
                     raise _Fault(fault)
@@ -155,7 +157,7 @@ def read(path: str | Path, rejects: Rejects, shared: Shared = "merge") -> list[D
                 if document.id in seen:
                     raise _Fault("a document of this name came before")
             except _Fault as error:
-                rejects.add(draft.id, where, str(error), excerpt)
+                rejects.add(draft.id, f"{file}:{error.line or line}", str(error), excerpt)
                 continue
             seen.add(document.id)
             documents.append(document)
@@ -166,8 +168,8 @@ def read(path: str | Path, rejects: Rejects, shared: Shared = "merge") -> list[D
     return documents
 
 
-def _drafts(file: Path) -> Iterator[tuple[_Draft, str, str, str]]:
-    """Each document with a place, what is wrong with it (""; nothing) and the line at fault."""
+def _drafts(file: Path) -> Iterator[tuple[_Draft, int, str, str]]:
+    """Each document, what is wrong with it ("": nothing), with the line's number and text."""
     draft, fault, place, excerpt = None, "", 0, ""
     number = 0
     for number, line in enumerate(read_lines(file), 1):
@@ -177,7 +179,7 @@ def _drafts(file: Path) -> Iterator[tuple[_Draft, str, str, str]]:
             if draft is not None:
                 if begin and not fault:
                     fault, excerpt = "no #end document before the next begins", line
-                yield draft, f"{file}:{place or number}", fault, excerpt
+                yield draft, place or number, fault, excerpt
             draft, fault, place, excerpt = _Draft(begin[1]) if begin else None, "", 0, ""
         elif not line.strip(" \t"):
             if draft is not None:
@@ -189,12 +191,12 @@ def _drafts(file: Path) -> Iterator[tuple[_Draft, str, str, str]]:
             fault = "a word outside #begin document ... #end document"
         elif not fault:
             try:
-                draft.add(line)
+                draft.add(line, number)
             except _Fault as error:
                 fault, place, excerpt = str(error), number, line
     if draft is not None:
-        fault, excerpt = fault or "the file ends before #end document", excerpt
-        yield draft, f"{file}:{place or number}", fault, excerpt
+        fault = fault or "the file ends before #end document"
+        yield draft, place or number, fault, excerpt
 
 
 def write(path: str | Path, documents: Iterable[Document], crossing: str = "error") -> int:
