@@ -461,23 +461,23 @@ def test_a_window_is_a_stretch_of_whole_segments(document, longest, most, seed):
     whole = cut(document, max_segment_len=longest)
     part = window(whole, np.random.default_rng(seed), most)
     assert part.segments == min(most, whole.segments)
-    firsts = [f for f in range(whole.segments) if len(part.tokens) <= len(whole.tokens)]
-    begins = [
-        b
-        for b in whole.cu_seqlens[firsts].tolist()
-        if whole.tokens[b : b + len(part.tokens)].tolist() == part.tokens.tolist()
-        and whole.word_of_piece[b : b + len(part.tokens)].tolist() == part.word_of_piece.tolist()
-    ]
-    assert len(begins) == 1
-    begin, end = begins[0], begins[0] + len(part.tokens)
-    gold = zip(whole.gold_starts, whole.gold_ends, whole.gold_clusters, strict=True)
-    inside = [(a - begin, b - begin, c) for a, b, c in gold if begin <= a and b < end]
-    assert list(zip(part.gold_starts, part.gold_ends, part.gold_clusters, strict=True)) == inside
-    assert part.cu_seqlens.tolist() == [
-        c - begin for c in whole.cu_seqlens.tolist() if begin <= c <= end
-    ]
-    assert part.segment_of[0] == 0
-    assert part.segment_of[-1] == part.segments - 1
+    gold = list(zip(whole.gold_starts, whole.gold_ends, whole.gold_clusters, strict=True))
+    stretches = []
+    for first in range(whole.segments - part.segments + 1):
+        begin, end = whole.cu_seqlens[[first, first + part.segments]].tolist()
+        stretches.append(
+            [
+                whole.tokens[begin:end].tolist(),
+                whole.word_of_piece[begin:end].tolist(),
+                whole.sentence_map[begin:end].tolist(),
+                (whole.cu_seqlens[first : first + part.segments + 1] - begin).tolist(),
+                [(a - begin, b - begin, c) for a, b, c in gold if begin <= a and b < end],
+            ]
+        )
+    found = [part.tokens, part.word_of_piece, part.sentence_map, part.cu_seqlens]
+    mentions = zip(part.gold_starts, part.gold_ends, part.gold_clusters, strict=True)
+    assert [*(array.tolist() for array in found), list(mentions)] in stretches
+    assert (part.segment_of[0], part.segment_of[-1]) == (0, part.segments - 1)
 
 
 def test_every_window_is_drawn():

@@ -109,7 +109,7 @@ def resolved_text(text: str, clusters: Iterable[Iterable[Span]]) -> str:
         clusters: ranges of characters of the mentions, end exclusive.
 
     Raises:
-        DataError: a range is empty or outside the text.
+        DataError: a range is empty, outside the text, or white space alone.
     """
     resolver = _Resolver(text, [sorted(set(cluster)) for cluster in clusters])
     parts, at = [], 0
@@ -125,6 +125,8 @@ class _Resolver:
         for start, end in (span for cluster in clusters for span in cluster):
             if not 0 <= start < end <= len(text):
                 raise DataError(f"mention {start}..{end} is not inside the {len(text)} characters")
+            if text[start:end].isspace():
+                raise DataError(f"mention {start}..{end} is white space")
         self.text, self.clusters = text, clusters
         words = (text[start:end] for start, end in split_words(text))
         self.lower_words = {word for word in words if word[0].islower()}
