@@ -247,8 +247,10 @@ def _speakers(record: dict[str, Any], length: int, where: str) -> list[str | Non
     value = record.get("speakers")
     if not value:
         return None
-    flat = [s for row in value for s in (row if isinstance(row, list) else [row])]
-    if not isinstance(value, list) or len(flat) != length:
+    if not isinstance(value, list):
+        raise DataError(f"{where}: 'speakers' must be a list, got {value!r}")
+    flat = [name for row in value for name in (row if isinstance(row, list) else [row])]
+    if len(flat) != length:
         raise DataError(f"{where}: {len(flat)} speakers for {length} words or pieces")
     return [
         None if speaker is None or str(speaker) in _NOBODY else str(speaker) for speaker in flat
@@ -257,7 +259,10 @@ def _speakers(record: dict[str, Any], length: int, where: str) -> list[str | Non
 
 def _clusters(record: dict[str, Any], length: int, where: str) -> list[list[Span]]:
     found = []
-    for cluster in record.get("clusters") or ():
+    clusters = record.get("clusters") or []
+    if not isinstance(clusters, list):
+        raise DataError(f"{where}: 'clusters' must be a list, got {clusters!r}")
+    for cluster in clusters:
         mentions = []
         for mention in cluster if isinstance(cluster, list) else [cluster]:
             pair = mention if isinstance(mention, (list, tuple)) else ()
