@@ -1,0 +1,323 @@
+"""JSON lines: the layout of the original SpanBERT coreference, and plain words.
+
+Original, one document a line: `doc_key`; `sentences`, the segments as lists of pieces with [CLS]
+and [SEP]; `speakers`, alike, "[SPL]" at [CLS] and [SEP]; `clusters`, inclusive [first, last] pieces
+counted over all segments; `sentence_map` and `subtoken_map`, a sentence and a word number for each
+piece. [CLS] and [SEP] carry the word before them and the sentence of the piece behind them.
+
+Plain words: the same without `subtoken_map` and `sentence_map`; `sentences` are lists of words,
+clusters count words. Plain text: `text` alone. A `genre` may be named, else `doc_key` says it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from spanbert_ext.errors import DataError
+from spanbert_ext.tasks.coref.documents import (
+    Document,
+    Shared,
+    Span,
+    from_text,
+    from_words,
+    genre_of,
+    sorted_clusters,
+)
+from spanbert_ext.tasks.coref.lines import read_lines, write_lines
+from spanbert_ext.tasks.coref.segments import SegmentedDocument, lay_out
+from spanbert_ext.tasks.rejects import Rejects
+
+_NOBODY = ("", "-", "[SPL]")
+_CONTINUATION = "##"
+
+
+@dataclass(frozen=True)
+class PieceDocument:
+    """A document that is cut into pieces and segments already.
+
+    Args:
+        document: its words; a word is its pieces joined, without the "##" of WordPiece.
+        pieces: of all words in order, without [CLS] and [SEP].
+        sizes: pieces of each word.
+        cuts: the end of each segment in `pieces`.
+    """
+
+    document: Document
+    pieces: tuple[str, ...]
+    sizes: tuple[int, ...]
+    cuts: tuple[int, ...]
+
+    def segmented(
+        self, tokenizer: Any, singletons: bool = True, max_speakers: int = 20
+    ) -> SegmentedDocument:
+        """With these very pieces and segments, for a tokenizer that has them all.
+
+        Raises:
+            DataError: names a piece that the tokenizer does not have.
+        """
+        vocabulary = tokenizer.get_vocab()
+        missing = next((piece for piece in self.pieces if piece not in vocabulary), None)
+        if missing is not None:
+            raise DataError(
+                f"document {self.document.id}: the tokenizer has no piece {missing!r}; give the "
+                "tokenizer the file was made with, or read its words and segment them anew"
+            )
+        ids = np.array([vocabulary[piece] for piece in self.pieces], dtype=np.int64)
+        specials = (tokenizer.cls_token_id, tokenizer.sep_token_id)
+        sizes = np.array(self.sizes, dtype=np.int64)
+        return lay_out(self.document, ids, sizes, self.cuts, specials, singletons, max_speakers)
+
+
+def read(path: str | Path, rejects: Rejects, shared: Shared = "merge") -> list[Document]:
+    """Documents of a file in any of the layouts, in order.
+
+    Args:
+        shared: what to do with a mention in two clusters, see `documents.sorted_clusters`.
+
+    Raises:
+        DataError: as `rejects` says, or the file is not UTF-8.
+    """
+    found = []
+    for where, record in _records(path, rejects):
+        try:
+            found.append(document_of(record, where, shared))
+        except DataError as error:
+            rejects.add(_key(record, where), where, str(error))
+    rejects.check(path, len(found))
+    return found
+
+
+def read_pieces(
+    path: str | Path, rejects: Rejects, shared: Shared = "merge"
+) -> list[PieceDocument]:
+    """Documents of a file in the original layout, with its pieces and segments.
+
+    Raises:
+        DataError: as `rejects` says, or the file is not UTF-8.
+    """
+    found = []
+    for where, record in _records(path, rejects):
+        try:
+            found.append(pieces_of(record, where, shared))
+        except DataError as error:
+            rejects.add(_key(record, where), where, str(error))
+    rejects.check(path, len(found))
+    return found
+
+
+def _records(path: str | Path, rejects: Rejects):
+    for number, line in enumerate(read_lines(path), 1):
+        where = f"{path}:{number}"
+        if line.strip():
+            try:
+                record = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                rejects.add(where, where, f"not JSON: {error}", line)
+                continue
+            if not isinstance(record, dict):
+                rejects.add(where, where, f"an object is needed, not {type(record).__name__}", line)
+                continue
+            yield where, record
+
+
+def _key(record: dict[str, Any], where: str) -> str:
+    return str(record.get("doc_key") or record.get("id") or where)
+
+
+def _genre(record: dict[str, Any], key: str, where: str) -> str | None:
+    genre = record.get("genre")
+    if genre is not None and not isinstance(genre, str):
+        raise DataError(f"{where}: 'genre' must be a string, got {genre!r}")
+    return genre or genre_of(key)
+
+
+def document_of(record: dict[str, Any], where: str, shared: Shared = "merge") -> Document:
+    """The document of one record in any of the layouts.
+
+    Args:
+        where: for messages; also the id of a record that has none.
+
+    Raises:
+        DataError: a field is missing, has another type, or does not fit the others.
+    """
+    if "subtoken_map" in record:
+        return pieces_of(record, where, shared).document
+    key = _key(record, where)
+    if isinstance(record.get("text"), str) and "sentences" not in record:
+        return from_text(key, record["text"], genre=_genre(record, key, where))
+    sentences = _nested(record, "sentences", where)
+    words = sum(map(len, sentences))
+    return from_words(
+        key,
+        sentences,
+        _clusters(record, words, where),
+        _speakers(record, words, where),
+        _genre(record, key, where),
+        shared,
+    )
+
+
+def pieces_of(record: dict[str, Any], where: str, shared: Shared = "merge") -> PieceDocument:
+    """A record of the original layout, with its pieces and segments.
+
+    Raises:
+        DataError: a field is missing, has another type, or does not fit the others.
+    """
+    key = _key(record, where)
+    segments = [segment for segment in _nested(record, "sentences", where) if segment]
+    flat = [piece for segment in segments for piece in segment]
+    words = _numbers(record, "subtoken_map", len(flat), where)
+    sentences = _numbers(record, "sentence_map", len(flat), where)
+    special = _specials(segments, where)
+    kept = np.flatnonzero(~special)
+    if not len(kept):
+        raise DataError(f"{where}: document {key} has no words")
+    # Numbers of the file may skip; ours do not.
+    word_of, sentence_of = (_consecutive(numbers[kept], where) for numbers in (words, sentences))
+    sizes = np.bincount(word_of)
+    firsts = np.cumsum(sizes) - sizes
+    pieces = tuple(flat[place] for place in kept)
+    speakers = _speakers(record, len(flat), where)
+    new_place = np.cumsum(~special) - 1
+    spans = []
+    for cluster in _clusters(record, len(flat), where):
+        for first, last in cluster:
+            if special[first] or special[last]:
+                raise DataError(f"{where}: mention [{first}, {last}] begins or ends at a special")
+        spans.append([(word_of[new_place[a]], word_of[new_place[b]]) for a, b in cluster])
+    document = Document(
+        key,
+        tuple(_word(pieces[f : f + n]) for f, n in zip(firsts, sizes, strict=True)),
+        tuple(sentence_of[firsts].tolist()),
+        tuple(speakers[kept[f]] for f in firsts) if speakers and any(speakers) else None,
+        _genre(record, key, where),
+        sorted_clusters(spans, shared)[0],
+    )
+    inner = [max(0, len(segment) - 2) for segment in segments]
+    cuts = tuple(int(cut) for cut, own in zip(np.cumsum(inner), inner, strict=True) if own)
+    return PieceDocument(document, pieces, tuple(sizes.tolist()), cuts)
+
+
+def _specials(segments: Sequence[Sequence[str]], where: str) -> np.ndarray:
+    marks = []
+    for number, segment in enumerate(segments):
+        if len(segment) < 2:
+            raise DataError(f"{where}: segment {number} lacks its [CLS] and [SEP]")
+        marks += [True, *[False] * (len(segment) - 2), True]
+    return np.array(marks, dtype=bool)
+
+
+def _consecutive(numbers: np.ndarray, where: str) -> np.ndarray:
+    steps = np.diff(numbers)
+    if (steps < 0).any():
+        place = int(np.flatnonzero(steps < 0)[0])
+        raise DataError(f"{where}: word or sentence numbers fall after piece {place}")
+    return np.append(0, np.cumsum(steps > 0))
+
+
+def _word(pieces: Sequence[str]) -> str:
+    return pieces[0] + "".join(piece.removeprefix(_CONTINUATION) for piece in pieces[1:])
+
+
+def _nested(record: dict[str, Any], name: str, where: str) -> list[list[str]]:
+    value = record.get(name)
+    if not isinstance(value, list) or not all(
+        isinstance(row, list) and all(isinstance(word, str) for word in row) for row in value
+    ):
+        raise DataError(f"{where}: {name!r} must be there, a list of lists of strings")
+    return value
+
+
+def _numbers(record: dict[str, Any], name: str, length: int, where: str) -> np.ndarray:
+    value = record.get(name)
+    if not isinstance(value, list) or not all(type(number) is int for number in value):
+        raise DataError(f"{where}: {name!r} must be a list of integers")
+    if len(value) != length:
+        raise DataError(f"{where}: {name!r} has {len(value)} entries for {length} pieces")
+    return np.array(value, dtype=np.int64)
+
+
+def _speakers(record: dict[str, Any], length: int, where: str) -> list[str | None] | None:
+    value = record.get("speakers")
+    if not value:
+        return None
+    if not isinstance(value, list):
+        raise DataError(f"{where}: 'speakers' must be a list, got {value!r}")
+    flat = [name for row in value for name in (row if isinstance(row, list) else [row])]
+    if len(flat) != length:
+        raise DataError(f"{where}: {len(flat)} speakers for {length} words or pieces")
+    return [
+        None if speaker is None or str(speaker) in _NOBODY else str(speaker) for speaker in flat
+    ]
+
+
+def _clusters(record: dict[str, Any], length: int, where: str) -> list[list[Span]]:
+    found = []
+    clusters = record.get("clusters") or []
+    if not isinstance(clusters, list):
+        raise DataError(f"{where}: 'clusters' must be a list, got {clusters!r}")
+    for cluster in clusters:
+        mentions = []
+        for mention in cluster if isinstance(cluster, list) else [cluster]:
+            pair = mention if isinstance(mention, (list, tuple)) else ()
+            if len(pair) != 2 or not all(type(end) is int for end in pair):
+                raise DataError(f"{where}: a mention must be [first, last], got {mention!r}")
+            if not 0 <= pair[0] <= pair[1] < length:
+                raise DataError(f"{where}: mention {list(pair)} is out of range 0..{length - 1}")
+            mentions.append((pair[0], pair[1]))
+        found.append(mentions)
+    return found
+
+
+def record_of(segmented: SegmentedDocument, tokenizer: Any) -> dict[str, Any]:
+    """A segmented document in the original layout, with the clusters of its gold mentions."""
+    document = segmented.document
+    bounds = segmented.cu_seqlens
+    special = segmented.word_of_piece < 0
+    pieces = tokenizer.convert_ids_to_tokens(segmented.tokens.tolist())
+    words = segmented.word_of_piece
+    # Both specials carry the word before them, the first of all its own.
+    words = np.maximum(np.maximum.accumulate(words), words[1])
+    words[0] = words[1]
+    # And both the sentence of the piece behind them, the last of all the number after the last.
+    behind = segmented.sentence_map[-2] + 1
+    sentences = np.where(special, behind, segmented.sentence_map)
+    sentences = np.minimum.accumulate(sentences[::-1])[::-1]
+    said = document.speakers or (None,) * len(document.words)
+    speakers = ["[SPL]" if w < 0 else said[w] or "" for w in segmented.word_of_piece]
+    clusters: dict[int, list[list[int]]] = {}
+    for start, end, number in zip(
+        segmented.gold_starts, segmented.gold_ends, segmented.gold_clusters, strict=True
+    ):
+        clusters.setdefault(int(number), []).append([int(start), int(end)])
+
+    def rows(flat: Sequence[str]) -> list[list[str]]:
+        return [list(flat[a:b]) for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+
+    return {
+        "doc_key": document.id,
+        "sentences": rows(pieces),
+        "speakers": rows(speakers),
+        "constituents": [],
+        "ner": [],
+        "clusters": list(clusters.values()),
+        "sentence_map": sentences.tolist(),
+        "subtoken_map": words.tolist(),
+        "pronouns": [],
+    }
+
+
+def write(path: str | Path, documents: Iterable[SegmentedDocument], tokenizer: Any) -> None:
+    """Write documents in the original layout.
+
+    Raises:
+        StorageError: the file cannot be written.
+    """
+    records = (record_of(document, tokenizer) for document in documents)
+    write_lines(path, (json.dumps(record, ensure_ascii=False) for record in records))
