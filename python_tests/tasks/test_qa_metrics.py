@@ -168,5 +168,7 @@ def test_scores_of_squad_2():
     )
     assert "NoAns_total" not in squad2_scores(golds[:2], answers[:2], diffs[:2], 0.0)
     assert "HasAns_total" not in squad2_scores(golds[3:], answers[3:], diffs[3:], 0.0)
-    # A gold answer of nothing but an article: the question is answered by no words.
+    # A gold answer of nothing but an article does not count beside another; alone, it is that the
+    # question is answered by no words.
+    assert squad2_scores([["the", "Paris"]], ["a"], [-1.0], 0.0)["HasAns_f1"] == 0
     assert squad2_scores([["the"]], ["a"], [-1.0], 0.0)["HasAns_f1"] == 100
