@@ -140,8 +140,7 @@ def test_best_threshold():
     assert best_threshold(scores, diffs, answerable) == (87.5, -2.0)
     # Nothing is worth letting through: 0 where that is below all, else a number that is.
     assert best_threshold(scores * 0, diffs + 9, answerable) == (50.0, 0.0)
-    score, threshold = best_threshold(scores * 0, diffs, answerable)
-    assert score == 50.0 and -4.001 < threshold < -4.0
+    assert best_threshold(scores * 0, diffs, answerable) == (50.0, -5.0)
     assert best_threshold(np.zeros(0), np.zeros(0), np.zeros(0, bool)) == (0.0, 0.0)
 
 
@@ -169,5 +168,7 @@ def test_scores_of_squad_2():
     )
     assert "NoAns_total" not in squad2_scores(golds[:2], answers[:2], diffs[:2], 0.0)
     assert "HasAns_total" not in squad2_scores(golds[3:], answers[3:], diffs[3:], 0.0)
-    # A gold answer of nothing but an article: the question is answered by no words.
+    # A gold answer of nothing but an article does not count beside another; alone, it is that the
+    # question is answered by no words.
+    assert squad2_scores([["the", "Paris"]], ["a"], [-1.0], 0.0)["HasAns_f1"] == 0
     assert squad2_scores([["the"]], ["a"], [-1.0], 0.0)["HasAns_f1"] == 100

@@ -84,7 +84,7 @@ def best_threshold(scores: np.ndarray, diffs: np.ndarray, answerable: np.ndarray
     best = reachable[np.argmax(totals[reachable])]
     if totals[best] > np.sum(~answerable):
         return BestThreshold(100.0 * float(totals[best]) / len(diffs), float(diffs[best]))
-    below = 0.0 if diffs[0] > 0 else float(np.nextafter(diffs[0], -np.inf))
+    below = 0.0 if diffs[0] > 0 else float(diffs[0]) - 1.0
     return BestThreshold(100.0 * float(np.mean(~answerable)), below)
 
 
