@@ -16,6 +16,9 @@ _HOMES = {
     "SpanBertConfig": "modeling",
     "SpanBertForPreTraining": "modeling",
     "SpanFiller": "filling",
+    "ExtractiveQA": "tasks.qa.answering",
+    "RelationClassifier": "tasks.relation.classifier",
+    "SpanTagger": "tasks.tagging.tagger",
 }
 __all__ = [*_HOMES]
 
