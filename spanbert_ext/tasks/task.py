@@ -83,7 +83,8 @@ class DownstreamTask(ABC, Generic[Example, Prediction]):
     def read(self, path: str | Path, rejects: Rejects) -> list[Example]:
         """Examples with gold answers of a file in the task's format, in its order.
 
-        A record that cannot be used goes to `rejects.add`, which raises or notes it.
+        A record that cannot be used goes to `rejects.add`, which raises or notes it;
+        `rejects.check` closes a file.
 
         Raises:
             DataError: the file is not in the format at all, or `rejects` says so.
