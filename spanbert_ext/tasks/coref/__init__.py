@@ -1,0 +1,1 @@
+"""Coreference resolution: who or what the mentions of a document refer to."""
