@@ -1,1 +1,1 @@
-"""Coreference resolution: who or what the mentions of a document refer to."""
+"""Coreference: which mentions of a document speak of the same thing."""
