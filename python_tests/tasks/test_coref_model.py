@@ -130,6 +130,18 @@ def test_the_output_says_what_it_promises():
     assert torch.equal(absent, torch.arange(8) >= rows)
 
 
+def test_both_back_ends_say_the_same(force_backend):
+    model, inputs = make_model(), document()
+    outputs = []
+    for mode in ("native", "reference"):
+        force_backend(mode)
+        outputs.append(model(**inputs))
+    for name in ("starts", "ends", "antecedents"):
+        assert torch.equal(outputs[0][name], outputs[1][name]), name
+    scores = [output.antecedent_scores for output in outputs]
+    torch.testing.assert_close(*scores, rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("singletons", [False, True])
 def test_it_learns_a_document(singletons):
     """Single pieces, all of which are kept: what pruning loses of one document never comes back."""

@@ -259,7 +259,7 @@ class SpanBertForCoreference(BertPreTrainedModel):
         scores = hidden.new_zeros(0, dtype=torch.float32)
         loss = None
         if with_loss:
-            loss = sum(0.0 * parameter.view(-1)[0].float() for parameter in self.parameters())
+            loss = sum(0.0 * parameter.reshape(-1)[0].float() for parameter in self.parameters())
         return CorefOutput(loss, none, none, scores, none.view(0, 0), scores.view(0, 1))
 
     def _check(
