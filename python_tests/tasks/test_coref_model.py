@@ -220,3 +220,17 @@ def test_a_long_document_in_little_memory():
     )
     assert run.returncode == 0, run.stderr
     assert int(run.stdout) < 400_000, run.stdout
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("mode", ["native", "reference"])
+def test_a_gpu_says_what_the_cpu_says(force_backend, mode):
+    force_backend(mode)
+    model, inputs = make_model(singletons=True).double(), document() | gold(*GOLD)
+    here, gradients = model(**inputs), gradients_of(model, inputs)
+    model, inputs = model.cuda(), {name: values.cuda() for name, values in inputs.items()}
+    there = {name: values.cpu() for name, values in model(**inputs).items()}
+    for name, values in here.items():
+        torch.testing.assert_close(there[name], values, rtol=0, atol=1e-9, msg=name)
+    for name, values in gradients_of(model, inputs).items():
+        torch.testing.assert_close(values.cpu(), gradients[name], rtol=0, atol=1e-9, msg=name)
