@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "ops.h"
+#include "span_pruning.h"
 
 namespace py = pybind11;
 
@@ -211,6 +212,14 @@ PYBIND11_MODULE(_C, m) {
   m.def("dropout_norm", &dropout_norm);
   m.def("dropout_norm_backward", &dropout_norm_backward);
   m.def("sbo_indices_fit", &sbo_indices_fit);
+  m.def(
+      "prune_spans",
+      [](uintptr_t starts, uintptr_t ends, uintptr_t scores, int64_t candidates, int64_t length, int64_t keep,
+         uintptr_t kept) {
+        return prune_spans(
+            {at<int64_t>(starts), at<int64_t>(ends), at<double>(scores), candidates, length, keep, at<int64_t>(kept)});
+      },
+      unlocked);
   m.def(
       "gather_boundaries",
       [](const Place& place, int dtype, uintptr_t hidden, uintptr_t left, uintptr_t right, uintptr_t out,
