@@ -144,8 +144,9 @@ def load_model(
 @contextlib.contextmanager
 def quiet_loading(source: str) -> Iterator[None]:
     """transformers says nothing (a `LoadReport` does); what it raises becomes DataError."""
-    before = logging.get_verbosity()
+    before, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
+    logging.disable_progress_bar()
     try:
         yield
     except pickle.UnpicklingError as error:
@@ -154,6 +155,8 @@ def quiet_loading(source: str) -> Iterator[None]:
         raise DataError(f"{source} cannot be used: {error or type(error).__name__}") from error
     finally:
         logging.set_verbosity(before)
+        if bar:
+            logging.enable_progress_bar()
 
 
 def check_weights(
