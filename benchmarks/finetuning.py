@@ -1,5 +1,5 @@
-"""`python -m benchmarks.finetuning --model BERT --train SQUAD --dev SQUAD`: fine-tuning and prediction
-beside what a user of transformers would write.
+"""`python -m benchmarks.finetuning --model BERT --train SQUAD --dev SQUAD`: what it costs to
+fine-tune and to predict, beside what a user of transformers would write.
 
 * train: seconds of an update with the same questions in every batch, ours and transformers'
   Trainer, whose features are padded to the maximum (the usual recipe) or to the longest of the
