@@ -157,3 +157,13 @@ def test_bad_settings(tmp_path, capsys):
     assert "output: must end in .png, .svg, .pdf; got 'curves.bmp'" in capsys.readouterr().err
     run = write_run(tmp_path / "run", *course(3))
     assert main(["plot", str(run), "--output", str(tmp_path / "absent" / "c.svg")]) == 74
+
+
+def test_a_fine_tuning_shows_its_metrics(tmp_path, capsys):
+    rows = [{"event": "train", "step": s, "loss": 1 / s, "lr": 1e-5} for s in (1, 2, 3)]
+    numbers = {"exact": 40.0, "f1": 50.0, "PER.f1": 1.0, "recall": 2.0, "accuracy": 3.0}
+    rows += [{"event": "validation", "step": s, **numbers} for s in (0, 3)]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    run = curves.read_run(tmp_path / "metrics.jsonl", "qa")
+    assert curves.panels([run]) == ["loss", "exact", "f1", "recall", "lr"]
+    assert run.summary().endswith("exact 40.00 -> 40.00, f1 50.00 -> 50.00, recall 2.00 -> 2.00")

@@ -27,12 +27,14 @@ _SUFFIXES = (".png", ".svg", ".pdf")
 # Distinct also in grey.
 _COLOURS = ("#1f5fa8", "#c0392b", "#3b9c6b", "#d98a1f", "#7b52ab", "#2aa5b8", "#8c564b", "#555555")
 _TITLES = {
+    "loss": "training loss",
     "mlm_loss": "MLM loss (nats a masked piece)",
     "sbo_loss": "SBO loss (nats a target)",
     "grad_norm": "gradient norm",
     "tokens_per_s": "tokens a second",
     "lr": "learning rate",
 }
+_MOST_METRICS = 3  # of a run's held-out numbers that are no losses
 _SMOOTHED_SHARE = 50  # a window is this part of the logged lines
 _SPIKE_RATIO = 3
 _HELD_OUT = {
@@ -93,7 +95,10 @@ class Run:
         losses = [
             f"{name.removesuffix('_loss')} {curve.values[0]:.3f} -> {curve.values[-1]:.3f}"
             for name, curve in curves.items()
-            if name.endswith("_loss")
+            if _is_loss(name)
+        ] or [
+            f"{name} {curves[name].values[0]:.2f} -> {curves[name].values[-1]:.2f}"
+            for name in _metrics(curves)
         ]
         kind = "held-out" if self.held_out else "training"
         return f"{self.label}: {steps:,} steps, {kind} {', '.join(losses)}"
@@ -144,9 +149,18 @@ def read_run(path: Path, label: str) -> Run:
     if odd:
         logger.warning("%s: passed over %d line(s) that are not whole", path, odd)
     train, held_out = (_curves(rows[event]) for event in ("train", "validation"))
-    if not any(name.endswith("_loss") for name in (*train, *held_out)):
+    if not any(_is_loss(name) for name in (*train, *held_out)):
         raise DataError(f"{path} holds no loss yet; the first comes with the first log line")
     return Run(label, train, held_out)
+
+
+def _is_loss(name: str) -> bool:
+    return name == "loss" or name.endswith("_loss")
+
+
+def _metrics(names: Iterable[str]) -> list[str]:
+    """The first of a task's numbers; those of single labels ("PER.f1") are left out."""
+    return [name for name in names if not _is_loss(name) and "." not in name][:_MOST_METRICS]
 
 
 def _curves(rows: dict[str, dict[int, float]]) -> dict[str, Curve]:
@@ -216,10 +230,14 @@ def plot(config: PlotConfig) -> list[Run]:
 
 
 def panels(runs: Iterable[Run]) -> list[str]:
-    """The names of what is drawn: MLM, SBO, further losses, then norm, speed, learning rate."""
+    """The names of what is drawn: the loss of a task, or MLM, SBO and further losses; the first
+    metrics of a task; then norm, speed, learning rate."""
+    runs = list(runs)
     found = {name for run in runs for name in (*run.train, *run.held_out)}
-    losses = sorted(name for name in found if name.endswith("_loss") and name not in _TITLES)
-    wanted = ["mlm_loss", "sbo_loss", *losses, "grad_norm", "tokens_per_s", "lr"]
+    losses = sorted(name for name in found if _is_loss(name) and name not in _TITLES)
+    metrics = [name for run in runs for name in _metrics(run.held_out)]
+    wanted = ["loss", "mlm_loss", "sbo_loss", *losses, *dict.fromkeys(metrics)]
+    wanted += ["grad_norm", "tokens_per_s", "lr"]
     return [name for name in wanted if name in found]
 
 
@@ -262,7 +280,7 @@ def _draw_panel(axis, name: str, runs: Sequence[Run]) -> None:
             curve = run.held_out[name]
             axis.plot(curve.steps, curve.values, color=colour, **_HELD_OUT)
             shown += curve.values
-    axis.set_title(_TITLES.get(name, name.removesuffix("_loss").upper() + " loss"), fontsize=11)
+    axis.set_title(_title(name), fontsize=11)
     axis.set_xlabel("step")
     axis.xaxis.set_major_formatter(lambda value, _: short_number(value))
     axis.grid(color="#dddddd", linewidth=0.8)
@@ -275,6 +293,12 @@ def _draw_panel(axis, name: str, runs: Sequence[Run]) -> None:
         heights = [min(value, top) for value in curve.values]
         (dots,) = axis.plot(curve.steps, heights, color=colour, clip_on=False, **_SPIKE)
         dots.set_in_layout(False)
+
+
+def _title(name: str) -> str:
+    if name in _TITLES or not _is_loss(name):
+        return _TITLES.get(name, name.replace("_", " "))
+    return name.removesuffix("_loss").upper() + " loss"
 
 
 def _spikes(curve: Curve, middle: Sequence[float]) -> Curve:
