@@ -89,7 +89,7 @@ class SpanBertForCoreference(BertPreTrainedModel):
 
     config_class = BertConfig
     main_input_name = "input_ids"
-    # The loss is a sum over one document; a Trainer that accumulates must not divide it by tokens.
+    # One document a call: a Trainer that accumulates must divide, for the mean over documents.
     accepts_loss_kwargs = False
     _keys_to_ignore_on_load_unexpected = [
         r"^cls\.",

@@ -12,8 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from spanbert_ext._boundary import working_dtype
 
-# Hidden units of a chunk: 64 MB in fp32. Smaller chunks gained nothing on a CPU; a larger one would
-# be most of what a long document needs.
+# Hidden units of a chunk: 64 MB in fp32, enough for large products and little beside a document.
 CHUNK_NUMBERS = 1 << 24
 
 
