@@ -22,6 +22,8 @@ from spanbert_ext.tasks.task import DownstreamTask, Feature, Head
 
 logger = logging.getLogger("spanbert_ext")
 
+_MOST_NAMES = 20  # of types, in a warning
+
 
 @dataclass(frozen=True, slots=True)
 class RelationPrediction:
@@ -193,8 +195,9 @@ class RelationTask(DownstreamTask[RelationExample, RelationPrediction]):
             self._said_types.update(names)
             logger.warning(
                 "training has not seen these types in their role, and the model reads them all as "
-                "one: %s",
-                ", ".join(names),
+                "one: %s%s",
+                ", ".join(n if n.isprintable() else repr(n) for n in names[:_MOST_NAMES]),
+                f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else "",
             )
 
     def decode(
