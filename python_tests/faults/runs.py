@@ -174,8 +174,9 @@ def _warm_context():
     """Forks of a process that has imported what a run needs, and what starts a test."""
     os.environ.update(_ENVIRONMENT)
     context = multiprocessing.get_context("forkserver")
-    names = ["spanbert_ext.training.pretrain", "spanbert_ext.cli", "spanbert_ext.arguments"]
-    context.set_forkserver_preload([*names, "pytest"])
+    names = ["training.pretrain", "cli", "arguments", "tasks.finetune", "tasks.predict"]
+    names += ["tasks.glue.task", "tasks.glue.config", "tasks.heads"]
+    context.set_forkserver_preload([*(f"spanbert_ext.{name}" for name in names), "pytest"])
     before = os.getcwd()
     os.chdir(tempfile.gettempdir())  # a source tree at hand would hide the installed package
     try:

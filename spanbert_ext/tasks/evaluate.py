@@ -39,8 +39,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     task, examples, rejected = predictor.task, [], []
     for path in config.data:
         rejects = Rejects(config.on_error)
-        found = task.read(path, rejects)
-        examples += found
+        examples += task.read(path, rejects)
         rejected += rejects.found
     examples = examples[: config.limit]
     if not examples:

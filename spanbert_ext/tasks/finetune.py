@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import time
 from collections.abc import Sequence
@@ -11,15 +10,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 
 from spanbert_ext import _backend
 from spanbert_ext.data.storage import new_digest
-from spanbert_ext.errors import DataError, StorageError
+from spanbert_ext.errors import DataError
 from spanbert_ext.foreign import longest_sequence
 from spanbert_ext.tasks import registry
 from spanbert_ext.tasks.batching import TrainingOrder
+from spanbert_ext.tasks.best_model import best_scores, keep_best
 from spanbert_ext.tasks.config import FinetuneConfig, steps_of
+from spanbert_ext.tasks.finetune_data import FinetuneData, draw_sample, read_data
 from spanbert_ext.tasks.finetune_task import FinetuneTask
 from spanbert_ext.tasks.models import (
     load_checkpoint,
@@ -28,11 +28,12 @@ from spanbert_ext.tasks.models import (
     start_model,
 )
 from spanbert_ext.tasks.predictor import outputs_of
-from spanbert_ext.tasks.rejects import Rejects
 from spanbert_ext.tasks.task import DownstreamTask
 from spanbert_ext.tasks.task_file import BEST, read_task_file, write_task
 from spanbert_ext.training import checkpoint
+from spanbert_ext.training.config import FREE_ON_RESUME
 from spanbert_ext.training.entry import BuildRun, Kind, run_all
+from spanbert_ext.training.guard import check_finite
 from spanbert_ext.training.loop import HostStep, LoopSettings, Step
 from spanbert_ext.training.models import describe_hardware
 from spanbert_ext.training.ranks import Ranks
@@ -42,22 +43,7 @@ from spanbert_ext.training.settings import as_flat_dict
 from spanbert_ext.training.state import RunState, current_versions, whole_weights
 
 METRICS, REJECTS = "metrics.json", "rejects.jsonl"
-
-
-@dataclasses.dataclass
-class FinetuneData:
-    """What was read before the run's directory is touched.
-
-    Args:
-        train, dev: examples.
-        digest: of the files' bytes.
-        rejects: JSON lines of records left out.
-    """
-
-    train: list[Any]
-    dev: list[Any]
-    digest: str
-    rejects: str
+_MAY_DIFFER = FREE_ON_RESUME | {"precision"}  # which is stored as what auto meant
 
 
 def finetune(config: FinetuneConfig) -> RunResult:
@@ -73,15 +59,22 @@ def finetune(config: FinetuneConfig) -> RunResult:
     task = registry.entry_of(config.task_name).make(config.task_options)
 
     def is_finished(state: RunState) -> bool:
-        stored = {name: state.settings.get(name) for name in ("epochs", "max_steps")}
-        wanted = {"epochs": config.epochs, "max_steps": config.max_steps}
-        return state.step >= state.settings.get("steps", 0) and stored == wanted
+        # With other settings it is not this run: going on will refuse, and name them.
+        stored, wanted = state.settings, settings_of(config)
+        same = all(stored.get(name) == wanted[name] for name in wanted.keys() - _MAY_DIFFER)
+        done = state.step >= stored.get("steps", 0) and (Path(config.output) / METRICS).is_file()
+        return same and done
 
     def read(_ranks: Ranks) -> BuildRun:
         data = read_data(config, task)
         return lambda *where: FinetuneRun(config, task, data, *where)
 
     return run_all(config, Kind(["finetune", task.name], is_finished, read, _memory_advice))
+
+
+def settings_of(config: FinetuneConfig) -> dict[str, Any]:
+    """The settings with the name of the task, which is not one of them."""
+    return as_flat_dict(config) | {"task": config.task_name}
 
 
 def _memory_advice(config: FinetuneConfig, _processes: int) -> str:
@@ -91,30 +84,6 @@ def _memory_advice(config: FinetuneConfig, _processes: int) -> str:
         "with the same update, also in a run that has begun. Weights, gradients and moments alone "
         "take 16 bytes a parameter"
     )
-
-
-def read_data(config: FinetuneConfig, task: DownstreamTask) -> FinetuneData:
-    """Read the files of a run.
-
-    Raises:
-        DataError: as `DownstreamTask.read`, or nothing is left of a file.
-    """
-    digest, rejected, parts = new_digest(), [], []
-    for paths in (config.train, config.dev):
-        examples: list[Any] = []
-        for path in paths:
-            rejects = Rejects(config.on_error)
-            found = task.read(path, rejects)
-            examples += found
-            rejected.append(rejects.lines())
-            digest.update(Path(path).read_bytes())
-        parts.append(examples)
-    train, dev = parts
-    if config.train_limit is not None and config.train_limit < len(train):
-        draw = np.random.Generator(np.random.Philox(key=[config.seed, 1 << 32]))
-        kept = sorted(draw.permutation(len(train))[: config.train_limit])
-        train = [train[i] for i in kept]
-    return FinetuneData(train, dev, digest.hexdigest(), "".join(rejected))
 
 
 class FinetuneRun(Run):
@@ -130,18 +99,26 @@ class FinetuneRun(Run):
         device: torch.device,
         ranks: Ranks,
     ):
-        self.downstream, self.data = task, data
+        self.downstream = task
         self.tokenizer_dir = None
         self.load_report = None
         with open_model(config.model) if start is None else _Checkpoint(start) as source:
             self.source = source
             self.tokenizer = read_tokenizer(Path(source.folder))
-            task.learn(data.train, self.tokenizer)
+            task.learn(data.train, self.tokenizer)  # from all: a sample may lack a label
+            self.data = data = draw_sample(data, config)
+            if start is not None:  # what was tuned on dev
+                task.facts |= (read_task_file(start) or {}).get("facts", {})
             self.features = task.features(data.train, self.tokenizer)
             self.dev_features = task.features(data.dev, self.tokenizer)
             if any(feature.labels is None for feature in self.features):
                 raise DataError(
                     f"{', '.join(config.train)}: examples without a gold answer cannot train"
+                )
+            if any(feature.labels is None for feature in self.dev_features):
+                raise DataError(
+                    f"{', '.join(config.dev)}: examples without a gold answer cannot choose the "
+                    "best model; leave --dev out, then the last one counts"
                 )
             lengths = np.array([len(feature.input_ids) for feature in self.features])
             self.order = TrainingOrder(lengths, config.batch.examples, config.seed)
@@ -153,7 +130,7 @@ class FinetuneRun(Run):
     def _identity(self) -> RunState:
         config = self.config
         return RunState(
-            settings=as_flat_dict(config) | {"precision": self.precision, "steps": self.steps},
+            settings=settings_of(config) | {"precision": self.precision, "steps": self.steps},
             corpus=self.data.digest,
             vocabulary=_digest_of(sorted(self.tokenizer.get_vocab().items())),
             corpus_facts={"train": len(self.data.train), "dev": len(self.data.dev)},
@@ -273,34 +250,27 @@ class FinetuneRun(Run):
         return numbers
 
     def _keep_best(self, numbers: dict[str, float]) -> None:
+        check_finite(self.model, self.ranks, self.progress.step)
         self.state.best = {"step": self.progress.step, **numbers}
-
         weights = whole_weights(self.model)
 
         def write(directory: Path) -> None:
             self.model.save_pretrained(directory, state_dict=weights)
             self._write_model(directory)
 
-        def commit() -> str:
-            try:
-                path = checkpoint.commit(self.run, BEST, self.progress.step, write)
-            except (OSError, SafetensorError) as error:
-                raise StorageError(
-                    f"the best model could not be written in {self.run}: {error}. Make room or "
-                    "repair the path, and start the same command again"
-                ) from error
-
-            checkpoint.sweep(self.run)  # the one it replaces
-            return str(path)
-
-        self.ranks.decide(commit)
+        self.ranks.decide(lambda: keep_best(self.run, self.state.best, write))
 
     def _write_model(self, directory: Path) -> None:
         self.tokenizer.save_pretrained(directory)
         write_task(directory, self.downstream)
 
+    def _adopt(self, stored: RunState) -> None:
+        super()._adopt(stored)
+        self.state.best = self.ranks.decide(lambda: best_scores(self.run))
+
     def _prepare_files(self) -> None:
         super()._prepare_files()
+        (self.run / METRICS).unlink(missing_ok=True)  # it says that the run is finished
         if self.load_report is not None:
             text = json.dumps(self.load_report.as_dict(), indent=1)
             checkpoint.write_text(self.run / "init.json", text + "\n")

@@ -45,6 +45,14 @@ class _HeadModel(BertPreTrainedModel):
         self.config.architectures = [self.saved_as]
         self.config.save_pretrained(save_directory)
 
+    def get_input_embeddings(self) -> nn.Embedding:
+        """The word embedding, which grows with the tokenizer."""
+        return self.bert.embeddings.word_embeddings
+
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
+        """Replace it."""
+        self.bert.embeddings.word_embeddings = value
+
     def _head(self, layer: nn.Linear, hidden: torch.Tensor) -> torch.Tensor:
         """The last product in fp32: it is small, and 16-bit scores tie."""
         with torch.autocast(hidden.device.type, enabled=False):

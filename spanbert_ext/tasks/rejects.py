@@ -32,6 +32,12 @@ class Reject:
     reason: str
     excerpt: str = ""
 
+    @property
+    def name(self) -> str:
+        """The id in a message: short, in one line, and nothing that a terminal obeys."""
+        short = self.id if len(self.id) <= _EXCERPT else self.id[: _EXCERPT - 3] + "..."
+        return short if short.isprintable() else repr(short)
+
 
 class Rejects:
     """Collects unusable records of one file.
@@ -59,8 +65,8 @@ class Rejects:
         if self.policy == "error":
             shown = f" ({excerpt!r})" if excerpt else ""
             raise DataError(
-                f"{where}: record {id}: {reason}{shown}. Mend it, or leave such records out with "
-                "--on_error skip"
+                f"{where}: record {reject.name}: {reason}{shown}. Mend it, or leave such records "
+                "out with --on_error skip"
             )
         self.found.append(reject)
 
@@ -81,7 +87,7 @@ class Rejects:
         raise DataError(
             f"{path}: {len(self.found)} of {total} records cannot be used, more than "
             f"{self.largest_share:.0%}: is it another format? The first: {first.where}: record "
-            f"{first.id}: {first.reason}"
+            f"{first.name}: {first.reason}"
         )
 
     def lines(self) -> str:

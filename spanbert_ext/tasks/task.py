@@ -83,8 +83,8 @@ class DownstreamTask(ABC, Generic[Example, Prediction]):
     def read(self, path: str | Path, rejects: Rejects) -> list[Example]:
         """Examples with gold answers of a file in the task's format, in its order.
 
-        A record that cannot be used goes to `rejects.add`, which raises or notes it;
-        `rejects.check` closes a file.
+        A record that cannot be used goes to `rejects.add`, which raises or notes it; at the end
+        `rejects.check` is asked. Once labels are learned, a record with another one cannot be used.
 
         Raises:
             DataError: the file is not in the format at all, or `rejects` says so.
@@ -100,6 +100,14 @@ class DownstreamTask(ABC, Generic[Example, Prediction]):
         Raises:
             DataError: a field is missing or impossible.
         """
+
+    def learn_labels(self, examples: Sequence[Example]) -> None:
+        """The part of `learn` that further files are read with: names of labels, into `facts`.
+
+        Raises:
+            DataError: the examples cannot train this task.
+        """
+        return
 
     @abstractmethod
     def learn(self, examples: Sequence[Example], tokenizer: Any) -> None:

@@ -301,10 +301,17 @@ def retain(run: Path, step: int, keep: int) -> None:
 def sweep(run: Path) -> None:
     """Delete half-built and discarded checkpoints. Only the holder of the run's lock may call
     this. What cannot be deleted stays, with a warning.
+
+    What is no checkpoint of a step has none before it that could take its place: it comes back
+    where a kill fell between the two renames of `commit`.
     """
     try:
         for path in run.iterdir():
-            if path.name.startswith((_TMP, _TRASH)):
+            name = path.name.removeprefix(_TRASH).rpartition("-")[0]
+            discarded = path.name.startswith(_TRASH) and not name.startswith(_STEP)
+            if discarded and not (run / name).exists():
+                os.rename(path, run / name)
+            elif path.name.startswith((_TMP, _TRASH)):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
     except OSError as error:
         logger.warning("debris stays in %s: %s", run, error)

@@ -116,7 +116,7 @@ def example_of(record: Any, id: str, needs_types: bool, needs_relation: bool) ->
     if "token" not in record and "text" not in record:
         raise DataError(
             "expected the field token (and subj_start, subj_end, obj_start, obj_end) or text (and "
-            f"subject, object); there are {', '.join(record) or 'no fields'}"
+            f"subject, object); there are {_fields_of(record)}"
         )
     if "token" in record:
         placed, types = _of_tokens(record), ("subj_type", "obj_type")
@@ -224,7 +224,7 @@ def _words(text: str, edges: list[int]) -> list[Span]:
 def _field(record: dict[str, Any], field: str) -> Any:
     value = record.get(field, _MISSING)
     if value is _MISSING:
-        raise DataError(f"the field {field} is missing; there are {', '.join(record)}")
+        raise DataError(f"the field {field} is missing; there are {_fields_of(record)}")
     return value
 
 
@@ -235,6 +235,10 @@ def _name(record: dict[str, Any], field: str, needed: bool) -> str | None:
     if not isinstance(value, str) or not value.strip():
         raise DataError(f"{field}: expected a name, found {value!r:.40}")
     return value
+
+
+def _fields_of(record: dict[str, Any]) -> str:
+    return ", ".join(repr(str(name)[:40]) for name in list(record)[:12]) or "no fields"
 
 
 def _kind(value: Any) -> str:

@@ -22,6 +22,8 @@ from spanbert_ext.tasks.task import DownstreamTask, Feature, Head
 
 logger = logging.getLogger("spanbert_ext")
 
+_MOST_NAMES = 20  # of types, in a warning
+
 
 @dataclass(frozen=True, slots=True)
 class RelationPrediction:
@@ -111,8 +113,8 @@ class RelationTask(DownstreamTask[RelationExample, RelationPrediction]):
         unknown = example.relation not in (None, *self.facts.get("labels", ()))
         return replace(example, relation=None) if unknown else example
 
-    def learn(self, examples: Sequence[RelationExample], tokenizer: Any) -> None:
-        """Fix the order of labels and the token of every symbol.
+    def learn_labels(self, examples: Sequence[RelationExample]) -> None:
+        """Fix the order of labels.
 
         Raises:
             DataError: fewer than two labels.
@@ -132,12 +134,19 @@ class RelationTask(DownstreamTask[RelationExample, RelationPrediction]):
             )
         relations = [label for label in counts if label != null]
         first = [] if null is None else [null]
-        labels = first + sorted(relations, key=lambda label: (-counts[label], label))
+        self.facts["labels"] = first + sorted(relations, key=lambda label: (-counts[label], label))
+
+    def learn(self, examples: Sequence[RelationExample], tokenizer: Any) -> None:
+        """Fix the order of labels and the token of every symbol.
+
+        Raises:
+            DataError: as `learn_labels`.
+        """
+        self.learn_labels(examples)
         types: list[set[str]] = [set(), set()]
         if self.options.needs_types:
             types[0].update(e.subject_type for e in examples if e.subject_type is not None)
             types[1].update(e.object_type for e in examples if e.object_type is not None)
-        self.facts["labels"] = labels
         self.facts["symbols"] = naming.choose(tokenizer, *types)
 
     def labels(self) -> list[str]:
@@ -186,8 +195,9 @@ class RelationTask(DownstreamTask[RelationExample, RelationPrediction]):
             self._said_types.update(names)
             logger.warning(
                 "training has not seen these types in their role, and the model reads them all as "
-                "one: %s",
-                ", ".join(names),
+                "one: %s%s",
+                ", ".join(n if n.isprintable() else repr(n) for n in names[:_MOST_NAMES]),
+                f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else "",
             )
 
     def decode(

@@ -98,7 +98,7 @@ class TaggingTask(DownstreamTask[TaggedExample, Tagging]):
             raise DataError(f"{where}: 'words' must be a list of texts")
         return TaggedExample(id, tuple(words))
 
-    def learn(self, examples: Sequence[TaggedExample], tokenizer: Any) -> None:
+    def learn_labels(self, examples: Sequence[TaggedExample]) -> None:
         """Find the entity types; the labels are every tag that the scheme has for them."""
         types = {
             tag.type for example in examples for tag in map(parse_tag, example.tags or ()) if tag
@@ -109,6 +109,10 @@ class TaggingTask(DownstreamTask[TaggedExample, Tagging]):
             )
         self.facts["types"] = sorted(types)
         self.facts["labels"] = label_names(types, self.options.scheme)
+
+    def learn(self, examples: Sequence[TaggedExample], tokenizer: Any) -> None:
+        """Only the labels."""
+        self.learn_labels(examples)
 
     def labels(self) -> list[str]:
         """Tags in the order of the head's outputs."""

@@ -1,0 +1,62 @@
+"""The files of a fine-tuning run as examples."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from spanbert_ext.data.storage import new_digest
+from spanbert_ext.tasks.config import FinetuneConfig
+from spanbert_ext.tasks.rejects import Rejects
+from spanbert_ext.tasks.task import DownstreamTask
+
+
+@dataclass(frozen=True)
+class FinetuneData:
+    """What was read before the run's directory is touched.
+
+    Args:
+        train, dev: examples.
+        digest: of the files' bytes.
+        rejects: JSON lines of records left out.
+    """
+
+    train: list[Any]
+    dev: list[Any]
+    digest: str
+    rejects: str
+
+
+def read_data(config: FinetuneConfig, task: DownstreamTask) -> FinetuneData:
+    """Read the files of a run; the task learns its labels from the training files.
+
+    Raises:
+        DataError: as `DownstreamTask.read`, or nothing is left of a file.
+    """
+    digest, rejected = new_digest(), []
+
+    def examples_of(paths: list[str]) -> list[Any]:
+        examples: list[Any] = []
+        for path in paths:
+            rejects = Rejects(config.on_error)
+            examples += task.read(path, rejects)
+            rejected.append(rejects.lines())
+            digest.update(Path(path).read_bytes())
+        return examples
+
+    train = examples_of(config.train)
+    task.learn_labels(train)  # a label that only dev has is a fault of dev
+    dev = examples_of(config.dev)
+    return FinetuneData(train, dev, digest.hexdigest(), "".join(rejected))
+
+
+def draw_sample(data: FinetuneData, config: FinetuneConfig) -> FinetuneData:
+    """The data with `train_limit` of its training examples, in their order."""
+    if config.train_limit is None or config.train_limit >= len(data.train):
+        return data
+    draw = np.random.Generator(np.random.Philox(key=[config.seed, 1 << 32]))
+    kept = sorted(draw.permutation(len(data.train))[: config.train_limit])
+    return replace(data, train=[data.train[i] for i in kept])

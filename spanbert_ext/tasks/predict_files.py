@@ -1,0 +1,184 @@
+"""The files of `spanbert predict`: lines that survive a kill, and what they belong to.
+
+Lines go to `OUT.part`, a chunk at a time; when all are there the file takes its name. A hidden file
+beside it says which model, records and settings they are of. A command that was killed goes on
+after the last whole chunk: chunks are cut at the same records every time, so that the bytes are
+those of a run that was never interrupted.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import glob
+import json
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from spanbert_ext.errors import ConfigError
+from spanbert_ext.tasks import html
+from spanbert_ext.tasks.marked_text import Mark, MarkedText
+from spanbert_ext.training.checkpoint import fail_point, write_text
+
+
+class OutputFiles:
+    """What one command writes; no other may at the same time.
+
+    Args:
+        output: the file with a line for each record.
+        page: of the same predictions, or None.
+        chunk: records whose lines are added together.
+
+    Raises:
+        ConfigError: another process writes this output.
+    """
+
+    def __init__(self, output: Path, page: Path | None, chunk: int):
+        self._output, self._page, self._chunk = output, page, chunk
+        self._part = output.with_name(output.name + ".part")
+        self._marks = output.with_name(f".{output.name}.marks") if page is not None else None
+        self._state = output.with_name(f".{output.name}.state")
+        self._output.parent.mkdir(parents=True, exist_ok=True)
+        self._lock = _locked(self._part, output)
+
+    def __enter__(self) -> OutputFiles:
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self._part.exists() and not self._part.stat().st_size:
+            self._part.unlink()
+        os.close(self._lock)  # not before: until then the file is ours
+
+    def are_finished(self, identity: dict[str, Any], overwrite: bool) -> bool:
+        """Whether nothing is left to do; otherwise `resume` says how many lines there are.
+
+        Args:
+            identity: what the bytes depend on.
+            overwrite: also files of another command, or finished ones.
+
+        Raises:
+            ConfigError: the files belong to another command.
+        """
+        same = self._stored_identity() == identity
+        whole = self._output.is_file() and (self._page is None or self._page.is_file())
+        if same and whole and not overwrite:
+            self._clear_debris()
+            return True
+        there = [p for p in (self._output, self._part) if p.is_file() and p.stat().st_size]
+        if there and not same and not overwrite:
+            raise ConfigError(
+                f"{there[0]} is there already, of another model, other records or other settings; "
+                "name another file, or give --overwrite true"
+            )
+        if not same or self._output.is_file():
+            os.truncate(self._part, 0)
+            for path in (self._output, self._marks):
+                if path is not None:
+                    path.unlink(missing_ok=True)
+        write_text(self._state, json_line(identity))
+        return False
+
+    def resume(self) -> int:
+        """Cut the files after the last whole chunk; the number of records there."""
+        parts = [self._part] if self._marks is None else [self._part, self._marks]
+        lines = min(_whole_lines(part) for part in parts)
+        kept = lines - lines % self._chunk
+        for part in parts:
+            _keep_lines(part, kept)
+        return kept
+
+    def append(self, lines: list[str], marks: list[MarkedText]) -> None:
+        """Add a chunk, durably."""
+        _append(self._part, "".join(line + "\n" for line in lines))
+        if self._marks is not None:
+            fail_point("between_files")
+            rows = (json_line(dataclasses.asdict(block)) + "\n" for block in marks)
+            _append(self._marks, "".join(rows))
+
+    def finish(self, title: str) -> None:
+        """All lines are there: write the page, and give the output its name."""
+        if self._page is not None:
+            html.write_page(self._page, title, self._marked_texts())
+            fail_point("after_page")
+        os.replace(self._part, self._output)
+        fail_point("after_output")
+        self._clear_debris()
+
+    def _marked_texts(self) -> Iterator[MarkedText]:
+        """The blocks of all chunks."""
+        if not self._marks.exists():
+            return
+        with self._marks.open(encoding="utf-8") as file:
+            for line in file:
+                fields = json.loads(line)
+                marks = tuple(Mark(**mark) for mark in fields.pop("marks"))
+                facts = tuple((name, value) for name, value in fields.pop("facts"))
+                yield MarkedText(**fields, marks=marks, facts=facts)
+
+    def _clear_debris(self) -> None:
+        """What a command that was killed on its last steps has left."""
+        if self._page is None:
+            return
+        self._marks.unlink(missing_ok=True)
+        own = f"{glob.escape(self._page.name)}.{glob.escape(socket.gethostname())}-*.part"
+        for path in self._page.parent.glob(own):
+            path.unlink(missing_ok=True)
+
+    def _stored_identity(self) -> Any:
+        try:
+            return json.loads(self._state.read_text("utf-8"))
+        except (OSError, ValueError):
+            return None
+
+
+def json_line(value: dict[str, Any]) -> str:
+    """JSON in one line. Lone surrogates, which JSON can carry and UTF-8 cannot, stay escaped."""
+    text = json.dumps(value, ensure_ascii=False)
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        text = json.dumps(value)
+    return text
+
+
+def _locked(part: Path, output: Path) -> int:
+    """A descriptor that holds the lock of the file to write, which is made if need be."""
+    while True:
+        handle = os.open(part, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if part.exists() and os.path.samestat(os.fstat(handle), os.stat(part)):
+                return handle
+        except BlockingIOError:
+            os.close(handle)
+            raise ConfigError(
+                f"{output}: another process is writing it; wait for that one, or name another file"
+            ) from None
+        os.close(handle)  # the other process finished between the two calls
+
+
+def _append(path: Path, text: str) -> None:
+    with path.open("ab") as file:
+        file.write(text.encode("utf-8"))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _whole_lines(path: Path) -> int:
+    if not path.is_file():
+        return 0
+    with path.open("rb") as file:
+        return sum(line.endswith(b"\n") for line in file)
+
+
+def _keep_lines(path: Path, lines: int) -> None:
+    """Cut a file after its first `lines` lines."""
+    if not path.is_file():
+        return
+    with path.open("rb+") as file:
+        for _ in range(lines):
+            file.readline()
+        file.truncate(file.tell())
