@@ -119,8 +119,8 @@ def entry_of(name: str) -> TaskEntry:
 
 @functools.cache
 def settings_class(base: type, name: str) -> type:
-    """The settings of a verb for one task: those of `base`, or for `FinetuneConfig` of the task's own
-    class, and the task's section.
+    """The settings of a verb for one task: those of `base`, in place of `FinetuneConfig` those of the
+    task's own class, and the task's section.
 
     The class has `task_name`, and `task_options` gives the section.
     """
