@@ -119,10 +119,9 @@ def entry_of(name: str) -> TaskEntry:
 
 @functools.cache
 def settings_class(base: type, name: str) -> type:
-    """The settings of a verb for one task: those of `base`, in place of `FinetuneConfig` those of the
-    task's own class, and the task's section.
+    """The settings of a verb for one task: those of `base` and the task's section.
 
-    The class has `task_name`, and `task_options` gives the section.
+    In place of `FinetuneConfig` the task's own class is the base. The class has `task_name`, and `task_options` gives the section.
     """
     entry = entry_of(name)
     options = entry.options_class()
