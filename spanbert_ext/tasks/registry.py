@@ -121,7 +121,8 @@ def entry_of(name: str) -> TaskEntry:
 def settings_class(base: type, name: str) -> type:
     """The settings of a verb for one task: those of `base` and the task's section.
 
-    In place of `FinetuneConfig` the task's own class is the base. The class has `task_name`, and `task_options` gives the section.
+    In place of `FinetuneConfig` the task's own class is the base. The class has `task_name`, and
+    `task_options` gives the section.
     """
     entry = entry_of(name)
     options = entry.options_class()
