@@ -17,6 +17,7 @@ _HOMES = {
     "SpanBertForPreTraining": "modeling",
     "SpanFiller": "filling",
     "ExtractiveQA": "tasks.qa.answering",
+    "CorefResolver": "tasks.coref.resolver",
     "RelationClassifier": "tasks.relation.classifier",
     "SpanTagger": "tasks.tagging.tagger",
 }

@@ -15,6 +15,7 @@ _PARTS = {
     "cls.seq_relationship": "NSP head",
     "bert.pooler": "pooler",
     "pooler": "pooler",
+    "coref": "coreference head",
 }
 
 

@@ -7,8 +7,6 @@ import pytest
 import torch
 from coref_model_cases import GOLD, document, gold, make_model
 
-from spanbert_ext.tasks.coref import model as coref_model
-
 
 def gradients_of(model, inputs):
     model.zero_grad()
@@ -32,7 +30,7 @@ def test_segments_do_not_see_each_other():
 
 
 @pytest.mark.parametrize("pieces", [1, 10, 25, 30])
-def test_a_few_segments_at_a_time(monkeypatch, pieces):
+def test_a_few_segments_at_a_time(pieces):
     """The encoder's passes change no number; segments of several lengths, one of them empty."""
     model, inputs = make_model().double(), document(3)
     inputs["cu_seqlens"] = torch.tensor([0, 10, 17, 17, 29, 30])
@@ -42,7 +40,7 @@ def test_a_few_segments_at_a_time(monkeypatch, pieces):
     whole, gradients = model(**inputs), gradients_of(model, inputs)
     assert calls == [30, 30]
     calls.clear()
-    monkeypatch.setattr(coref_model, "_PIECES_PER_PASS", pieces)
+    model.pieces_per_pass = pieces
     parts = model(**inputs)
     assert sum(calls) == 30 and (len(calls) > 1) == (pieces < 30)
     assert_same(dict(whole.items()), dict(parts.items()))

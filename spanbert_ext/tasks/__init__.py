@@ -1,13 +1,15 @@
-"""Downstream tasks: question answering, relations, tagging, sentence classification.
+"""Downstream tasks: question answering, coreference, relations, tagging, sentence classification.
 
 `spanbert finetune | evaluate | predict TASK` from the command line; `ExtractiveQA`,
-`RelationClassifier` and `SpanTagger` from Python. Nothing heavy is imported until a name is used.
+`CorefResolver`, `RelationClassifier` and `SpanTagger` from Python. Nothing heavy is imported until
+a name is used.
 """
 
 import importlib
 
 _HOMES = {
     "ExtractiveQA": "qa.answering",
+    "CorefResolver": "coref.resolver",
     "RelationClassifier": "relation.classifier",
     "SpanTagger": "tagging.tagger",
 }

@@ -48,6 +48,18 @@ class FinetuneOptimizer:
     weight_decay: float = 0.01
     clip_norm: float = 1.0
 
+    def faults(self) -> list[str]:
+        """One line for every impossible value."""
+        return [
+            *below("optimizer.peak_lr", self.peak_lr, 0, strict=True),
+            *below("optimizer.eps", self.eps, 0, strict=True),
+            *below("optimizer.weight_decay", self.weight_decay, 0),
+            *below("optimizer.clip_norm", self.clip_norm, 0),
+            *share("optimizer.warmup", self.warmup),
+            *share("optimizer.beta1", self.beta1),
+            *share("optimizer.beta2", self.beta2),
+        ]
+
 
 @dataclass(frozen=True)
 class FinetuneBatch:
@@ -61,6 +73,13 @@ class FinetuneBatch:
 
     examples: int = 32
     micro_tokens: int = 16384
+
+    def faults(self) -> list[str]:
+        """One line for every impossible value."""
+        return [
+            *below("batch.examples", self.examples, 1),
+            *below("batch.micro_tokens", self.micro_tokens, 1),
+        ]
 
 
 @dataclass(frozen=True)
@@ -126,29 +145,22 @@ class FinetuneConfig:
 
     def validate(self) -> None:
         """Raises ConfigError with one line for every impossible value."""
-        o, b, c = self.optimizer, self.batch, self.checkpoint
+        b, c = self.batch, self.checkpoint
         faults = [
-            *_below("epochs", self.epochs, 0, strict=True),
-            *_below("max_steps", self.max_steps, 1),
-            *_below("train_limit", self.train_limit, 1),
-            *_below("evals_per_epoch", self.evals_per_epoch, 0),
-            *_below("seed", self.seed, 0),
-            *_below("nproc", self.nproc, 1),
-            *_below("log_every", self.log_every, 1),
-            *_below("optimizer.peak_lr", o.peak_lr, 0, strict=True),
-            *_below("optimizer.eps", o.eps, 0, strict=True),
-            *_below("optimizer.weight_decay", o.weight_decay, 0),
-            *_below("optimizer.clip_norm", o.clip_norm, 0),
-            *_below("batch.examples", b.examples, 1),
-            *_below("batch.micro_tokens", b.micro_tokens, 1),
-            *_below("checkpoint.every", c.every, 1),
-            *_below("checkpoint.keep", c.keep, 1),
-            *_below("checkpoint.retries", c.retries, 0),
-            *_below("parallel.timeout", self.parallel.timeout, 1),
-            *_share("optimizer.warmup", o.warmup),
-            *_share("optimizer.beta1", o.beta1),
-            *_share("optimizer.beta2", o.beta2),
-            *_share("dropout", self.dropout),
+            *below("epochs", self.epochs, 0, strict=True),
+            *below("max_steps", self.max_steps, 1),
+            *below("train_limit", self.train_limit, 1),
+            *below("evals_per_epoch", self.evals_per_epoch, 0),
+            *below("seed", self.seed, 0),
+            *below("nproc", self.nproc, 1),
+            *below("log_every", self.log_every, 1),
+            *self.optimizer.faults(),
+            *b.faults(),
+            *below("checkpoint.every", c.every, 1),
+            *below("checkpoint.keep", c.keep, 1),
+            *below("checkpoint.retries", c.retries, 0),
+            *below("parallel.timeout", self.parallel.timeout, 1),
+            *share("dropout", self.dropout),
             *_device_faults(self.device),
             *_no_files("train", self.train, required=True),
             *_no_files("dev", self.dev),
@@ -197,8 +209,8 @@ class EvaluateConfig:
         """Raises ConfigError with one line for every impossible value."""
         _refuse(
             [
-                *_below("limit", self.limit, 1),
-                *_below("batch_tokens", self.batch_tokens, 1),
+                *below("limit", self.limit, 1),
+                *below("batch_tokens", self.batch_tokens, 1),
                 *_device_faults(self.device),
                 *_no_files("data", self.data, required=True),
                 *self.task_options.faults(),
@@ -235,7 +247,7 @@ class PredictConfig:
     def validate(self) -> None:
         """Raises ConfigError with one line for every impossible value."""
         faults = [
-            *_below("batch_tokens", self.batch_tokens, 1),
+            *below("batch_tokens", self.batch_tokens, 1),
             *_device_faults(self.device),
             *self.task_options.faults(),
         ]
@@ -248,13 +260,15 @@ class PredictConfig:
         _refuse(faults)
 
 
-def _below(name: str, value: float | None, least: float, strict: bool = False) -> list[str]:
+def below(name: str, value: float | None, least: float, strict: bool = False) -> list[str]:
+    """A line if a number is too small; None is fine."""
     if value is None or value > least or (value == least and not strict):
         return []
     return [f"{name}: must be {'greater than' if strict else 'at least'} {least}; got {value}"]
 
 
-def _share(name: str, value: float | None) -> list[str]:
+def share(name: str, value: float | None) -> list[str]:
+    """A line if a number is not in [0, 1); None is fine."""
     if value is None or 0 <= value < 1:
         return []
     return [f"{name}: must lie in [0, 1); got {value}"]

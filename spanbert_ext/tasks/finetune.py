@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,31 +14,26 @@ import torch
 
 from spanbert_ext import _backend
 from spanbert_ext.data.storage import new_digest
-from spanbert_ext.errors import DataError
-from spanbert_ext.foreign import longest_sequence
 from spanbert_ext.tasks import registry
 from spanbert_ext.tasks.batching import TrainingOrder
 from spanbert_ext.tasks.best_model import best_scores, keep_best
 from spanbert_ext.tasks.config import FinetuneConfig, steps_of
 from spanbert_ext.tasks.finetune_data import FinetuneData, draw_sample, read_data
-from spanbert_ext.tasks.finetune_task import FinetuneTask
 from spanbert_ext.tasks.models import (
     load_checkpoint,
     open_model,
     read_tokenizer,
     start_model,
 )
-from spanbert_ext.tasks.predictor import outputs_of
 from spanbert_ext.tasks.task import DownstreamTask
 from spanbert_ext.tasks.task_file import BEST, read_task_file, write_task
 from spanbert_ext.training import checkpoint
 from spanbert_ext.training.config import FREE_ON_RESUME
 from spanbert_ext.training.entry import BuildRun, Kind, run_all
 from spanbert_ext.training.guard import check_finite
-from spanbert_ext.training.loop import HostStep, LoopSettings, Step
+from spanbert_ext.training.loop import LoopSettings
 from spanbert_ext.training.models import describe_hardware
 from spanbert_ext.training.ranks import Ranks
-from spanbert_ext.training.replica import Replica
 from spanbert_ext.training.run import Run, RunResult
 from spanbert_ext.training.settings import as_flat_dict
 from spanbert_ext.training.state import RunState, current_versions, whole_weights
@@ -56,7 +52,8 @@ def finetune(config: FinetuneConfig) -> RunResult:
         ConfigError: also for settings that are impossible; otherwise as `entry.run_all`.
     """
     config.validate()
-    task = registry.entry_of(config.task_name).make(config.task_options)
+    entry = registry.entry_of(config.task_name)
+    task, run = entry.make(config.task_options), entry.run_class()
 
     def is_finished(state: RunState) -> bool:
         # With other settings it is not this run: going on will refuse, and name them.
@@ -67,9 +64,9 @@ def finetune(config: FinetuneConfig) -> RunResult:
 
     def read(_ranks: Ranks) -> BuildRun:
         data = read_data(config, task)
-        return lambda *where: FinetuneRun(config, task, data, *where)
+        return lambda *where: run(config, task, data, *where)
 
-    return run_all(config, Kind(["finetune", task.name], is_finished, read, _memory_advice))
+    return run_all(config, Kind(["finetune", task.name], is_finished, read, run.memory_advice))
 
 
 def settings_of(config: FinetuneConfig) -> dict[str, Any]:
@@ -77,17 +74,11 @@ def settings_of(config: FinetuneConfig) -> dict[str, Any]:
     return as_flat_dict(config) | {"task": config.task_name}
 
 
-def _memory_advice(config: FinetuneConfig, _processes: int) -> str:
-    most = config.batch.micro_tokens
-    return (
-        f"{most} tokens are computed at a time: `--batch.micro_tokens {most // 2}` takes less, "
-        "with the same update, also in a run that has begun. Weights, gradients and moments alone "
-        "take 16 bytes a parameter"
-    )
-
-
 class FinetuneRun(Run):
-    """Fine-tuning of one task; arguments as in `Run`."""
+    """Fine-tuning of one task: data, evaluation, the best model, the files of a run.
+
+    How features become batches and outputs is a subclass's matter; arguments as in `Run`.
+    """
 
     def __init__(
         self,
@@ -111,21 +102,35 @@ class FinetuneRun(Run):
                 task.facts |= (read_task_file(start) or {}).get("facts", {})
             self.features = task.features(data.train, self.tokenizer)
             self.dev_features = task.features(data.dev, self.tokenizer)
-            if any(feature.labels is None for feature in self.features):
-                raise DataError(
-                    f"{', '.join(config.train)}: examples without a gold answer cannot train"
-                )
-            if any(feature.labels is None for feature in self.dev_features):
-                raise DataError(
-                    f"{', '.join(config.dev)}: examples without a gold answer cannot choose the "
-                    "best model; leave --dev out, then the last one counts"
-                )
-            lengths = np.array([len(feature.input_ids) for feature in self.features])
+            self._check_gold(config)
+            lengths = np.array([self.tokens_of(feature) for feature in self.features])
             self.order = TrainingOrder(lengths, config.batch.examples, config.seed)
             entry = registry.entry_of(task.name)
             epochs = entry.epochs if config.epochs is None else config.epochs
             self.steps = steps_of(config, epochs, self.order.batches_per_epoch)
             super().__init__(config, run, start, device, ranks)
+
+    @staticmethod
+    @abstractmethod
+    def memory_advice(config: FinetuneConfig, processes: int) -> str:
+        """What to do where memory runs out."""
+
+    @staticmethod
+    @abstractmethod
+    def tokens_of(feature: Any) -> int:
+        """Tokens of a feature."""
+
+    def _check_gold(self, config: FinetuneConfig) -> None:
+        """Raises DataError where a feature has no gold answer and needs one."""
+        return
+
+    @abstractmethod
+    def _check_lengths(self) -> None:
+        """Raises DataError where a sequence is longer than the model can read."""
+
+    @abstractmethod
+    def _outputs(self, features: Sequence[Any]) -> Sequence[Any]:
+        """What `DownstreamTask.decode` takes, of features that do not train."""
 
     def _identity(self) -> RunState:
         config = self.config
@@ -142,54 +147,24 @@ class FinetuneRun(Run):
     def _build_model(self) -> torch.nn.Module:
         task = self.downstream
         model, self.load_report = start_model(
-            self.source, task.head, task.labels(), len(self.tokenizer), self.config.dropout
+            self.source,
+            task.head,
+            task.labels(),
+            len(self.tokenizer),
+            self.config.dropout,
+            task.model_fields(),
         )
         return model
 
     def _load_model(self, path: Path) -> torch.nn.Module:
         return load_checkpoint(path, self.downstream.head)
 
-    def _build_task(self) -> FinetuneTask:
-        self._check_lengths()
-        return FinetuneTask(
-            self.features,
-            self.downstream.head,
-            self.order,
-            self.config.batch.micro_tokens,
-            self.tokenizer.pad_token_id or 0,
-            self.device,
-            [example.id for example in self.data.train],
-            self.ranks,
-        )
-
-    def _check_lengths(self) -> None:
-        longest = max(len(f.input_ids) for f in (*self.features, *self.dev_features))
-        most = getattr(self.model.config, "max_position_embeddings", None)
-        base = getattr(self.model, "model", None)
-        if base is not None:
-            most = longest_sequence(base)
-        if most is not None and longest > most:
-            raise DataError(
-                f"a sequence of {longest} tokens; {self.config.model} has positions for {most}: "
-                f"lower --{registry.entry_of(self.downstream.name).section}.length"
-            )
-
-    def _build_step(self) -> Step:
-        # Of a pooler, or of what another encoder carries along, nobody may wait for a gradient.
-        replica = Replica(
-            self.model,
-            self.ranks,
-            self.config.parallel.strategy,
-            idle_parameters=hasattr(self.model, "model"),
-        )
-        return HostStep(self.model, self.optimizer, self.task, self._loop_settings(), replica)
-
     def _introduction(self) -> list[str]:
         lines = [str(self.load_report)] if self.load_report is not None else []
         parameters = sum(p.numel() for p in self.model.parameters())
         world = self.ranks.world
         processes = f"{world} processes ({self.config.parallel.strategy}), " if world > 1 else ""
-        lengths = [len(feature.input_ids) for feature in self.features]
+        lengths = [self.tokens_of(feature) for feature in self.features]
         lines.append(
             f"{self.downstream.name}: {len(self.data.train)} training examples in "
             f"{len(self.features)} sequences of {np.mean(lengths):.0f} tokens (longest "
@@ -230,14 +205,7 @@ class FinetuneRun(Run):
             return {}
         # Every rank computes all of it: the numbers, and so the choice, are the same everywhere.
         began, task = time.monotonic(), self.downstream
-        outputs = outputs_of(
-            self.model,
-            self.dev_features,
-            task,
-            self.tokenizer.pad_token_id or 0,
-            self.device,
-            self.precision,
-        )
+        outputs = self._outputs(self.dev_features)
         predictions = task.decode(self.data.dev, self.dev_features, outputs)
         task.tune(self.data.dev, predictions)
         numbers = task.score(self.data.dev, predictions)

@@ -8,7 +8,7 @@ thresholds).
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +31,13 @@ from spanbert_ext.errors import ConfigError, DataError, StorageError
 from spanbert_ext.load_report import LoadReport
 from spanbert_ext.starting_points import StartingPoint, open_start, read_start
 from spanbert_ext.tasks.batching import PackedBatch
+from spanbert_ext.tasks.coref.model import SpanBertForCoreference
 from spanbert_ext.tasks.foreign_heads import ForeignHead
 from spanbert_ext.tasks.heads import HEADS
 from spanbert_ext.tasks.task import Head
 from spanbert_ext.tasks.task_file import model_folder
 
+_OURS = {**HEADS, "coreference": SpanBertForCoreference}
 _FOREIGN = {
     "question-answering": AutoModelForQuestionAnswering,
     "token-classification": AutoModelForTokenClassification,
@@ -83,6 +85,7 @@ def start_model(
     labels: Sequence[str],
     vocab_size: int,
     dropout: float | None = None,
+    fields: Mapping[str, Any] | None = None,
 ) -> tuple[nn.Module, LoadReport]:
     """A model to fine-tune: the encoder of a starting point, with its head where that fits.
 
@@ -91,10 +94,14 @@ def start_model(
         labels: names of the outputs, none for question-answering, one for a regression.
         vocab_size: ids of the tokenizer; the word embedding is grown if it has fewer.
         dropout: of embeddings, attention and sublayers; None: as the start has it.
+        fields: of the model's configuration, as `DownstreamTask.model_fields`.
 
     Raises:
         ConfigError, DataError: as `starting_points.read_start`.
     """
+    if start.layout == "encoder" and head not in _FOREIGN:
+        kind = start.fields["model_type"]
+        raise ConfigError(f"{start.name}: a {head} model is a BERT, not {kind}; start from one")
     if start.layout == "encoder":
         return _foreign_model(start, head, labels, vocab_size, dropout)
     options = {"nsp": True} if head == "sequence-classification" else {}
@@ -105,8 +112,8 @@ def start_model(
             f"{start.name}: a SpanBERT around {kind}: `spanbert export` it, then fine-tune the "
             "export"
         )
-    config = _bert_config(pretrained.config.to_dict(), head, labels, dropout)
-    model = HEADS[head](config)
+    config = _bert_config(pretrained.config.to_dict() | (fields or {}), head, labels, dropout)
+    model = _OURS[head](config)
     weights = pretrained.bert.state_dict()
     if head != "sequence-classification":
         weights = {n: t for n, t in weights.items() if not n.startswith("pooler.")}
@@ -137,7 +144,7 @@ def _bert_config(
 
 
 def _label_fields(head: Head, labels: Sequence[str]) -> dict[str, Any]:
-    if head == "question-answering":
+    if not labels:
         return {}
     fields: dict[str, Any] = {
         "id2label": dict(enumerate(labels)),
@@ -209,8 +216,11 @@ def _foreign_model(
     return ForeignHead(model, head), LoadReport.of(model, start.name, kind, info)
 
 
-def load_head(folder: Path, head: Head) -> nn.Module:
+def load_head(folder: Path, head: Head, fields: Mapping[str, Any] | None = None) -> nn.Module:
     """A fine-tuned model, every weight found; in fp32 on the CPU.
+
+    Args:
+        fields: of its configuration, in place of the stored ones.
 
     Raises:
         DataError: the folder holds no model with this head, or not exactly its weights.
@@ -218,10 +228,17 @@ def load_head(folder: Path, head: Head) -> nn.Module:
     source = str(folder)
     with conversion.quiet_loading(source):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        config.update(dict(fields or {}))
         ours = config.model_type == "bert"
-        loader = HEADS[head] if ours else _FOREIGN[head]
+        if not ours and head not in _FOREIGN:
+            raise DataError(f"{source}: {config.model_type} has no {head} head")
+        loader = _OURS[head] if ours else _FOREIGN[head]
         model, info = loader.from_pretrained(
-            folder, output_loading_info=True, dtype=torch.float32, ignore_mismatched_sizes=True
+            folder,
+            config=config,
+            output_loading_info=True,
+            dtype=torch.float32,
+            ignore_mismatched_sizes=True,
         )
     conversion.check_weights(source, model, info["missing_keys"], info["mismatched_keys"])
     return model if ours else ForeignHead(model, head)

@@ -13,6 +13,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from spanbert_ext.errors import ConfigError
+from spanbert_ext.tasks import registry
 from spanbert_ext.tasks.batching import PackedBatch, by_tokens, pack
 from spanbert_ext.tasks.models import (
     head_outputs,
@@ -25,8 +26,6 @@ from spanbert_ext.tasks.task_file import read_task_file, stored_task
 from spanbert_ext.training.loop import autocast
 from spanbert_ext.training.models import choose_device, choose_precision
 
-# Examples whose features and outputs are in memory together.
-_CHUNK = 512
 # Tokens computed at a time: enough to keep the products busy; activations are a few hundred MB for
 # a base model.
 BATCH_TOKENS = 8192
@@ -80,6 +79,9 @@ class Predictor:
         precision: bf16 or fp32.
     """
 
+    # Examples whose features and outputs are in memory together.
+    chunk = 512
+
     def __init__(
         self,
         model: nn.Module,
@@ -124,14 +126,14 @@ class Predictor:
             tokenizer = read_tokenizer(start.folder)
             if stored is not None:
                 task = stored_task(stored, task_name, options)
-                model = load_head(start.folder, task.head)
             else:
                 from transformers import AutoConfig
 
                 task = default(AutoConfig.from_pretrained(start.folder, trust_remote_code=False))
-                model = load_head(start.folder, task.head)
+            model = load_head(start.folder, task.head, task.model_fields())
         where = choose_device(device)
-        return cls(model, tokenizer, task, where, choose_precision(precision, where))
+        kind = registry.entry_of(task.name).predictor_class()
+        return kind(model, tokenizer, task, where, choose_precision(precision, where))
 
     def outputs(self, features: Sequence[Feature]) -> list[np.ndarray]:
         """The head's numbers of every feature."""
@@ -145,9 +147,9 @@ class Predictor:
             self.batch_tokens,
         )
 
-    def stream(self, examples: Iterator[Any], chunk: int = _CHUNK) -> Iterator[tuple[Any, Any]]:
+    def stream(self, examples: Iterator[Any]) -> Iterator[tuple[Any, Any]]:
         """(example, prediction) in order, `chunk` examples at a time."""
-        while part := list(islice(examples, chunk)):
+        while part := list(islice(examples, self.chunk)):
             features = self.task.features(part, self.tokenizer)
             decoded = self.task.decode(part, features, self.outputs(features))
             yield from zip(part, decoded, strict=True)

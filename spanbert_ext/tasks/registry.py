@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from spanbert_ext.errors import ConfigError
+from spanbert_ext.tasks.config import FinetuneConfig
 from spanbert_ext.training import settings
 
 
@@ -23,6 +24,8 @@ class TaskEntry:
         section: of its settings: `--SECTION.name value`.
         options, task: `module:class` below `spanbert_ext.tasks`.
         epochs: of the paper's recipe.
+        settings, run: alike, of its fine-tuning.
+        predictor: alike, what `evaluate` and `predict` load.
     """
 
     name: str
@@ -31,10 +34,25 @@ class TaskEntry:
     options: str
     task: str
     epochs: float
+    settings: str = "config:FinetuneConfig"
+    run: str = "head_run:HeadRun"
+    predictor: str = "predictor:Predictor"
 
     def options_class(self) -> type:
         """The class of its settings."""
         return _find(self.options)
+
+    def settings_class(self) -> type:
+        """The class of the settings of `finetune`."""
+        return _find(self.settings)
+
+    def run_class(self) -> type:
+        """The `FinetuneRun`."""
+        return _find(self.run)
+
+    def predictor_class(self) -> type:
+        """The `Predictor`."""
+        return _find(self.predictor)
 
     def make(self, options: Any, facts: Mapping[str, Any] | None = None):
         """The `DownstreamTask`."""
@@ -54,6 +72,15 @@ _RELATION = (
     10.0,
 )
 _TAGGING = ("tagging", "tagging.config:TaggingOptions", "tagging.task:TaggingTask", 10.0)
+_COREF = (
+    "coref",
+    "coref.options:CorefOptions",
+    "coref.task:CorefTask",
+    20.0,
+    "coref.options:CorefFinetuneConfig",
+    "coref.run:CorefRun",
+    "coref.predictor:CorefPredictor",
+)
 _GLUE = ("glue", "glue.config:GlueOptions", "glue.task:GlueTask", 10.0)
 
 TASKS = {
@@ -62,6 +89,7 @@ TASKS = {
         TaskEntry("squad", "questions answered by a span of a text: SQuAD 1.1 JSON", *_QA),
         TaskEntry("squad2", "the same with unanswerable questions: SQuAD 2.0 JSON", *_QA),
         TaskEntry("mrqa", "questions in the MRQA format (.jsonl.gz)", *_QA),
+        TaskEntry("coref", "mentions of the same thing: CoNLL-2012 columns, JSON lines", *_COREF),
         TaskEntry("tacred", "relations between two marked spans: TACRED JSON", *_RELATION),
         TaskEntry("ner", "entities: CoNLL columns with BIO, IOB or BILOU tags", *_TAGGING),
         TaskEntry("cola", "GLUE: acceptability of a sentence", *_GLUE[:3], 4.0),
@@ -93,10 +121,13 @@ def entry_of(name: str) -> TaskEntry:
 def settings_class(base: type, name: str) -> type:
     """The settings of a verb for one task: those of `base` and the task's section.
 
-    The class has `task_name`, and `task_options` gives the section.
+    In place of `FinetuneConfig` the task's own class is the base. The class has `task_name`, and
+    `task_options` gives the section.
     """
     entry = entry_of(name)
     options = entry.options_class()
+    if base is FinetuneConfig:
+        base = entry.settings_class()
     section = field(default_factory=options)
     return dataclasses.make_dataclass(
         base.__name__,

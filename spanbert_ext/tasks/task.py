@@ -19,8 +19,11 @@ from spanbert_ext.errors import ConfigError
 from spanbert_ext.tasks.marked_text import MarkedText
 from spanbert_ext.tasks.rejects import Rejects
 
-# The Hugging Face head a task trains: what a saved model loads as.
-Head = Literal["question-answering", "token-classification", "sequence-classification"]
+# The Hugging Face head a task trains: what a saved model loads as. Coreference has none there: its
+# models load as our own class, and its features and outputs are its own (`tasks.coref.task`).
+Head = Literal[
+    "question-answering", "token-classification", "sequence-classification", "coreference"
+]
 
 
 class HasId(Protocol):
@@ -124,6 +127,10 @@ class DownstreamTask(ABC, Generic[Example, Prediction]):
     def labels(self) -> list[str]:
         """Names of the head's outputs, in order; empty for question-answering, one name for a
         regression."""
+
+    def model_fields(self) -> dict[str, Any]:
+        """Fields of the model's configuration that the task decides, beside those of labels."""
+        return {}
 
     @abstractmethod
     def features(self, examples: Sequence[Example], tokenizer: Any) -> list[Feature]:

@@ -101,8 +101,10 @@ def run_evaluate(words: Sequence[str]) -> int:
     for line in result["rejected"]:
         print(f"left out: {line}")
     print(f"{result['examples']} examples in {result['seconds']} s")
+    width = max(24, *(len(name) + 2 for name in result["metrics"]))
     for name, value in result["metrics"].items():
-        print(f"  {name:24s}{value:.2f}" if isinstance(value, float) else f"  {name:24s}{value}")
+        shown = f"{value:.2f}" if isinstance(value, float) else value
+        print(f"  {name:{width}s}{shown}")
     for path in (config.metrics, config.predictions, config.html, config.plot):
         if path is not None:
             print(f"wrote {path}")
@@ -135,8 +137,8 @@ def _numbers(best: dict[str, Any]) -> str:
 FINETUNE = Verb(
     "finetune",
     "spanbert finetune TASK --model MODEL --train FILE --dev FILE --output DIRECTORY [options]",
-    "Fine-tune a model for a task: question answering, relations, entities, GLUE. Killed, the same "
-    "command goes on.",
+    "Fine-tune a model for a task: question answering, coreference, relations, entities, GLUE. "
+    "Killed, the same command goes on.",
     run_finetune,
 )
 EVALUATE = Verb(

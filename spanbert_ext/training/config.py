@@ -338,6 +338,7 @@ FREE_ON_RESUME = frozenset(
         "dev",
         "batch.micro_rows",
         "batch.micro_tokens",
+        "batch.checkpointing",
         "batch.resident",
         "runtime.graph",
         "runtime.compile",

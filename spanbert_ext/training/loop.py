@@ -204,13 +204,21 @@ def update(
     """
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     norm = whole(nn.utils.get_total_norm(gradients))
-    skipped = guard.judge(norm) if guard else (~torch.isfinite(norm)).float()
     # The fused update divides by grad_scale on the way: clipping costs no pass of its own.
     optimizer.grad_scale = (norm / clip_norm).clamp(min=1).float() if clip_norm > 0 else None
+    return norm, apply_gradients(optimizer, norm, guard)
+
+
+def apply_gradients(
+    optimizer: torch.optim.Optimizer, norm: torch.Tensor, guard: GradientGuard | None = None
+) -> torch.Tensor:
+    """Apply gradients of this norm, or skip them, as `update` does; clears them. Returns whether
+    they were skipped."""
+    skipped = guard.judge(norm) if guard else (~torch.isfinite(norm)).float()
     optimizer.found_inf = skipped
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return norm, skipped
+    return skipped
 
 
 class HostStep:
@@ -242,11 +250,15 @@ class HostStep:
         s = self._settings
         micro_batches = self._task.batches(step)
         parts = accumulate(self._replica, self._task, micro_batches, self._device, s.precision)
+        self.totals.add(parts, *self._update(step))
+        return self._task.num_tokens(step)
+
+    def _update(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """`update` at the step's learning rate."""
+        s = self._settings
         rate = learning_rate(step, s.steps, s.warmup_steps, s.peak_lr)
         set_learning_rate(self._optimizer, rate)
-        done = update(self._model, self._optimizer, s.clip_norm, self.guard)
-        self.totals.add(parts, *done)
-        return self._task.num_tokens(step)
+        return update(self._model, self._optimizer, s.clip_norm, self.guard)
 
 
 def train(

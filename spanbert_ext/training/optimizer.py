@@ -47,16 +47,20 @@ def build_optimizer(model: nn.Module, options: OptimizerOptions) -> torch.optim.
     """AdamW over `parameter_groups`; fused, because only the fused step can skip an update without
     a host sync. The learning rate is a tensor, so that a captured step reads what was written last.
     """
-    device = next(model.parameters()).device
-    # The GPU's kernel reads fp32; the CPU's takes a double, as it does of a Python number.
-    dtype = torch.float64 if device.type == "cpu" else torch.float32
     return torch.optim.AdamW(
         parameter_groups(model, options.weight_decay),
-        lr=torch.tensor(options.peak_lr, dtype=dtype, device=device),
+        lr=rate_tensor(options.peak_lr, next(model.parameters()).device),
         betas=(options.beta1, options.beta2),
         eps=options.eps,
         fused=True,
     )
+
+
+def rate_tensor(value: float, device: torch.device) -> torch.Tensor:
+    """A learning rate as the fused update of a device reads it: the GPU's kernel fp32; the CPU's
+    takes a double, as it does of a Python number."""
+    dtype = torch.float64 if device.type == "cpu" else torch.float32
+    return torch.tensor(value, dtype=dtype, device=device)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, value: float | torch.Tensor) -> None:

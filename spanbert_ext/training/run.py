@@ -88,7 +88,7 @@ class Run(ABC):
         self.model = ranks.main_first(self._start_model).to(device)
         if ranks.world > 1 and config.parallel.strategy == "fsdp":
             shard(self.model, ranks)
-        self.optimizer = build_optimizer(self.model, config.optimizer)
+        self.optimizer = self._build_optimizer()
         self.task = self._build_task()
         self.task.shift = self.state.shift
         if ranks.rank or (start is not None and stored.world_size != ranks.world):
@@ -114,6 +114,9 @@ class Run(ABC):
     @abstractmethod
     def _build_task(self) -> Any:
         """A `loop.Task` with `shift` (batches jumped over) and `describe` (step -> JSON facts)."""
+
+    def _build_optimizer(self) -> torch.optim.Optimizer:
+        return build_optimizer(self.model, self.config.optimizer)
 
     @abstractmethod
     def _build_step(self) -> Step:

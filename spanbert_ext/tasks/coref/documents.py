@@ -6,6 +6,7 @@ cluster is a tuple of mentions; a mention belongs to one cluster only.
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -158,6 +159,20 @@ def from_words(
     numbers = tuple(number for number, sentence in enumerate(kept) for _ in sentence)
     speakers = None if speakers is None or not any(speakers) else tuple(speakers)
     return Document(id, words, numbers, speakers, genre, sorted_clusters(clusters, shared)[0])
+
+
+def cut_sentences(words: Sequence[str]) -> list[list[str]]:
+    """The sentences of a list of words, by the rules of `sentences`."""
+    from spanbert_ext.tasks.coref.sentences import number_sentences
+
+    ends = list(itertools.accumulate(len(word) + 1 for word in words))
+    spans = [(end - 1 - len(word), end - 1) for end, word in zip(ends, words, strict=True)]
+    sentences: list[list[str]] = []
+    for word, number in zip(words, number_sentences(" ".join(words), spans), strict=True):
+        if number == len(sentences):
+            sentences.append([])
+        sentences[-1].append(word)
+    return sentences
 
 
 def from_text(

@@ -6,7 +6,8 @@ counted over all segments; `sentence_map` and `subtoken_map`, a sentence and a w
 piece. [CLS] and [SEP] carry the word before them and the sentence of the piece behind them.
 
 Plain words: the same without `subtoken_map` and `sentence_map`; `sentences` are lists of words,
-clusters count words. Plain text: `text` alone. A `genre` may be named, else `doc_key` says it.
+clusters count words; or, in place of `sentences`, one list `words`, whose sentences are found by
+rule. Plain text: `text` alone. A `genre` may be named, else `doc_key` says it.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from spanbert_ext.tasks.coref.documents import (
     Document,
     Shared,
     Span,
+    cut_sentences,
     from_text,
     from_words,
     genre_of,
@@ -149,9 +151,16 @@ def document_of(record: dict[str, Any], where: str, shared: Shared = "merge") ->
     if "subtoken_map" in record:
         return pieces_of(record, where, shared).document
     key = _key(record, where)
-    if isinstance(record.get("text"), str) and "sentences" not in record:
+    if "sentences" in record:
+        sentences = _nested(record, "sentences", where)
+    elif "words" in record:
+        sentences = _sentences_of(record["words"], where)
+    elif isinstance(record.get("text"), str):
+        if record.get("speakers") or record.get("clusters"):
+            raise DataError(f"{where}: speakers and clusters need words, not a text")
         return from_text(key, record["text"], genre=_genre(record, key, where))
-    sentences = _nested(record, "sentences", where)
+    else:
+        raise DataError(f"{where}: a document needs 'text', 'words' or 'sentences'")
     words = sum(map(len, sentences))
     return from_words(
         key,
@@ -232,6 +241,12 @@ def _nested(record: dict[str, Any], name: str, where: str) -> list[list[str]]:
     ):
         raise DataError(f"{where}: {name!r} must be there, a list of lists of strings")
     return value
+
+
+def _sentences_of(words: Any, where: str) -> list[list[str]]:
+    if not isinstance(words, list) or not all(isinstance(word, str) and word for word in words):
+        raise DataError(f"{where}: 'words' must be a list of strings that are not empty")
+    return cut_sentences(words)
 
 
 def _numbers(record: dict[str, Any], name: str, length: int, where: str) -> np.ndarray:

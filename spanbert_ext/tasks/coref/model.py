@@ -34,8 +34,7 @@ from spanbert_ext.tasks.coref.scoring import (
 )
 from spanbert_ext.tasks.coref.spans import Candidates, MentionScorer, candidate_spans
 
-# Pieces that the encoder reads at once: enough to keep a device busy, and in prediction all that
-# its inner states need room for.
+# Enough to keep a device busy, and in prediction all that the encoder's inner states need room for.
 _PIECES_PER_PASS = 4096
 
 
@@ -78,6 +77,7 @@ class SpanBertForCoreference(BertPreTrainedModel):
     """Coarse-to-fine coreference (Lee et al. 2018) over independent segments (Joshi et al. 2019).
 
     The encoder stands under `bert` with BERT's parameter names, the rest under `coref`.
+    `pieces_per_pass` pieces of a document go through the encoder at a time.
 
     Args:
         config: a `BertConfig`; its field `coref`, a dict of `CorefModelOptions`, is filled in where
@@ -103,6 +103,7 @@ class SpanBertForCoreference(BertPreTrainedModel):
         config.coref = self.options.to_dict()
         self.bert = PackedBert(config)
         self.coref = CorefHead(config.hidden_size, self.options)
+        self.pieces_per_pass = _PIECES_PER_PASS
         self.post_init()
 
     @classmethod
@@ -211,7 +212,7 @@ class SpanBertForCoreference(BertPreTrainedModel):
         for segment in range(1, len(borders)):
             following = borders[min(segment + 1, len(borders) - 1)]
             is_last = segment + 1 == len(borders)
-            if is_last or following - borders[first] > _PIECES_PER_PASS:
+            if is_last or following - borders[first] > self.pieces_per_pass:
                 start, end = borders[first], borders[segment]
                 own = cu_seqlens[first : segment + 1] - start
                 hidden.append(self.bert(input_ids[start:end], own))

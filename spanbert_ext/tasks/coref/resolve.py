@@ -19,7 +19,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from spanbert_ext.errors import DataError
@@ -51,6 +51,7 @@ class Mention:
         first, last: its words, both inclusive.
         start, end: first character and the one behind the last; None without a text.
         text: as written, or its words joined by blanks.
+        score: the higher, the surer a model is that this is a mention; None where nobody said.
     """
 
     first: int
@@ -58,18 +59,26 @@ class Mention:
     start: int | None
     end: int | None
     text: str
+    score: float | None = None
 
 
 def cluster_mentions(
-    document: Document, clusters: Iterable[Iterable[Span]] | None = None
+    document: Document,
+    clusters: Iterable[Iterable[Span]] | None = None,
+    scores: Mapping[Span, float] | None = None,
 ) -> list[list[Mention]]:
-    """Clusters of word spans, default the document's own, with their characters and strings."""
+    """Clusters of word spans, default the document's own, with their characters and strings.
+
+    Args:
+        scores: of the mentions, if there are any.
+    """
     found = []
     for cluster in document.clusters if clusters is None else clusters:
         mentions = []
         for span in cluster:
             start, end = document.characters(span) or (None, None)
-            mentions.append(Mention(*span, start, end, document.span_text(span)))
+            score = None if scores is None else scores[span]
+            mentions.append(Mention(*span, start, end, document.span_text(span), score))
         found.append(mentions)
     return found
 

@@ -65,6 +65,11 @@ class SegmentedDocument:
         """N."""
         return len(self.cu_seqlens) - 1
 
+    @property
+    def longest(self) -> int:
+        """Pieces of the longest segment, special ones included."""
+        return int(np.diff(self.cu_seqlens).max())
+
     def word_span(self, start: int, end: int) -> Span:
         """First and last word of a span of pieces, both inclusive; part of a word counts as all.
 

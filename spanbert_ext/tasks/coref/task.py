@@ -1,0 +1,228 @@
+"""Coreference for the machinery that trains, evaluates and predicts."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from spanbert_ext.errors import DataError
+from spanbert_ext.tasks.coref import conll, jsonlines
+from spanbert_ext.tasks.coref.documents import Clusters, Document, Span, without_singletons
+from spanbert_ext.tasks.coref.metrics import CONLL, CorefScorer
+from spanbert_ext.tasks.coref.options import CorefOptions
+from spanbert_ext.tasks.coref.resolve import cluster_mentions, resolved_document, with_text
+from spanbert_ext.tasks.coref.segments import SegmentedDocument, segment
+from spanbert_ext.tasks.marked_text import Mark, MarkedText
+from spanbert_ext.tasks.rejects import Rejects
+from spanbert_ext.tasks.task import DownstreamTask
+
+logger = logging.getLogger("spanbert_ext")
+
+_JSON_LINES = (".jsonl", ".jsonlines", ".json")
+_METRICS = ("mentions", *CONLL, "lea")
+_ALONE = "alone"  # the colour of mentions that nothing refers to
+
+
+@dataclass(frozen=True)
+class LinkedSpans:
+    """What the model says about a segmented document; the task's `outputs`.
+
+    Args:
+        clusters: of (first piece, last piece), inclusive.
+        scores: mention score of each of these spans.
+    """
+
+    clusters: list[list[Span]]
+    scores: Mapping[Span, float]
+
+
+@dataclass(frozen=True)
+class CorefPrediction:
+    """Clusters of a document.
+
+    Args:
+        clusters: of words, sorted as `documents.sorted_clusters` sorts them.
+        scores: mention score of each mention: the higher, the surer that it is one.
+    """
+
+    clusters: Clusters
+    scores: Mapping[Span, float]
+
+
+class CorefTask(DownstreamTask[Document, CorefPrediction]):
+    """Which mentions of a document speak of the same thing.
+
+    Its features are `SegmentedDocument`s, one for each document, and its outputs `LinkedSpans`.
+
+    Args:
+        name: coref.
+        options: `CorefOptions`.
+        facts: genres, which the training documents name, or null.
+    """
+
+    head = "coreference"
+    options: CorefOptions
+
+    @property
+    def best_metric(self) -> str:
+        """The CoNLL score; that with singletons where the model predicts them."""
+        return "with_singletons.f1" if self.options.singletons else "f1"
+
+    def read(self, path: str | Path, rejects: Rejects) -> list[Document]:
+        """Documents of a JSON lines file (`jsonlines`, by its ending), or of CoNLL columns."""
+        layout = jsonlines if Path(path).suffix in _JSON_LINES else conll
+        return layout.read(path, rejects, self.options.shared)
+
+    def parse(self, record: dict[str, Any], where: str) -> Document:
+        """The document of a record with `text`, `words` or `sentences`; `id`, `genre`, and with
+        words `speakers`, may be there too."""
+        return jsonlines.document_of(record, where, self.options.shared)
+
+    def learn(self, examples: Sequence[Document], tokenizer: Any) -> None:
+        """Find the genres.
+
+        Raises:
+            DataError: the documents hold nothing to learn.
+        """
+        least = 1 if self.options.singletons else 2
+        if not any(len(cluster) >= least for doc in examples for cluster in doc.clusters):
+            what = "has a mention" if least == 1 else "has two mentions that corefer"
+            raise DataError(f"none of the training documents {what}: nothing can be learned")
+        genres = sorted({doc.genre for doc in examples} - {None})
+        self.facts["genres"] = genres if len(genres) > 1 else None
+
+    def labels(self) -> list[str]:
+        """None."""
+        return []
+
+    def model_fields(self) -> dict[str, Any]:
+        """The options of the model, as its configuration holds them."""
+        return {"coref": self.options.model_options(self.facts.get("genres")).to_dict()}
+
+    def features(self, examples: Sequence[Document], tokenizer: Any) -> list[SegmentedDocument]:
+        """The documents in segments."""
+        return segment(examples, tokenizer, self.options.max_segment_len, self.options.singletons)
+
+    def decode(
+        self,
+        examples: Sequence[Document],
+        features: Sequence[SegmentedDocument],
+        outputs: Sequence[LinkedSpans],
+    ) -> list[CorefPrediction]:
+        """Clusters of words; of two spans of pieces with the same words the first counts."""
+        return [self._decode(*pair) for pair in zip(features, outputs, strict=True)]
+
+    def _decode(self, feature: SegmentedDocument, output: LinkedSpans) -> CorefPrediction:
+        clusters = feature.word_clusters(output.clusters)
+        if not self.options.singletons:
+            clusters = without_singletons(clusters)
+        scores: dict[Span, float] = {}
+        for span in (span for cluster in output.clusters for span in cluster):
+            scores.setdefault(feature.word_span(*span), output.scores[span])
+        return CorefPrediction(clusters, scores)
+
+    def score(
+        self, examples: Sequence[Document], predictions: Sequence[CorefPrediction]
+    ) -> dict[str, float]:
+        """The CoNLL scores in percent.
+
+        `f1` is the mean F1 of MUC, B-cubed and CEAF-e, and NAME.recall, NAME.precision and NAME.f1
+        are those of each of them, of the mentions by themselves and of LEA, all without singletons,
+        as OntoNotes is: whatever the data and the model, clusters of one mention are left out on
+        both sides. `with_singletons.f1` and `with_singletons.NAME.f1` count every mention: what the
+        official scorer says about the files as they are.
+        """
+        plain, every = CorefScorer(), CorefScorer()
+        for document, prediction in zip(examples, predictions, strict=True):
+            every.update(document.clusters, prediction.clusters)
+            plain.update(*map(without_singletons, (document.clusters, prediction.clusters)))
+        parts = ("recall", "precision", "f1")
+        everything, result = every.result(), plain.result()
+        of_all = ["f1", *(f"{name}.f1" for name in _METRICS)]
+        return (
+            {"f1": result["f1"]}
+            | {f"with_singletons.{name}": everything[name] for name in of_all}
+            | {f"{name}.{part}": result[f"{name}.{part}"] for name in _METRICS for part in parts}
+        )
+
+    def as_json(self, example: Document, prediction: CorefPrediction) -> dict[str, Any]:
+        """`clusters`, lists of mentions: {text, start, end, score} with places in the record's
+        text, the end exclusive; of a record of words {text, first, last, score} with its words,
+        both inclusive. `resolved`, the text with mentions replaced, where the options ask for it.
+        """
+        places = ("first", "last") if example.text is None else ("start", "end")
+        clusters = [
+            [
+                {"text": mention.text}
+                | {name: getattr(mention, name) for name in places}
+                | {"score": round(mention.score, 4)}
+                for mention in cluster
+            ]
+            for cluster in cluster_mentions(example, prediction.clusters, prediction.scores)
+        ]
+        line: dict[str, Any] = {"clusters": clusters}
+        if self.options.resolved:
+            line["resolved"] = resolved_document(example, prediction.clusters)
+        return line
+
+    def marked(self, example: Document, prediction: CorefPrediction) -> MarkedText:
+        """The text with a colour and a number for each cluster."""
+        text, offsets = with_text(example)
+        marks, number = [], 0
+        for cluster in prediction.clusters:
+            number += len(cluster) > 1
+            label = str(number) if len(cluster) > 1 else _ALONE
+            for first, last in cluster:
+                start, end = offsets[first][0], offsets[last][1]
+                note = f"{prediction.scores[first, last]:.2f}"
+                marks.append(Mark(start, end, "" if label == _ALONE else label, label, note))
+        alone = len(prediction.clusters) - number
+        facts = [("clusters", str(number)), ("mentions", str(len(marks)))]
+        facts += [("that nothing refers to", str(alone))] if self.options.singletons else []
+        return MarkedText(example.id, text, tuple(marks), tuple(facts))
+
+    def write_predictions(
+        self, path: Path, examples: Sequence[Document], predictions: Sequence[CorefPrediction]
+    ) -> None:
+        """CoNLL columns under the names of the gold file, for the official scorer.
+
+        A mention that crosses another one of its cluster, which the columns cannot express, is left
+        out.
+        """
+        dropped = conll.write(path, _predicted(examples, predictions), crossing="drop")
+        if dropped:
+            logger.warning(
+                "%s: %d mentions cross another one of their cluster, which CoNLL files cannot "
+                "express; they were left out",
+                path,
+                dropped,
+            )
+
+
+def _predicted(
+    examples: Sequence[Document], predictions: Sequence[CorefPrediction]
+) -> Iterable[Document]:
+    for document, prediction in zip(examples, predictions, strict=True):
+        yield dataclasses.replace(document, clusters=prediction.clusters)
+
+
+def task_of_model(config: Any) -> CorefTask:
+    """The task of a coreference model that stores none.
+
+    Args:
+        config: of the model.
+
+    Raises:
+        DataError: it is no coreference model.
+    """
+    fields = getattr(config, "coref", None)
+    if not isinstance(fields, dict):
+        raise DataError("the model is none for coreference: its configuration has no field 'coref'")
+    length = min(CorefOptions.max_segment_len, config.max_position_embeddings)
+    options = CorefOptions(**fields, max_segment_len=length)
+    options.validate()
+    return CorefTask("coref", options, {"genres": options.genres})
