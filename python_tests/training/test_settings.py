@@ -11,6 +11,8 @@ import yaml
 from spanbert_ext.data.config import PrepareConfig
 from spanbert_ext.errors import ConfigError
 from spanbert_ext.presets import model_size
+from spanbert_ext.tasks.config import FinetuneConfig
+from spanbert_ext.tasks.coref.options import CorefFinetuneConfig
 from spanbert_ext.training.config import DEMONSTRATION, FREE_ON_RESUME, PretrainConfig
 from spanbert_ext.training.settings import as_flat_dict, build, convert, flatten, nest, options
 
@@ -163,7 +165,8 @@ def test_every_setting_is_explained(cls):
 
 
 def test_free_settings_exist():
-    assert {option.name for option in options(PretrainConfig)} >= FREE_ON_RESUME
+    classes = (PretrainConfig, FinetuneConfig, CorefFinetuneConfig)
+    assert {option.name for cls in classes for option in options(cls)} >= FREE_ON_RESUME
 
 
 @pytest.mark.parametrize(
