@@ -2,7 +2,7 @@
 // With s the scores, p = softmax(scale * s) rounded to their dtype and k a column's dropout factor (0, or 1 /
 // probability of keeping):
 //   weights = k * p
-//   grad_s = scale * p * (d - sum(d * p)),  d = k * grad_weights
+//   grad_s = scale / P(keep) * p * (d - sum(d * p)),  d = grad_weights, 0 where dropped
 // A probability has no sign, so the mask is kept there: dropped ones are saved negated, and the backward pass draws
 // nothing. Columns behind the last key, and rows behind the last query, become 0 and pass no gradient.
 #pragma once
@@ -108,7 +108,7 @@ SPANBERT_HD void attention_weights_backward_row(const Group& g, const AttentionW
   const T* grad_weights = static_cast<const T*>(args.grad_weights) + row * args.width;
   T* grad_scores = static_cast<T*>(args.grad_scores) + row * args.width;
   T* weights = static_cast<T*>(args.weights) + row * args.width;
-  const W scale = W(args.scale), keep_scale = W(args.keep_scale);
+  const W keep_scale = W(args.keep_scale), scale = W(args.scale * args.keep_scale);
   // What is dropped, or 0 as behind the keys, has no part in the weights, whatever its gradient. The comparison is
   // false for a probability that is no number, which makes all that follows from it none.
   W total = 0;
@@ -117,13 +117,13 @@ SPANBERT_HD void attention_weights_backward_row(const Group& g, const AttentionW
     const W prob = load(signed_probs[h]), grad = load(grad_weights[h]);
     total += prob <= 0 ? W(0) : prob * grad;
   }
-  const W projection = g.sum(total) * keep_scale;
+  total = g.sum(total);
   SPANBERT_SIMD
   SPANBERT_COLUMNS(0, end) {
     const W prob = load(signed_probs[h]), grad = load(grad_weights[h]);
     const bool out = prob <= 0;
     const W size = out ? -prob : prob;
-    grad_scores[h] = store<T>(scale * size * ((out ? W(0) : grad * keep_scale) - projection));
+    grad_scores[h] = store<T>(scale * size * ((out ? W(0) : grad) - total));
     weights[h] = store<T>(out ? W(0) : prob * keep_scale);
   }
   zero_columns(g, grad_scores, end, args.width);

@@ -98,11 +98,11 @@ class _Side:
 
 @dataclass(frozen=True)
 class _Plan:
-    """The chunks, and whether every query and every key is in one."""
+    """The chunks, and how many queries and keys are in one."""
 
     chunks: Sequence[tuple[_Side, _Side]]
-    all_queries: bool
-    all_keys: bool
+    queries: int
+    keys: int
 
     @classmethod
     @lru_cache(maxsize=8)  # all layers of a model have the same sequences
@@ -120,8 +120,8 @@ class _Plan:
             for part in _parts(members, _CHUNK_SCORES // (heads * shape[0] * shape[1])):
                 sides = zip(places, shape, strict=True)
                 chunks.append(tuple(_Side.of([at[i] for i in part], size) for at, size in sides))
-        pairs = list(zip(lengths_q, lengths_k, strict=True))
-        return cls(chunks, all(k or not q for q, k in pairs), all(q or not k for q, k in pairs))
+        used = [i for members in alike.values() for i in members]
+        return cls(chunks, *(sum(sizes[i] for i in used) for sizes in (lengths_q, lengths_k)))
 
     def buffers(self, x: Tensor, kind: torch.dtype, names: str) -> list[Tensor]:
         """Memory for each letter: a chunk's "q"ueries [n * heads, Lq, D], "k"eys
@@ -160,8 +160,9 @@ def _shaped(memory: Tensor, *shape: int) -> Tensor:
     return memory[:count].view(shape)
 
 
-def _outputs(x: Tensor, whole: bool) -> Tensor:
-    return x.new_empty(x.shape) if whole else x.new_zeros(x.shape)
+def _result_like(x: Tensor, written: int) -> Tensor:
+    """Memory for results, of which `written` rows are in a chunk; the others are 0."""
+    return x.new_empty(x.shape) if written == x.shape[0] else x.new_zeros(x.shape)
 
 
 class _Attention(torch.autograd.Function):
@@ -170,7 +171,7 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(ctx, q, k, v, seed, plan, threshold, site, kind):
         scale, heads = q.shape[-1] ** -0.5, q.shape[1]
-        out, kept = _outputs(q, plan.all_queries), []
+        out, kept = _result_like(q, plan.queries), []
         memory_q, memory_k, memory_v, memory_o, memory_w = plan.buffers(q, kind, "qkkqs")
         for queries, keys in plan.chunks:
             query, key = queries.take(q, memory_q), keys.take(k, memory_k)
@@ -195,7 +196,7 @@ class _Attention(torch.autograd.Function):
     def backward(ctx, grad):
         q, k, v, *kept = ctx.saved_tensors
         plan, scale, threshold, kind = ctx.settings
-        outputs = _outputs(q, plan.all_queries), *(_outputs(x, plan.all_keys) for x in (k, v))
+        results = [_result_like(q, plan.queries)] + [_result_like(x, plan.keys) for x in (k, v)]
         memory = plan.buffers(q, kind, "qkkqqkss")
         for (queries, keys), signed_probs in zip(plan.chunks, kept, strict=True):
             query, key = queries.take(q, memory[0]), keys.take(k, memory[1])
@@ -206,11 +207,11 @@ class _Attention(torch.autograd.Function):
                 scores, signed_probs, queries.sizes, keys.sizes, scale, threshold, (scores, weights)
             )
             scores, weights = scores.flatten(0, 1), weights.flatten(0, 1)
-            for side, part, other, result, out in (
-                (queries, scores, key, memory[4], outputs[0]),
-                (keys, scores.transpose(1, 2), query, memory[5], outputs[1]),
-                (keys, weights.transpose(1, 2), grad_out, memory[5], outputs[2]),
+            for side, part, other, room, result in (
+                (queries, scores, key, memory[4], results[0]),
+                (keys, scores.transpose(1, 2), query, memory[5], results[1]),
+                (keys, weights.transpose(1, 2), grad_out, memory[5], results[2]),
             ):
-                rows = _shaped(result, part.shape[0], part.shape[1], other.shape[2])
-                side.put(torch.bmm(part, other, out=rows), out)
-        return *outputs, None, None, None, None, None
+                rows = _shaped(room, part.shape[0], part.shape[1], other.shape[2])
+                side.put(torch.bmm(part, other, out=rows), result)
+        return *results, None, None, None, None, None
