@@ -114,6 +114,10 @@ BoundaryArgs boundary_args(int dtype, uintptr_t in, uintptr_t left, uintptr_t ri
 }
 
 // The scale is that of the probability that 16-bit draws give, so that the expectation is exact; if all is dropped, 0.
+double keep_scale_of(uint32_t mask_threshold) {
+  return mask_threshold < 65536 ? 65536.0 / (65536.0 - mask_threshold) : 0.0;
+}
+
 DropoutNormArgs dropout_norm_args(std::pair<int, int> dtypes, uint32_t site, uint32_t mask_threshold, bool drop_output,
                                   int64_t rows, int64_t hidden_size) {
   DropoutNormArgs a{};
@@ -121,7 +125,7 @@ DropoutNormArgs dropout_norm_args(std::pair<int, int> dtypes, uint32_t site, uin
   a.stream_dtype = Dtype(dtypes.second);
   a.site = site;
   a.mask_threshold = mask_threshold;
-  a.keep_scale = mask_threshold < 65536 ? 65536.0 / (65536.0 - mask_threshold) : 0.0;
+  a.keep_scale = keep_scale_of(mask_threshold);
   a.drop_output = drop_output;
   a.rows = rows;
   a.hidden_size = hidden_size;
@@ -164,6 +168,49 @@ void dropout_norm_backward(const Place& place, std::pair<int, int> dtypes, std::
   a.partials = at<void>(outputs.at(3));
   const py::gil_scoped_release unlocked;
   operations_at(place).dropout_norm_backward(a, place);
+}
+
+// sequences: queries, keys; sizes: N, heads, Lq, Lk.
+AttentionWeightsArgs attention_weights_args(int dtype, const std::vector<uintptr_t>& sequences, uint32_t mask_threshold,
+                                            double scale, const std::vector<int64_t>& sizes) {
+  AttentionWeightsArgs a{};
+  a.dtype = Dtype(dtype);
+  a.queries = at<int64_t>(sequences.at(0));
+  a.keys = at<int64_t>(sequences.at(1));
+  a.mask_threshold = mask_threshold;
+  a.scale = scale;
+  a.keep_scale = keep_scale_of(mask_threshold);
+  a.heads = sizes.at(1);
+  a.height = sizes.at(2);
+  a.width = sizes.at(3);
+  a.rows = sizes.at(0) * a.heads * a.height;
+  return a;
+}
+
+void attention_weights(const Place& place, int dtype, uintptr_t scores, std::vector<uintptr_t> sequences,
+                       uintptr_t first_queries, uintptr_t seed, uint32_t site, uint32_t mask_threshold, double scale,
+                       uintptr_t weights, uintptr_t signed_probs, std::vector<int64_t> sizes) {
+  AttentionWeightsArgs a = attention_weights_args(dtype, sequences, mask_threshold, scale, sizes);
+  a.scores = at<void>(scores);
+  a.first_queries = at<int64_t>(first_queries);
+  a.seed = at<int64_t>(seed);
+  a.site = site;
+  a.weights = at<void>(weights);
+  a.signed_probs = at<void>(signed_probs);
+  const py::gil_scoped_release unlocked;
+  operations_at(place).attention_weights(a, place);
+}
+
+void attention_weights_backward(const Place& place, int dtype, uintptr_t grad_weights, uintptr_t signed_probs,
+                                std::vector<uintptr_t> sequences, uint32_t mask_threshold, double scale,
+                                uintptr_t grad_scores, uintptr_t weights, std::vector<int64_t> sizes) {
+  AttentionWeightsArgs a = attention_weights_args(dtype, sequences, mask_threshold, scale, sizes);
+  a.grad_weights = at<void>(grad_weights);
+  a.signed_probs = at<void>(signed_probs);
+  a.grad_scores = at<void>(grad_scores);
+  a.weights = at<void>(weights);
+  const py::gil_scoped_release unlocked;
+  operations_at(place).attention_weights_backward(a, place);
 }
 
 }  // namespace
@@ -211,6 +258,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("span_mask", &span_mask);
   m.def("dropout_norm", &dropout_norm);
   m.def("dropout_norm_backward", &dropout_norm_backward);
+  m.def("attention_weights", &attention_weights);
+  m.def("attention_weights_backward", &attention_weights_backward);
   m.def("sbo_indices_fit", &sbo_indices_fit);
   m.def(
       "prune_spans",

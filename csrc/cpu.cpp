@@ -1,4 +1,5 @@
-// The CPU back end: OpenMP loops over sequences, rows and chunks. The residual connections stand in cpu_norm.cpp.
+// The CPU back end: OpenMP loops over sequences, rows and chunks. Residual connections stand in cpu_norm.cpp,
+// attention in cpu_attention.cpp.
 #include "cpu_loops.h"
 #include "sbo_rows.h"
 #include "softmax_rows.h"
@@ -11,6 +12,8 @@ void dropout_norm(const DropoutNormArgs& args, const Place&);
 void dropout_norm_backward(const DropoutNormArgs& args, const Place&);
 void bias_gelu(const BiasGeluArgs& args, const Place&);
 void bias_gelu_backward(const BiasGeluArgs& args, const Place&);
+void attention_weights(const AttentionWeightsArgs& args, const Place&);
+void attention_weights_backward(const AttentionWeightsArgs& args, const Place&);
 
 namespace {
 
@@ -257,9 +260,20 @@ SPANBERT_BY_DTYPE(cross_entropy_rows, CrossEntropyArgs)
 }  // namespace
 
 const Operations kOperations = {
-    span_mask,       gather_boundaries,        gather_boundaries_backward, gelu_layer_norm, gelu_layer_norm_backward,
-    sbo_first_layer, sbo_first_layer_backward, cross_entropy_rows,         dropout_norm,    dropout_norm_backward,
-    bias_gelu,       bias_gelu_backward,
+    span_mask,
+    gather_boundaries,
+    gather_boundaries_backward,
+    gelu_layer_norm,
+    gelu_layer_norm_backward,
+    sbo_first_layer,
+    sbo_first_layer_backward,
+    cross_entropy_rows,
+    dropout_norm,
+    dropout_norm_backward,
+    bias_gelu,
+    bias_gelu_backward,
+    attention_weights,
+    attention_weights_backward,
 };
 
 }  // namespace SPANBERT_VARIANT

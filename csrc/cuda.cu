@@ -185,6 +185,8 @@ const Operations kOperations = {
     launch_dropout_norm_backward,
     launch_bias_gelu,
     launch_bias_gelu_backward,
+    launch_attention_weights,
+    launch_attention_weights_backward,
 };
 
 }  // namespace SPANBERT_VARIANT

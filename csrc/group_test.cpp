@@ -140,6 +140,7 @@ int packed_cases = 0;
 
 }  // namespace
 
+#include "attention_group_test.h"
 #include "sbo_group_test.h"
 
 namespace {
@@ -324,7 +325,12 @@ int main(int argc, char** argv) {
     test_sbo<float>(random, size);
     test_sbo<bf16>(random, size);
   }
+  const int64_t key_counts[] = {1, 16, 31, 33, 64, 200};
+  for (int64_t width : key_counts) {
+    test_attention(random, width, 0);
+    test_attention(random, width, 20000);
+  }
   std::printf("%d packed cases, ", packed_cases);
-  std::printf("%d sequences and 54 row cases with groups of %d, %d failures\n", sequences, kLanes, failures);
+  std::printf("%d sequences and 66 row cases with groups of %d, %d failures\n", sequences, kLanes, failures);
   return failures ? 1 : 0;
 }

@@ -129,6 +129,24 @@ struct BiasGeluArgs {
   void* partials;        // [chunks, I] working type
 };
 
+// Softmax of scale * scores over the keys of a sequence, then dropout. Lq and Lk are what sequences are padded to.
+struct AttentionWeightsArgs {
+  Dtype dtype;
+  const void* scores;                  // [N, heads, Lq, Lk]
+  const int64_t* first_queries;        // [N] a sequence's first query among all, for the draws; null: no draws
+  const int64_t *queries, *keys;       // [N]
+  const int64_t* seed;                 // [1], or null: nothing is dropped
+  uint32_t site, mask_threshold;       // as in DropoutNormArgs
+  double scale, keep_scale;            // keep_scale: 1 / probability of keeping
+  void* weights;                       // [N, heads, Lq, Lk] what the values are multiplied with
+  void* signed_probs;                  // [N, heads, Lq, Lk] probabilities before dropout, dropped ones negated
+  int64_t rows, heads, height, width;  // N * heads * Lq, heads, Lq, Lk
+
+  // The rest belongs to the backward pass, which reads signed_probs and writes the weights again.
+  const void* grad_weights;  // [N, heads, Lq, Lk]
+  void* grad_scores;         // [N, heads, Lq, Lk], may be grad_weights
+};
+
 struct SboFirstLayerArgs {
   Dtype dtype;
   const void *span_rows, *position_rows;                   // [S, H], [P, H]
@@ -189,6 +207,8 @@ struct Operations {
   void (*dropout_norm_backward)(const DropoutNormArgs&, const Place&);
   void (*bias_gelu)(const BiasGeluArgs&, const Place&);
   void (*bias_gelu_backward)(const BiasGeluArgs&, const Place&);
+  void (*attention_weights)(const AttentionWeightsArgs&, const Place&);
+  void (*attention_weights_backward)(const AttentionWeightsArgs&, const Place&);
 };
 
 // One table for every instruction set the CPU code was built for, and one for CUDA when it was built in.

@@ -128,7 +128,8 @@ SPANBERT_HD float exponential(float x) {
 }
 SPANBERT_HD double exponential(double x) { return exp(x); }
 
-// exp(x) for x <= 0, as GELU needs it: the blends of a clamp at both ends would be a tenth of a vectorised GELU.
+// exp(x) for x <= 0, as GELU and softmax need it: the blends of a clamp at both ends would be a tenth of a vectorised
+// GELU.
 SPANBERT_HD float decay(float x) {
 #ifdef __CUDA_ARCH__
   return expf(x);
@@ -136,6 +137,8 @@ SPANBERT_HD float decay(float x) {
   return x < -87.0f ? 0.0f : exponential_between(x);
 #endif
 }
+
+SPANBERT_HD double decay(double x) { return exp(x); }
 
 // GELU(x) = x * Phi(x) and its derivative Phi(x) + x * phi(x), both from one exponential. For the float tail
 // Q(u) = 1 - Phi(u) = exp(-u^2 / 2) * t * poly(t), t = 1 / (1 + 0.3045.. u): a minimax fit on [0, 14] with relative

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from transformers import BertConfig, BertModel
 
 from spanbert_ext import encoder
-from spanbert_ext.attention import packing_of
+from spanbert_ext.attention import packed_attention, packing_of
 from spanbert_ext.encoder import PackedBert
 from spanbert_ext.presets import PRESETS
 
@@ -202,11 +202,12 @@ def test_autocast_bf16_keeps_the_stream_in_fp32(pair, padded):
     assert all(p.grad.dtype == torch.float32 and p.grad.isfinite().all() for p in ours.parameters())
 
 
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
 @pytest.mark.parametrize("path", ["runs", "blocks"])
-def test_gradient_checkpointing_gives_the_same_gradients(padded, path, monkeypatch):
+def test_gradient_checkpointing_gives_the_same_gradients(padded, path, dropout, monkeypatch):
     torch.manual_seed(23)
     monkeypatch.setattr("spanbert_ext.encoder.attention_path", lambda q, dropout: path)
-    model = PackedBert(config()).train()
+    model = PackedBert(config(attention_probs_dropout_prob=dropout)).train()
     tokens, cu_seqlens = packed(*padded)
     found = []
     for flag in (False, True):
@@ -353,11 +354,22 @@ def dropping(**changes) -> PackedBert:
     return PackedBert(config(**fields)).train()
 
 
-def test_dropout_follows_torchs_generator(padded):
+ATTENTION_ONLY = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.4}
+PLACES = [{}, {"attention_probs_dropout_prob": 0.2}, ATTENTION_ONLY]
+PLACE_IDS = ["hidden", "both", "attention"]
+
+
+@pytest.mark.parametrize("fields", PLACES, ids=PLACE_IDS)
+def test_dropout_follows_torchs_generator(padded, fields):
     """One draw a forward pass: a restored state repeats it, evaluation leaves the state alone."""
-    model, stream = dropping(), packed(*padded)
+    model, stream = dropping(**fields), packed(*padded)
     state = torch.get_rng_state()
-    first, second = model(*stream), model(*stream)
+    first = model(*stream)
+    after = torch.get_rng_state()
+    torch.set_rng_state(state)
+    torch.randint(-(1 << 63), (1 << 63) - 1, (1,))
+    assert torch.equal(torch.get_rng_state(), after)
+    second = model(*stream)
     assert not torch.equal(first, second)
     torch.set_rng_state(state)
     assert torch.equal(model(*stream), first) and torch.equal(model(*stream), second)
@@ -381,10 +393,16 @@ def test_every_place_draws_its_own_mask(padded, monkeypatch):
 
         return call
 
+    def attention(q, k, v, cu_q, packing, dropout, path, most, seed, site):
+        sites.append((site, dropout, int(seed)))
+        return packed_attention(q, k, v, cu_q, packing, dropout, path, most, seed, site)
+
     for name in ("dropout_add_layer_norm", "add_layer_norm_dropout"):
         monkeypatch.setattr(encoder, name, recording(getattr(encoder, name)))
-    dropping(num_hidden_layers=3)(*packed(*padded))
-    assert [site for site, _, _ in sites] == list(range(7))
+    monkeypatch.setattr(encoder, "packed_attention", attention)
+    dropping(num_hidden_layers=3, attention_probs_dropout_prob=0.4)(*packed(*padded))
+    high = 1 << 31
+    assert [s for s, _, _ in sites] == [0, high + 1, 1, 2, high + 3, 3, 4, high + 5, 5, 6]
     assert len({seed for _, _, seed in sites}) == 1 and {p for _, p, _ in sites} == {0.4}
 
 
@@ -400,11 +418,12 @@ def test_dropout_keeps_the_expectation(padded):
     assert 350 < int(dropped.sum()) < 640  # of 38 * 32; 6 standard deviations are 103
 
 
-def test_native_and_reference_train_alike(padded, force_backend):
+@pytest.mark.parametrize("fields", PLACES, ids=PLACE_IDS)
+def test_native_and_reference_train_alike(padded, force_backend, fields):
     stream, outcomes = packed(*padded), []
     for mode in ("native", "reference"):
         force_backend(mode)
-        model = dropping()
+        model = dropping(**fields)
         out = model(*stream)
         out.square().sum().backward()
         outcomes.append((out.detach(), gradients(model)))
@@ -414,8 +433,9 @@ def test_native_and_reference_train_alike(padded, force_backend):
         torch.testing.assert_close(ours[name], theirs[name], rtol=1e-4, atol=1e-4)
 
 
-def test_a_bf16_model_keeps_its_dtype(padded):
-    model = dropping().bfloat16()
+@pytest.mark.parametrize("fields", PLACES, ids=PLACE_IDS)
+def test_a_bf16_model_keeps_its_dtype(padded, fields):
+    model = dropping(**fields).bfloat16()
     out = model(*packed(*padded))
     out.float().sum().backward()
     assert out.dtype == torch.bfloat16

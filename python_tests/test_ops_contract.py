@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import inside_larger_buffer, make_masker, naming, randn, text_batch, word_text
 
-from spanbert_ext import _gelu_op, _mask_op, _norm_op, _ops, _sbo_op, reference
+from spanbert_ext import _attention_op, _gelu_op, _mask_op, _norm_op, _ops, _sbo_op, reference
 from spanbert_ext._boundary import working_dtype
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
@@ -99,6 +99,14 @@ def op_samples() -> dict[str, list[tuple]]:
         samples.setdefault("bias_gelu_backward", []).append(
             (x.detach() + 1, x.detach(), bias.detach())
         )
+        counts = torch.tensor([3, 0]), torch.tensor([5, 2])
+        for settings in ((0.5, 0, None, 0), (0.5, 9000, key, 2**31)):
+            samples.setdefault("attention_weights", []).append(
+                (values(2, 2, 4, 7), one.repeat(2), *counts, *settings)
+            )
+            samples.setdefault("attention_weights_backward", []).append(
+                (*[values(2, 2, 4, 7, grad=False)] * 2, *counts, *settings[:2])
+            )
         logits, classes = values(4, 12, grad=False), torch.tensor([0, 3, -100, 9])
         heads, scale = values(2, 10, dtype=wide, grad=False), torch.full((4,), 0.25, dtype=wide)
         for optional in (
@@ -111,7 +119,7 @@ def op_samples() -> dict[str, list[tuple]]:
 
 
 def registered_operations() -> list[str]:
-    for boundary in (_gelu_op, _mask_op, _norm_op, _ops, _sbo_op):
+    for boundary in (_attention_op, _gelu_op, _mask_op, _norm_op, _ops, _sbo_op):
         assert boundary, "importing a boundary registers its operations"
     prefix = "spanbert_ext::"
     return sorted(

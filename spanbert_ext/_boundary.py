@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from spanbert_ext import _backend
+from spanbert_ext.dropout_reference import DRAWS
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}
 _library = torch.library.Library("spanbert_ext", "DEF")
@@ -58,6 +59,18 @@ def check_rows(name: str, rows: Tensor) -> None:
     """A contiguous [R, H] of one of the four dtypes of rows."""
     check_float(name, rows, 2)
     check(name, rows, (None, None), rows.dtype, rows)
+
+
+def check_draws(like: Tensor, seed: Tensor | None, site: int, threshold: int) -> None:
+    """ValueError or TypeError unless dropout's draws have what they need."""
+    if not 0 <= site < 1 << 32:
+        raise ValueError(f"site must lie in [0, 2^32); got {site}")
+    if not 0 <= threshold <= DRAWS:
+        raise ValueError(f"threshold must lie in [0, {DRAWS}]; got {threshold}")
+    if threshold and seed is None:
+        raise ValueError("seed is needed when something is dropped")
+    if seed is not None:
+        check("seed", seed, (1,), torch.int64, like)
 
 
 def readable(values: Tensor) -> bool:

@@ -13,6 +13,7 @@ from spanbert_ext import _backend, dropout_reference
 from spanbert_ext._boundary import (
     DTYPES,
     check,
+    check_draws,
     check_float,
     check_rows,
     define,
@@ -20,7 +21,7 @@ from spanbert_ext._boundary import (
     refuse,
     working_dtype,
 )
-from spanbert_ext.dropout_reference import DRAWS, mask_threshold
+from spanbert_ext.dropout_reference import mask_threshold
 
 _C = _backend.native_module
 
@@ -91,14 +92,7 @@ def _check(x, residual, weight, seed, site, threshold) -> None:
             f"got {x.dtype}"
         )
     check("weight", weight, (x.shape[1],), working_dtype(residual.dtype), x)
-    if not 0 <= site < 1 << 32:
-        raise ValueError(f"site must lie in [0, 2^32); got {site}")
-    if not 0 <= threshold <= DRAWS:
-        raise ValueError(f"threshold must lie in [0, {DRAWS}]; got {threshold}")
-    if threshold and seed is None:
-        raise ValueError("seed is needed when something is dropped")
-    if seed is not None:
-        check("seed", seed, (1,), torch.int64, x)
+    check_draws(x, seed, site, threshold)
 
 
 def _dtypes(x, residual) -> tuple[int, int]:

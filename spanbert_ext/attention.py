@@ -247,6 +247,8 @@ def packed_attention(
     dropout: float = 0.0,
     path: str | None = None,
     max_queries: int | None = None,
+    seed: torch.Tensor | None = None,
+    site: int = 0,
 ) -> torch.Tensor:
     """Softmax attention inside each sequence of a stream; differentiable in q, k and v.
 
@@ -260,6 +262,10 @@ def packed_attention(
         max_queries: upper bound of a sequence's queries; None: max_seqlen if cu_seqlens_q is
             packing.cu_seqlens itself, else Tq. The path "varlen" starts that many for every
             sequence.
+        seed: [1] int64 that keys dropout on the path "runs", where a draw is a pure function of
+            (seed, site, head, place of the query in q, place of the key in its sequence). Without
+            it, and on the path "blocks", torch's generator draws.
+        site: 32-bit number of this place in the model.
 
     Returns:
         [Tq, heads, D].
@@ -273,7 +279,7 @@ def packed_attention(
     if max_queries is not None:
         _check_queries(cu_seqlens_q, max_queries)
     if path == "runs":
-        return attention_in_runs(q, k, v, cu_seqlens_q, packing.cu_seqlens, dropout)
+        return attention_in_runs(q, k, v, cu_seqlens_q, packing.cu_seqlens, dropout, seed, site)
     if path == "varlen":
         return _attention_varlen(q, k, v, cu_seqlens_q, packing, max_queries)
     if cu_seqlens_q is not packing.cu_seqlens:

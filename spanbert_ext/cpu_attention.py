@@ -14,6 +14,8 @@ from itertools import groupby
 import torch
 import torch.nn.functional as F
 
+from spanbert_ext.dropped_attention import dropped_attention
+
 # Lengths that sequences are padded to in 16 bits.
 _MULTIPLE = 32
 # A group of sequences may hold so many times their own positions when it is padded.
@@ -27,6 +29,8 @@ def attention_in_runs(
     cu_q: torch.Tensor,
     cu_k: torch.Tensor,
     dropout: float,
+    seed: torch.Tensor | None = None,
+    site: int = 0,
 ) -> torch.Tensor:
     """Softmax attention inside each sequence, as `attention.packed_attention` has it.
 
@@ -34,10 +38,14 @@ def attention_in_runs(
         q: [Tq, heads, D]; k, v: [T, heads, D].
         cu_q, cu_k: [N + 1] borders of the sequences among queries and keys.
         dropout: probability of dropping an attention weight.
+        seed, site: what dropout draws by, as in `dropped_attention`; without a seed torch's
+            generator draws, several times as slowly.
 
     Returns:
         [Tq, heads, D].
     """
+    if dropout > 0 and seed is not None:
+        return dropped_attention(q, k, v, cu_q, cu_k, dropout, seed, site)
     lengths_q, lengths_k = cu_q.diff().tolist(), cu_k.diff().tolist()
     if q.dtype.itemsize == 2 and len({length for length in lengths_k if length}) > 1:
         return _padded(q, k, v, lengths_q, lengths_k, dropout)

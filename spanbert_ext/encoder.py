@@ -28,6 +28,10 @@ from spanbert_ext.attention import (
 )
 from spanbert_ext.tied_embedding import tied_lookup
 
+# Sites of dropout draws: 0 is the embeddings', 1 + 2 i and 2 + 2 i are those behind attention and
+# inner layer of layer i, and the weights of its attention have the first one plus this.
+_ATTENTION_SITE = 1 << 31
+
 
 def _residual(
     join: Callable[..., torch.Tensor],
@@ -103,8 +107,9 @@ class PackedLayer(nn.Module):
         site: int = 0,
     ) -> torch.Tensor:
         """[T, H] to [T, H], or to [R, H] for ascending rows [R] int64, at most max_queries of a
-        sequence. Dropout draws by seed [1] int64 (needed in training) at `site` and the next."""
-        context = self._attend(hidden, packing, rows, max_queries)
+        sequence. Dropout draws by seed [1] int64 (needed in training) at `site`, the next, and
+        `site` + 2^31."""
+        context = self._attend(hidden, packing, rows, max_queries, seed, site + _ATTENTION_SITE)
         if rows is not None:
             hidden = hidden.index_select(0, rows)
         attention, output = self.attention.output, self.output
@@ -121,6 +126,8 @@ class PackedLayer(nn.Module):
         packing: Packing,
         rows: torch.Tensor | None,
         max_queries: int | None,
+        seed: torch.Tensor | None,
+        site: int,
     ) -> torch.Tensor:
         """[T, H] to the attention's context [T or R, H]."""
         node = self.attention.self
@@ -134,7 +141,9 @@ class PackedLayer(nn.Module):
             cu_seqlens = torch.searchsorted(rows, cu_seqlens.to(rows.dtype))
         q = node.query(hidden).unflatten(-1, (self.heads, -1))
         most = max_queries if subset else None
-        context = packed_attention(q, k, v, cu_seqlens, packing, dropout, path, most).flatten(1)
+        context = packed_attention(
+            q, k, v, cu_seqlens, packing, dropout, path, most, seed, site
+        ).flatten(1)
         return context if rows is None or subset else context.index_select(0, rows)
 
 
@@ -200,7 +209,6 @@ class PackedLayers(nn.Module):
         kept = None
         for index, layer in enumerate(self.layer):
             wanted = (rows, max_queries) if index == last else (None, None)
-            # Site 0 is the embeddings'.
             arguments = (hidden, packing, *wanted, seed, 1 + 2 * index)
             if checkpointed:
                 hidden = checkpoint(layer, *arguments, use_reentrant=False)
@@ -335,9 +343,11 @@ class PackedBert(nn.Module):
 
     def _dropout_seed(self, device: torch.device) -> torch.Tensor | None:
         """[1] int64 from torch's generator of the device, whose state a checkpoint keeps and a CUDA
-        graph advances: one draw keys every hidden dropout of a forward pass. None if there is
-        none."""
-        places = (self.embeddings.dropout, *(layer.dropout for layer in self.encoder.layer))
-        if not any(place.training and place.p > 0 for place in places):
+        graph advances: one draw keys every dropout of a forward pass, but not that of attention on
+        a GPU. None if nothing is dropped."""
+        layers = self.encoder.layer
+        places = (self.embeddings.dropout, *(layer.dropout for layer in layers))
+        inside = any(layer.training and layer.attention_dropout > 0 for layer in layers)
+        if not inside and not any(place.training and place.p > 0 for place in places):
             return None
         return torch.randint(-(1 << 63), (1 << 63) - 1, (1,), dtype=torch.int64, device=device)

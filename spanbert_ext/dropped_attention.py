@@ -1,0 +1,217 @@
+"""Attention with dropout of a packed stream on the CPU: torch's products around our softmax.
+
+torch's fused attention has no dropout on a CPU; its other path goes through memory a dozen times.
+Here sequences are padded to a multiple of a few positions and taken in chunks whose scores stay in
+the second-level cache. A chunk has one sequence, or a power of two of short ones, so that products
+come in few shapes: a 16-bit one is prepared by the library for every shape it has not seen, which
+takes 20 to 150 ms. Only the probabilities are kept for the backward pass, with the mask in their
+sign; everything else is written to the same memory again and again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from spanbert_ext import _attention_op, _backend, dropout_reference
+from spanbert_ext.dropout_reference import mask_threshold
+
+# What lengths are padded to a multiple of, by bytes of a number.
+_MULTIPLES = {2: 32, 4: 16, 8: 16}
+# Scores of a chunk of several sequences; two buffers of so many 16-bit numbers fit in 2 MB.
+_CHUNK_SCORES = 1 << 19
+
+
+def dropped_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_q: Tensor,
+    cu_k: Tensor,
+    dropout: float,
+    seed: Tensor,
+    site: int,
+) -> Tensor:
+    """Softmax attention inside each sequence with dropout of its weights.
+
+    Args:
+        q: [Tq, heads, D]; k, v: [T, heads, D].
+        cu_q, cu_k: [N + 1] borders of the sequences among queries and keys.
+        dropout: probability of dropping a weight, rounded to a multiple of 2^-16.
+        seed: [1] int64; a draw is a pure function of (seed, site, head, place of the query in q,
+            place of the key in its sequence).
+        site: 32-bit number of this place in the model.
+
+    Returns:
+        [Tq, heads, D]; 0 for queries of a sequence without keys. Differentiable once, in q, k, v.
+    """
+    threshold = mask_threshold(dropout)
+    with torch.autocast(q.device.type, enabled=False):
+        if not _backend.use_native(q.device):
+            return dropout_reference.dropped_attention(q, k, v, cu_q, cu_k, threshold, seed, site)
+        kind = _backend.product_dtype(q.device, q.dtype)
+        lengths = (tuple(cu.diff().tolist()) for cu in (cu_q, cu_k))
+        plan = _Plan.of(*lengths, q.shape[1], _MULTIPLES[kind.itemsize])
+        return _Attention.apply(q, k, v, seed, plan, threshold, site, kind)
+
+
+@dataclass(frozen=True)
+class _Side:
+    """The queries or the keys of a chunk of n sequences, padded to one length.
+
+    Args:
+        places: start and end of each sequence in the stream.
+        starts, sizes: [n] int64, the same as tensors.
+        length: what they are padded to.
+    """
+
+    places: Sequence[tuple[int, int]]
+    starts: Tensor
+    sizes: Tensor
+    length: int
+
+    @classmethod
+    def of(cls, places: Sequence[tuple[int, int]], length: int) -> _Side:
+        starts, ends = torch.tensor(places).unbind(1)
+        return cls(places, starts.contiguous(), ends - starts, length)
+
+    def take(self, x: Tensor, out: Tensor) -> Tensor:
+        """[T, heads, D] to [n * heads, L, D] in memory of `out`, with zeros as padding."""
+        rows = _shaped(out, len(self.places), x.shape[1], self.length, x.shape[2])
+        for to, (start, end) in zip(rows, self.places, strict=True):
+            to[:, : end - start] = x[start:end].transpose(0, 1)
+            if end - start < self.length:
+                to[:, end - start :] = 0
+        return rows.flatten(0, 1)
+
+    def put(self, rows: Tensor, out: Tensor) -> None:
+        """[n * heads, L, D] to the sequences' places in `out` [T, heads, D]."""
+        rows = rows.unflatten(0, (len(self.places), -1))
+        for part, (start, end) in zip(rows, self.places, strict=True):
+            out[start:end] = part[:, : end - start].transpose(0, 1)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """The chunks, and how many queries and keys are in one."""
+
+    chunks: Sequence[tuple[_Side, _Side]]
+    queries: int
+    keys: int
+
+    @classmethod
+    @lru_cache(maxsize=8)  # all layers of a model have the same sequences
+    def of(
+        cls, lengths_q: tuple[int, ...], lengths_k: tuple[int, ...], heads: int, multiple: int
+    ) -> _Plan:
+        places = tuple(_places(lengths) for lengths in (lengths_q, lengths_k))
+        alike: dict[tuple[int, int], list[int]] = {}
+        for i, sizes in enumerate(zip(lengths_q, lengths_k, strict=True)):
+            if min(sizes):
+                padded = tuple(size + -size % multiple for size in sizes)
+                alike.setdefault(padded, []).append(i)
+        chunks = []
+        for shape, members in alike.items():
+            for part in _parts(members, _CHUNK_SCORES // (heads * shape[0] * shape[1])):
+                sides = zip(places, shape, strict=True)
+                chunks.append(tuple(_Side.of([at[i] for i in part], size) for at, size in sides))
+        used = [i for members in alike.values() for i in members]
+        return cls(chunks, *(sum(sizes[i] for i in used) for sizes in (lengths_q, lengths_k)))
+
+    def buffers(self, x: Tensor, kind: torch.dtype, names: str) -> list[Tensor]:
+        """Memory for each letter: a chunk's "q"ueries [n * heads, Lq, D], "k"eys
+        [n * heads, Lk, D], or "s"cores [n * heads, Lq, Lk]."""
+        most = dict.fromkeys("qks", 0)
+        for queries, keys in self.chunks:
+            rows = len(queries.places) * x.shape[1]
+            sizes = queries.length * x.shape[2], keys.length * x.shape[2]
+            for name, size in zip("qks", (*sizes, queries.length * keys.length), strict=True):
+                most[name] = max(most[name], rows * size)
+        return [x.new_empty(most[name], dtype=kind) for name in names]
+
+
+def _places(lengths: Sequence[int]) -> list[tuple[int, int]]:
+    places, end = [], 0
+    for length in lengths:
+        places.append((end, end + length))
+        end += length
+    return places
+
+
+def _parts(members: Sequence[int], most: int) -> Iterator[Sequence[int]]:
+    """Powers of two of the members, none above `most` but single ones."""
+    start = 0
+    while start < len(members):
+        count = max(1, min(most, len(members) - start))
+        count = 1 << (count.bit_length() - 1)
+        yield members[start : start + count]
+        start += count
+
+
+def _shaped(memory: Tensor, *shape: int) -> Tensor:
+    count = 1
+    for size in shape:
+        count *= size
+    return memory[:count].view(shape)
+
+
+def _result_like(x: Tensor, written: int) -> Tensor:
+    """Memory for results, of which `written` rows are in a chunk; the others are 0."""
+    return x.new_empty(x.shape) if written == x.shape[0] else x.new_zeros(x.shape)
+
+
+class _Attention(torch.autograd.Function):
+    """All sequences; the parts of a chunk are those of `dropout_reference.dropped_attention`."""
+
+    @staticmethod
+    def forward(ctx, q, k, v, seed, plan, threshold, site, kind):
+        scale, heads = q.shape[-1] ** -0.5, q.shape[1]
+        out, kept = _result_like(q, plan.queries), []
+        memory_q, memory_k, memory_v, memory_o, memory_w = plan.buffers(q, kind, "qkkqs")
+        for queries, keys in plan.chunks:
+            query, key = queries.take(q, memory_q), keys.take(k, memory_k)
+            value = keys.take(v, memory_v)
+            shape = len(queries.places), heads, queries.length, keys.length
+            scores, weights = q.new_empty(shape, dtype=kind), _shaped(memory_w, *shape)
+            torch.bmm(query, key.transpose(1, 2), out=scores.flatten(0, 1))
+            # The probabilities take the place of the scores.
+            _attention_op.run(
+                scores, queries.starts, queries.sizes, keys.sizes, scale, threshold, seed, site,
+                (weights, scores),
+            )  # fmt: skip
+            result = _shaped(memory_o, *query.shape)
+            queries.put(torch.bmm(weights.flatten(0, 1), value, out=result), out)
+            kept.append(scores)
+        ctx.save_for_backward(q, k, v, *kept)
+        ctx.settings = plan, scale, threshold, kind
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        q, k, v, *kept = ctx.saved_tensors
+        plan, scale, threshold, kind = ctx.settings
+        results = [_result_like(q, plan.queries)] + [_result_like(x, plan.keys) for x in (k, v)]
+        memory = plan.buffers(q, kind, "qkkqqkss")
+        for (queries, keys), signed_probs in zip(plan.chunks, kept, strict=True):
+            query, key = queries.take(q, memory[0]), keys.take(k, memory[1])
+            value, grad_out = keys.take(v, memory[2]), queries.take(grad, memory[3])
+            scores, weights = (_shaped(m, *signed_probs.shape) for m in memory[6:])
+            torch.bmm(grad_out, value.transpose(1, 2), out=scores.flatten(0, 1))
+            _attention_op.run_backward(
+                scores, signed_probs, queries.sizes, keys.sizes, scale, threshold, (scores, weights)
+            )
+            scores, weights = scores.flatten(0, 1), weights.flatten(0, 1)
+            for side, part, other, room, result in (
+                (queries, scores, key, memory[4], results[0]),
+                (keys, scores.transpose(1, 2), query, memory[5], results[1]),
+                (keys, weights.transpose(1, 2), grad_out, memory[5], results[2]),
+            ):
+                rows = _shaped(room, part.shape[0], part.shape[1], other.shape[2])
+                side.put(torch.bmm(part, other, out=rows), result)
+        return *results, None, None, None, None, None
