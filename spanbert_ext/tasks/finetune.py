@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from spanbert_ext import _backend
 from spanbert_ext.data.storage import new_digest
 from spanbert_ext.errors import DataError
 from spanbert_ext.foreign import longest_sequence
+from spanbert_ext.starting_points import StartingPoint
 from spanbert_ext.tasks import registry
 from spanbert_ext.tasks.batching import TrainingOrder
 from spanbert_ext.tasks.best_model import best_scores, keep_best
@@ -99,33 +101,49 @@ class FinetuneRun(Run):
         device: torch.device,
         ranks: Ranks,
     ):
-        self.downstream = task
+        self.downstream, self.data = task, data
         self.tokenizer_dir = None
         self.load_report = None
-        with open_model(config.model) if start is None else _Checkpoint(start) as source:
-            self.source = source
-            self.tokenizer = read_tokenizer(Path(source.folder))
-            task.learn(data.train, self.tokenizer)  # from all: a sample may lack a label
-            self.data = data = draw_sample(data, config)
-            if start is not None:  # what was tuned on dev
-                task.facts |= (read_task_file(start) or {}).get("facts", {})
-            self.features = task.features(data.train, self.tokenizer)
-            self.dev_features = task.features(data.dev, self.tokenizer)
-            if any(feature.labels is None for feature in self.features):
-                raise DataError(
-                    f"{', '.join(config.train)}: examples without a gold answer cannot train"
-                )
-            if any(feature.labels is None for feature in self.dev_features):
-                raise DataError(
-                    f"{', '.join(config.dev)}: examples without a gold answer cannot choose the "
-                    "best model; leave --dev out, then the last one counts"
-                )
+        with contextlib.ExitStack() as held:
+
+            def read() -> StartingPoint | _Checkpoint:
+                found = open_model(config.model) if start is None else _Checkpoint(start)
+                source = held.enter_context(found)
+                self._make_features(Path(source.folder), config, start)
+                return source
+
+            self.source = ranks.main_first(read)
             lengths = np.array([len(feature.input_ids) for feature in self.features])
             self.order = TrainingOrder(lengths, config.batch.examples, config.seed)
             entry = registry.entry_of(task.name)
             epochs = entry.epochs if config.epochs is None else config.epochs
             self.steps = steps_of(config, epochs, self.order.batches_per_epoch)
             super().__init__(config, run, start, device, ranks)
+
+    def _make_features(self, folder: Path, config: FinetuneConfig, start: Path | None) -> None:
+        """Tokenizer, facts and features.
+
+        Args:
+            folder: with the tokenizer.
+            start: the checkpoint that is continued.
+        """
+        task = self.downstream
+        self.tokenizer = read_tokenizer(folder)
+        task.learn(self.data.train, self.tokenizer)  # from all: a sample may lack a label
+        self.data = draw_sample(self.data, config)
+        if start is not None:  # what was tuned on dev
+            task.facts |= (read_task_file(start) or {}).get("facts", {})
+        self.features = task.features(self.data.train, self.tokenizer)
+        self.dev_features = task.features(self.data.dev, self.tokenizer)
+        if any(feature.labels is None for feature in self.features):
+            raise DataError(
+                f"{', '.join(config.train)}: examples without a gold answer cannot train"
+            )
+        if any(feature.labels is None for feature in self.dev_features):
+            raise DataError(
+                f"{', '.join(config.dev)}: examples without a gold answer cannot choose the best "
+                "model; leave --dev out, then the last one counts"
+            )
 
     def _identity(self) -> RunState:
         config = self.config
@@ -150,7 +168,7 @@ class FinetuneRun(Run):
         return load_checkpoint(path, self.downstream.head)
 
     def _build_task(self) -> FinetuneTask:
-        self._check_lengths()
+        self.ranks.main_first(self._check_lengths)
         return FinetuneTask(
             self.features,
             self.downstream.head,
