@@ -15,7 +15,6 @@ import torch
 from spanbert_ext import _backend
 from spanbert_ext.data.storage import new_digest
 from spanbert_ext.errors import DataError
-from spanbert_ext.foreign import longest_sequence
 from spanbert_ext.starting_points import StartingPoint
 from spanbert_ext.tasks import registry
 from spanbert_ext.tasks.batching import TrainingOrder
@@ -25,6 +24,7 @@ from spanbert_ext.tasks.finetune_data import FinetuneData, draw_sample, read_dat
 from spanbert_ext.tasks.finetune_task import FinetuneTask
 from spanbert_ext.tasks.models import (
     load_checkpoint,
+    longest_input,
     open_model,
     read_tokenizer,
     start_model,
@@ -182,10 +182,7 @@ class FinetuneRun(Run):
 
     def _check_lengths(self) -> None:
         longest = max(len(f.input_ids) for f in (*self.features, *self.dev_features))
-        most = getattr(self.model.config, "max_position_embeddings", None)
-        base = getattr(self.model, "model", None)
-        if base is not None:
-            most = longest_sequence(base)
+        most = longest_input(self.model)
         if most is not None and longest > most:
             raise DataError(
                 f"a sequence of {longest} tokens; {self.config.model} has positions for {most}: "
@@ -246,8 +243,18 @@ class FinetuneRun(Run):
             if self.progress.step == self.steps:
                 self._keep_best({})
             return {}
+        began = time.monotonic()
+        numbers = self._evaluate()
+        self.log.validation(self.progress.step, numbers)
+        self.log.say(f"evaluated in {time.monotonic() - began:.1f} s")
+        best = self.state.best.get(self.downstream.best_metric, -float("inf"))
+        if self.progress.step and numbers[self.downstream.best_metric] > best:
+            self._keep_best(numbers)
+        return numbers
+
+    def _evaluate(self) -> dict[str, float]:
         # Every rank computes all of it: the numbers, and so the choice, are the same everywhere.
-        began, task = time.monotonic(), self.downstream
+        task = self.downstream
         outputs = outputs_of(
             self.model,
             self.dev_features,
@@ -258,13 +265,7 @@ class FinetuneRun(Run):
         )
         predictions = task.decode(self.data.dev, self.dev_features, outputs)
         task.tune(self.data.dev, predictions)
-        numbers = task.score(self.data.dev, predictions)
-        self.state.latest_losses = numbers
-        self.log.validation(self.progress.step, numbers)
-        self.log.say(f"evaluated in {time.monotonic() - began:.1f} s")
-        best = self.state.best.get(task.best_metric, -float("inf"))
-        if self.progress.step and numbers[task.best_metric] > best:
-            self._keep_best(numbers)
+        self.state.latest_losses = numbers = task.score(self.data.dev, predictions)
         return numbers
 
     def _keep_best(self, numbers: dict[str, float]) -> None:
@@ -299,6 +300,8 @@ class FinetuneRun(Run):
         """Train to the last step, then write metrics.json."""
         result = super().finish()
         state = result.state
+        if not state.best:  # nothing was left to train: it went on from another run's last step
+            self._keep_best(self._evaluate() if self.data.dev else {})
         if not self.ranks.is_main:
             return result
         summary = {
