@@ -11,6 +11,7 @@ import os
 import random
 import resource
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -199,6 +200,26 @@ def _become(words, directory, output, environment, before):
     from spanbert_ext.cli import main
 
     sys.exit(main(words))
+
+
+def ranks(directory, world, *words):
+    """(exit codes, outputs) of a command's processes, forked warm, as torchrun would start them."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = Command(directory, warm=True)
+    processes = [
+        command.start(*words, before=functools.partial(_join, rank, world, port))
+        for rank in range(world)
+    ]
+    ended = [process.finish() for process in processes]
+    return [code for code, _ in ended], [output for _, output in ended]
+
+
+def _join(rank, world, port):
+    names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in names.items()})
+    os.environ["MASTER_ADDR"] = "127.0.0.1"
 
 
 def limit_file_size(size):

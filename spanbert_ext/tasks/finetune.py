@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from abc import abstractmethod
@@ -14,6 +15,7 @@ import torch
 
 from spanbert_ext import _backend
 from spanbert_ext.data.storage import new_digest
+from spanbert_ext.starting_points import StartingPoint
 from spanbert_ext.tasks import registry
 from spanbert_ext.tasks.batching import TrainingOrder
 from spanbert_ext.tasks.best_model import best_scores, keep_best
@@ -90,25 +92,41 @@ class FinetuneRun(Run):
         device: torch.device,
         ranks: Ranks,
     ):
-        self.downstream = task
+        self.downstream, self.data = task, data
         self.tokenizer_dir = None
         self.load_report = None
-        with open_model(config.model) if start is None else _Checkpoint(start) as source:
-            self.source = source
-            self.tokenizer = read_tokenizer(Path(source.folder))
-            task.learn(data.train, self.tokenizer)  # from all: a sample may lack a label
-            self.data = data = draw_sample(data, config)
-            if start is not None:  # what was tuned on dev
-                task.facts |= (read_task_file(start) or {}).get("facts", {})
-            self.features = task.features(data.train, self.tokenizer)
-            self.dev_features = task.features(data.dev, self.tokenizer)
-            self._check_gold(config)
+        with contextlib.ExitStack() as held:
+
+            def read() -> StartingPoint | _Checkpoint:
+                found = open_model(config.model) if start is None else _Checkpoint(start)
+                source = held.enter_context(found)
+                self._make_features(Path(source.folder), config, start)
+                return source
+
+            self.source = ranks.main_first(read)
             lengths = np.array([self.tokens_of(feature) for feature in self.features])
             self.order = TrainingOrder(lengths, config.batch.examples, config.seed)
             entry = registry.entry_of(task.name)
             epochs = entry.epochs if config.epochs is None else config.epochs
             self.steps = steps_of(config, epochs, self.order.batches_per_epoch)
             super().__init__(config, run, start, device, ranks)
+
+    def _make_features(self, folder: Path, config: FinetuneConfig, start: Path | None) -> None:
+        """Tokenizer, facts and features.
+
+        Args:
+            folder: with the tokenizer.
+            start: the checkpoint that is continued.
+        """
+        task = self.downstream
+        self.tokenizer = read_tokenizer(folder)
+        task.learn(self.data.train, self.tokenizer)  # from all: a sample may lack a label
+        self.data = draw_sample(self.data, config)
+        if start is not None:  # what was tuned on dev
+            task.facts |= (read_task_file(start) or {}).get("facts", {})
+        self.features = task.features(self.data.train, self.tokenizer)
+        self.dev_features = task.features(self.data.dev, self.tokenizer)
+        self._check_gold(config)
 
     @staticmethod
     @abstractmethod
@@ -203,18 +221,22 @@ class FinetuneRun(Run):
             if self.progress.step == self.steps:
                 self._keep_best({})
             return {}
+        began = time.monotonic()
+        numbers = self._evaluate()
+        self.log.validation(self.progress.step, numbers)
+        self.log.say(f"evaluated in {time.monotonic() - began:.1f} s")
+        best = self.state.best.get(self.downstream.best_metric, -float("inf"))
+        if self.progress.step and numbers[self.downstream.best_metric] > best:
+            self._keep_best(numbers)
+        return numbers
+
+    def _evaluate(self) -> dict[str, float]:
         # Every rank computes all of it: the numbers, and so the choice, are the same everywhere.
-        began, task = time.monotonic(), self.downstream
+        task = self.downstream
         outputs = self._outputs(self.dev_features)
         predictions = task.decode(self.data.dev, self.dev_features, outputs)
         task.tune(self.data.dev, predictions)
-        numbers = task.score(self.data.dev, predictions)
-        self.state.latest_losses = numbers
-        self.log.validation(self.progress.step, numbers)
-        self.log.say(f"evaluated in {time.monotonic() - began:.1f} s")
-        best = self.state.best.get(task.best_metric, -float("inf"))
-        if self.progress.step and numbers[task.best_metric] > best:
-            self._keep_best(numbers)
+        self.state.latest_losses = numbers = task.score(self.data.dev, predictions)
         return numbers
 
     def _keep_best(self, numbers: dict[str, float]) -> None:
@@ -249,6 +271,8 @@ class FinetuneRun(Run):
         """Train to the last step, then write metrics.json."""
         result = super().finish()
         state = result.state
+        if not state.best:  # nothing was left to train: it went on from another run's last step
+            self._keep_best(self._evaluate() if self.data.dev else {})
         if not self.ranks.is_main:
             return result
         summary = {

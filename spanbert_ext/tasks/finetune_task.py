@@ -55,11 +55,17 @@ class FinetuneTask:
         """This rank's micro-batches of a step: a pure function of settings, shift and step."""
         _, numbers = self._order.of_step(step + self.shift)
         numbers = numbers[np.argsort(self._lengths[numbers], kind="stable")]
-        # Every other one, so that all ranks have the same work.
-        own = numbers[self._ranks.rank :: self._ranks.world]
-        ignored = len(own) == 0  # the last batch of an epoch may be smaller than the world
-        micro = by_tokens(numbers[:1] if ignored else own, self._lengths, self._micro_tokens)
-        return [self._pack(part, ignored) for part in micro]
+        # Every world-th one, so that all ranks have the same work.
+        world = self._ranks.world
+        parts = [
+            list(by_tokens(numbers[rank::world], self._lengths, self._micro_tokens))
+            for rank in range(world)
+        ]
+        own = parts[self._ranks.rank]
+        # Ranks that hold shares of the weights meet at every micro-batch, so all need as many.
+        missing = max(map(len, parts)) - len(own)
+        idle = [self._pack(numbers[:1], ignored=True)] * missing if missing else []
+        return [self._pack(part, ignored=False) for part in own] + idle
 
     def num_tokens(self, step: int) -> int:
         """Tokens of a step on all ranks that are not padding."""

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from spanbert_ext.errors import DataError
-from spanbert_ext.foreign import longest_sequence
 from spanbert_ext.tasks import registry
 from spanbert_ext.tasks.config import FinetuneConfig
 from spanbert_ext.tasks.finetune import FinetuneRun
 from spanbert_ext.tasks.finetune_task import FinetuneTask
+from spanbert_ext.tasks.models import longest_input
 from spanbert_ext.tasks.predictor import outputs_of
 from spanbert_ext.tasks.task import Feature
 from spanbert_ext.training.loop import HostStep, Step
@@ -49,10 +49,7 @@ class HeadRun(FinetuneRun):
 
     def _check_lengths(self) -> None:
         longest = max(len(f.input_ids) for f in (*self.features, *self.dev_features))
-        most = getattr(self.model.config, "max_position_embeddings", None)
-        base = getattr(self.model, "model", None)
-        if base is not None:
-            most = longest_sequence(base)
+        most = longest_input(self.model)
         if most is not None and longest > most:
             raise DataError(
                 f"a sequence of {longest} tokens; {self.config.model} has positions for {most}: "
@@ -70,7 +67,7 @@ class HeadRun(FinetuneRun):
         )
 
     def _build_task(self) -> FinetuneTask:
-        self._check_lengths()
+        self.ranks.main_first(self._check_lengths)
         return FinetuneTask(
             self.features,
             self.downstream.head,

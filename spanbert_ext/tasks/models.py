@@ -28,6 +28,7 @@ from transformers import (
 from spanbert_ext import conversion
 from spanbert_ext.data import tokenizer as tokenizers
 from spanbert_ext.errors import ConfigError, DataError, StorageError
+from spanbert_ext.foreign import longest_sequence
 from spanbert_ext.load_report import LoadReport
 from spanbert_ext.starting_points import StartingPoint, open_start, read_start
 from spanbert_ext.tasks.batching import PackedBatch
@@ -51,6 +52,13 @@ def head_outputs(model: nn.Module, batch: PackedBatch, head: Head) -> torch.Tens
     if head == "question-answering":
         return torch.stack([output.start_logits, output.end_logits], -1)
     return output.logits
+
+
+def longest_input(model: nn.Module) -> int | None:
+    """Tokens of the longest sequence that a model has positions for; None if any."""
+    if isinstance(model, ForeignHead):
+        return longest_sequence(model.model)
+    return model.config.max_position_embeddings
 
 
 def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -18,11 +19,12 @@ from spanbert_ext.tasks.batching import PackedBatch, by_tokens, pack
 from spanbert_ext.tasks.models import (
     head_outputs,
     load_head,
+    longest_input,
     open_model,
     read_tokenizer,
 )
 from spanbert_ext.tasks.task import DownstreamTask, Feature
-from spanbert_ext.tasks.task_file import read_task_file, stored_task
+from spanbert_ext.tasks.task_file import read_task_file, stored_options, stored_task
 from spanbert_ext.training.loop import autocast
 from spanbert_ext.training.models import choose_device, choose_precision
 
@@ -66,6 +68,26 @@ def _split(values: np.ndarray, batch: PackedBatch, head: str) -> list[np.ndarray
     sizes = batch.lengths if head == "question-answering" else batch.counts
     ends = np.cumsum(sizes)
     return [values[end - size : end] for end, size in zip(ends, sizes, strict=True)]
+
+
+def _fit_length(task: DownstreamTask, model: nn.Module, trained: Any) -> None:
+    """See to it that no sequence is longer than the model reads.
+
+    Args:
+        trained: options that the model's task was trained with: their length may be larger, where
+            the training data was short; None where nothing is stored.
+    """
+    name = task.length_option
+    most, wanted = longest_input(model), getattr(task.options, name)
+    if most is None or wanted <= most:
+        return
+    if wanted != getattr(trained, name, None):
+        section = registry.entry_of(task.name).section
+        raise ConfigError(
+            f"{section}.{name}: must be at most {most}, for which the model has positions; got "
+            f"{wanted}"
+        )
+    task.options = dataclasses.replace(task.options, **{name: most})
 
 
 class Predictor:
@@ -114,7 +136,8 @@ class Predictor:
             task_name: the task that is wanted, as in `task_file.stored_task`.
 
         Raises:
-            ConfigError: there is no such model, or it stores no task and there is no default.
+            ConfigError: there is no such model, or it stores no task and there is no default, or
+                options ask for longer sequences than it reads.
             DataError, StorageError: it is damaged or no model of its task.
         """
         with open_model(str(name)) as start:
@@ -131,6 +154,7 @@ class Predictor:
 
                 task = default(AutoConfig.from_pretrained(start.folder, trust_remote_code=False))
             model = load_head(start.folder, task.head, task.model_fields())
+        _fit_length(task, model, None if stored is None else stored_options(stored))
         where = choose_device(device)
         kind = registry.entry_of(task.name).predictor_class()
         return kind(model, tokenizer, task, where, choose_precision(precision, where))

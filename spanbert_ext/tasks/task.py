@@ -74,6 +74,8 @@ class DownstreamTask(ABC, Generic[Example, Prediction]):
     # What `spanbert finetune NAME` calls it; one class may serve several names.
     name: str
     head: ClassVar[Head]
+    # The option that bounds a sequence of the encoder.
+    length_option: ClassVar[str] = "length"
     # The number of `score` that picks the best model; larger is better.
     best_metric: str
 

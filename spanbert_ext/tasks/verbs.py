@@ -80,7 +80,7 @@ def run_finetune(words: Sequence[str]) -> int:
     from spanbert_ext.tasks.finetune import METRICS, finetune
 
     result = finetune(config)
-    if config.nproc > 1 or os.environ.get("RANK", "0") != "0":
+    if os.environ.get("RANK", "0") != "0" or (config.nproc > 1 and not result.was_finished):
         return 0  # rank 0 has said it
     best = result.state.best
     if result.was_finished:

@@ -56,7 +56,7 @@ class CorefRun(FinetuneRun):
         return build_two_rates(self.model, self.config.optimizer, self.device)
 
     def _build_task(self) -> CorefTrainingTask:
-        self._check_lengths()
+        self.ranks.main_first(self._check_lengths)
         self.model.bert.encoder.gradient_checkpointing = self.config.batch.checkpointing
         return CorefTrainingTask(
             self.features,

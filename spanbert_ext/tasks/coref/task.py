@@ -65,6 +65,7 @@ class CorefTask(DownstreamTask[Document, CorefPrediction]):
     """
 
     head = "coreference"
+    length_option = "max_segment_len"
     options: CorefOptions
 
     @property
