@@ -307,7 +307,7 @@ def test_options_of_a_model_may_be_others_later(finished, tmp_path, capsys):
     story_file(tmp_path / "long.conll", 1, sentences=20)
     code = cli.main(evaluate_words(run, tmp_path / "long.conll", "--coref.max_segment_len=90"))
     assert code == ConfigError.exit_code
-    assert "lower --coref.max_segment_len" in capsys.readouterr().err
+    assert "coref.max_segment_len: must be at most 64" in capsys.readouterr().err
 
 
 def test_records_of_every_kind(finished, tmp_path, capsys):
