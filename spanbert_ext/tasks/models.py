@@ -16,6 +16,7 @@ import torch
 from safetensors import safe_open
 from torch import nn
 from transformers import (
+    MODEL_FOR_MASKED_LM_MAPPING,
     AutoConfig,
     AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
@@ -77,6 +78,12 @@ def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
             for name, content in files.items():
                 (Path(work) / name).write_bytes(content)
             return AutoTokenizer.from_pretrained(work)
+    none = DataError(
+        f"{folder}: no tokenizer lies beside the weights; copy the one they were trained with "
+        "there (tokenizer.json, or vocab.txt)"
+    )
+    if not any(next(folder.glob(sign), None) for sign in ("*token*", "*vocab*", "*.model")):
+        raise none
     with conversion.quiet_loading(f"the tokenizer of {folder}"):
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     if not tokenizer.is_fast:
@@ -84,6 +91,9 @@ def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
             f"{folder}: its tokenizer is not a fast one (tokenizer.json), which alone knows where "
             "pieces lie in the text"
         )
+    # Without a vocabulary transformers makes up a tokenizer that knows no word.
+    if tokenizer.get_vocab().keys() <= set(tokenizer.all_special_tokens):
+        raise none
     return tokenizer
 
 
@@ -196,6 +206,11 @@ def _foreign_model(
 ) -> tuple[nn.Module, LoadReport]:
     with conversion.quiet_loading(start.name):
         config = AutoConfig.from_pretrained(start.folder, trust_remote_code=False)
+        if type(config) not in MODEL_FOR_MASKED_LM_MAPPING or config.is_encoder_decoder:
+            raise DataError(
+                f"{start.name}: {config.model_type} is no encoder of masked language models in "
+                "transformers; take a BERT-like one (BERT, RoBERTa, ModernBERT, ELECTRA ...)"
+            )
         if type(config) not in _FOREIGN[head]._model_mapping:
             raise DataError(
                 f"{start.name}: transformers has no {head} head for {config.model_type}"
