@@ -45,6 +45,7 @@ def coref_words(model, folder, output="run", **changes):
         "precision": "fp32",
         "device": "cpu",
         "log_every": 1,
+        "dropout": 0,
         "optimizer.peak_lr": 5e-4,
         "optimizer.task_lr": 1e-2,
         "evals_per_epoch": 1,

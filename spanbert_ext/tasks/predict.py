@@ -110,12 +110,13 @@ def _predict_chunk(
                 raise record
             examples[place] = task.parse(record, where)
         except DataError as error:
+            reason = str(error) if where in str(error) else f"{where}: {error}"
             if policy == "error":
                 raise DataError(
-                    f"{error}. Mend it, or have a reason in its place with --on_error skip"
+                    f"{reason}. Mend it, or have a reason in its place with --on_error skip"
                 ) from error
             name = record.get("id", where) if isinstance(record, dict) else where
-            faults[place] = {"id": name, "error": str(error)}
+            faults[place] = {"id": name, "error": reason}
     found = dict(zip(examples, predictor(list(examples.values())), strict=True))
     lines, marks = [], []
     for place in range(len(chunk)):
