@@ -8,8 +8,11 @@ import html.parser
 import json
 import math
 import os
+import re
+from pathlib import Path
 
 import pytest
+from coref_runs import coref_words
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from toy_tasks import NAMES, PLAIN, sentiment_file
@@ -95,6 +98,20 @@ def models(toy_bert, tmp_path_factory):
     sentiment_file(home / "sst-2-data", 8)
     train(toy_bert, home, "sst-2", None, "--glue.length=48")
     return home
+
+
+def test_the_example_of_the_readme(models, toy_bert, tmp_path, monkeypatch):
+    """The README's calls, on these models under its names."""
+    readme = Path(__file__).resolve().parents[2] / "README.md"
+    examples = re.findall(r"```python\n(.*?)```", readme.read_text("utf-8"), re.S)
+    (example,) = [text for text in examples if "ExtractiveQA" in text]
+    assert cli.main(coref_words(toy_bert, tmp_path, tmp_path / "coref", max_steps=1)) == 0
+    for name, task in (("qa", "squad2"), ("ner", "ner"), ("tacred", "tacred")):
+        (tmp_path / name).symlink_to(models / task)
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    exec(compile(example, str(readme), "exec"), names)
+    assert names["found"].text.startswith("Ada met Charles")
 
 
 @pytest.fixture(scope="module")
