@@ -25,13 +25,17 @@ OPERATIONS = {
     "sbo": ("sbo", "Span boundary head, forward and backward", "rows of 512 tokens"),
     "gelu_layer_norm": ("gelu_layer_norm", "LayerNorm(GELU(x)), forward and backward", "rows"),
     "residual": ("residual", "LayerNorm(dropout(x) + residual), forward and backward", "rows"),
+    "attention_dropout": (
+        "attention_dropout", "Attention of a layer with dropout, forward and backward",
+        "tokens of a sequence",
+    ),
     "cross_entropy": (
         "cross_entropy", "Vocabulary loss, forward and backward", "rows with a target",
     ),
     "step": ("step", "Pre-training step", "rows of a batch"),
 }  # fmt: skip
 # Shapes that make another panel, not another point.
-PANEL_SHAPES = ("hidden", "preset", "attention_dropout", "dropout")
+PANEL_SHAPES = ("hidden", "width", "preset", "attention_dropout", "dropout")
 OURS, FLOOR = "#c0392b", "#555555"
 # Distinct also in grey; ours is always red, on top and thick.
 COLOURS = ("#1f5fa8", "#3b9c6b", "#d98a1f", "#7b52ab", "#2aa5b8", "#8c564b", "#999999")

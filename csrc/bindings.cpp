@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "head_rows.h"
 #include "ops.h"
 #include "span_pruning.h"
 
@@ -231,6 +232,16 @@ bool sbo_indices_fit(uintptr_t left, uintptr_t right, uintptr_t target_spans, ui
   return fit;
 }
 
+// strides: bytes from a token of the stream to the next, and from a head to the next; sizes: n, heads, length, bytes of
+// a row.
+void move_heads(bool pad, uintptr_t stream, std::pair<int64_t, int64_t> strides, uintptr_t starts, uintptr_t counts,
+                uintptr_t padded, std::vector<int64_t> sizes) {
+  const HeadRows rows{at<char>(stream), strides.first, strides.second, at<int64_t>(starts), at<int64_t>(counts),
+                      at<char>(padded), sizes.at(0),   sizes.at(1),    sizes.at(2),         sizes.at(3)};
+  const py::gil_scoped_release unlocked;
+  rows.move(pad);
+}
+
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Native operations of spanbert_ext over raw addresses; called by spanbert_ext._ops only.";
 #ifdef SPANBERT_WITH_CUDA
@@ -260,6 +271,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("dropout_norm_backward", &dropout_norm_backward);
   m.def("attention_weights", &attention_weights);
   m.def("attention_weights_backward", &attention_weights_backward);
+  m.def("move_heads", &move_heads);
   m.def("sbo_indices_fit", &sbo_indices_fit);
   m.def(
       "prune_spans",

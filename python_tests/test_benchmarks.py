@@ -18,6 +18,7 @@ if str(ROOT) not in sys.path:
 
 from benchmarks import (  # noqa: E402
     attention_cases,
+    bench_attention_dropout,
     bench_cross_entropy,
     bench_masking,
     bench_residual,
@@ -140,9 +141,10 @@ def test_rows_are_appended_and_other_columns_refused(tmp_path):
         lambda dtype: bench_sbo.sbo_case(2, 32, dtype, "cpu"),
         lambda dtype: bench_sbo.gelu_layer_norm_case(17, 32, dtype, "cpu"),
         lambda dtype: bench_residual.residual_case(17, 32, 0.0, dtype, "cpu"),
+        lambda dtype: bench_attention_dropout.attention_case(40, 16, 0.0, dtype, tokens=100),
         lambda dtype: bench_cross_entropy.loss_case(33, 32, dtype, "cpu", 301, slow_peers=True),
     ],
-    ids=["sbo", "gelu_layer_norm", "residual", "cross_entropy"],
+    ids=["sbo", "gelu_layer_norm", "residual", "attention_dropout", "cross_entropy"],
 )
 def test_every_variant_gives_the_reference(make, dtype):
     case = make(dtype)
@@ -442,7 +444,7 @@ def test_smoke_run_and_pictures(tmp_path):
     assert "peers and targets" in done.stdout
     names = {path.stem for path in (tmp_path / "results").iterdir()}
     expected = {"ceilings", "masking", "sbo", "gelu_layer_norm", "residual", "cross_entropy"}
-    expected |= {"step"}
+    expected |= {"attention_dropout", "step"}
     assert names == expected
     with (tmp_path / "results" / "step.csv").open(newline="") as file:
         assert {"step", "step_part"} == {r["op"] for r in csv.DictReader(file)}

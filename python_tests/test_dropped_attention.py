@@ -4,7 +4,7 @@ values and gradients against float64, and the encoder that draws by one seed."""
 import pytest
 import torch
 import torch.nn.functional as F
-from strategies import assert_as_good_as_torch, randn
+from strategies import assert_as_good_as_torch, case_id, randn
 
 from spanbert_ext import dropout_reference as reference
 from spanbert_ext import dropped_attention as module
@@ -122,10 +122,13 @@ def test_parts_are_powers_of_two():
 def test_a_plan_has_every_sequence_once():
     lengths = (3, 0, 40, 33, 1, 70, 33, 40, 1, 0)
     plan = _Plan.of(lengths, lengths, 2, 32)
-    places = sorted(place for queries, _ in plan.chunks for place in queries.places)
+    sides = [queries for queries, _ in plan.chunks]
+    starts = torch.cat([side.starts for side in sides]).tolist()
+    sizes = torch.cat([side.sizes for side in sides]).tolist()
     ends = torch.tensor(lengths).cumsum(0).tolist()
-    assert places == [(end - n, end) for n, end in zip(lengths, ends, strict=True) if n]
-    shapes = [(len(q.places), q.length, k.length) for q, k in plan.chunks]
+    expected = [(end - n, n) for n, end in zip(lengths, ends, strict=True) if n]
+    assert sorted(zip(starts, sizes, strict=True)) == expected
+    shapes = [(len(q.sizes), q.length, k.length) for q, k in plan.chunks]
     assert sorted(shapes) == [(1, 32, 32), (1, 96, 96), (2, 32, 32), (4, 64, 64)]
     assert plan.queries == plan.keys == sum(lengths)
     chosen = _Plan.of((2, 0, 1), (5, 4, 0), 2, 32)
@@ -229,3 +232,32 @@ def test_who_draws(monkeypatch):
     monkeypatch.setattr(module, "dropped_attention", None)
     plain = packed_attention(*tensors, cu, packing, 0.0, seed=SEED)
     torch.testing.assert_close(plain, packed_attention(*tensors, cu, packing))
+
+
+X = torch.zeros(5, 2, 8)
+GOOD = {
+    "q": X, "k": X, "v": X, "cu_q": torch.tensor([0, 2, 5]), "cu_k": torch.tensor([0, 2, 5]),
+    "dropout": 0.1, "seed": SEED, "site": 0,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "change"),
+    [
+        (TypeError, "k must be float32.*int64", {"k": X.long()}),
+        (ValueError, "k must have 3 dim", {"k": X[0]}),
+        (ValueError, r"v must have shape \(5, 2, 8\); got \(4, 2, 8\)", {"v": X[:4]}),
+        (ValueError, r"q must have shape \(5, 2, 8\); got \(5, 2, 4\)", {"q": X[..., :4]}),
+        (TypeError, "q must be torch.float32 on cpu, like k; got torch.float64", {"q": X.double()}),
+        (ValueError, "cu_q must not fall or end behind 5", {"cu_q": torch.tensor([0, 2, 6])}),
+        (ValueError, "cu_k must not fall or end behind 5", {"cu_k": torch.tensor([0, 4, 3])}),
+        (TypeError, "seed must be torch.int64", {"seed": SEED.int()}),
+        (ValueError, r"dropout probability must lie in \[0, 1\]", {"dropout": -0.1}),
+        (ValueError, "site must lie", {"site": -1}),
+    ],
+    ids=case_id,
+)  # fmt: skip
+def test_bad_arguments_are_named(force_backend, error, message, change):
+    force_backend("native")
+    with pytest.raises(error, match=message):
+        dropped_attention(**{**GOOD, **change})

@@ -13,12 +13,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import accumulate
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from spanbert_ext import _attention_op, _backend, dropout_reference
+from spanbert_ext._boundary import check_draws, check_float
 from spanbert_ext.dropout_reference import mask_threshold
 
 # What lengths are padded to a multiple of, by bytes of a number.
@@ -49,15 +51,36 @@ def dropped_attention(
 
     Returns:
         [Tq, heads, D]; 0 for queries of a sequence without keys. Differentiable once, in q, k, v.
+
+    Raises:
+        TypeError, ValueError: shape, dtype or device of an argument, borders outside the stream.
     """
     threshold = mask_threshold(dropout)
+    _check(q, k, v)
+    check_draws(q, seed, site, threshold)
     with torch.autocast(q.device.type, enabled=False):
         if not _backend.use_native(q.device):
             return dropout_reference.dropped_attention(q, k, v, cu_q, cu_k, threshold, seed, site)
         kind = _backend.product_dtype(q.device, q.dtype)
-        lengths = (tuple(cu.diff().tolist()) for cu in (cu_q, cu_k))
+        lengths = _lengths("cu_q", cu_q, q), _lengths("cu_k", cu_k, k)
         plan = _Plan.of(*lengths, q.shape[1], _MULTIPLES[kind.itemsize])
         return _Attention.apply(q, k, v, seed, plan, threshold, site, kind)
+
+
+def _check(q: Tensor, k: Tensor, v: Tensor) -> None:
+    check_float("k", k, 3)
+    for name, x, shape in (("q", q, (q.shape[0], *k.shape[1:])), ("v", v, k.shape)):
+        if x.shape != shape:
+            raise ValueError(f"{name} must have shape {tuple(shape)}; got {tuple(x.shape)}")
+        if x.dtype != k.dtype or x.device != k.device:
+            raise TypeError(f"{name} must be {k.dtype} on {k.device}, like k; got {x.dtype}")
+
+
+def _lengths(name: str, borders: Tensor, x: Tensor) -> tuple[int, ...]:
+    lengths = tuple(borders.diff().tolist())
+    if min(lengths, default=0) < 0 or sum(lengths) > x.shape[0]:
+        raise ValueError(f"{name} must not fall or end behind {x.shape[0]}; lengths {lengths[:8]}")
+    return lengths
 
 
 @dataclass(frozen=True)
@@ -65,35 +88,31 @@ class _Side:
     """The queries or the keys of a chunk of n sequences, padded to one length.
 
     Args:
-        places: start and end of each sequence in the stream.
-        starts, sizes: [n] int64, the same as tensors.
+        starts, sizes: [n] int64, where the sequences lie in the stream.
         length: what they are padded to.
     """
 
-    places: Sequence[tuple[int, int]]
     starts: Tensor
     sizes: Tensor
     length: int
 
-    @classmethod
-    def of(cls, places: Sequence[tuple[int, int]], length: int) -> _Side:
-        starts, ends = torch.tensor(places).unbind(1)
-        return cls(places, starts.contiguous(), ends - starts, length)
-
-    def take(self, x: Tensor, out: Tensor) -> Tensor:
-        """[T, heads, D] to [n * heads, L, D] in memory of `out`, with zeros as padding."""
-        rows = _shaped(out, len(self.places), x.shape[1], self.length, x.shape[2])
-        for to, (start, end) in zip(rows, self.places, strict=True):
-            to[:, : end - start] = x[start:end].transpose(0, 1)
-            if end - start < self.length:
-                to[:, end - start :] = 0
-        return rows.flatten(0, 1)
+    def take(self, x: Tensor, room: Tensor) -> Tensor:
+        """[T, heads, D] to [n * heads, L, D] in memory of `room`, with zeros as padding."""
+        rows = _shaped(room, len(self.sizes) * x.shape[1], self.length, x.shape[2])
+        self._move(True, x, rows)
+        return rows
 
     def put(self, rows: Tensor, out: Tensor) -> None:
         """[n * heads, L, D] to the sequences' places in `out` [T, heads, D]."""
-        rows = rows.unflatten(0, (len(self.places), -1))
-        for part, (start, end) in zip(rows, self.places, strict=True):
-            out[start:end] = part[:, : end - start].transpose(0, 1)
+        self._move(False, out, rows)
+
+    def _move(self, pad: bool, x: Tensor, rows: Tensor) -> None:
+        size = x.element_size()
+        _backend.native_module.move_heads(
+            pad, x.data_ptr(), (x.stride(0) * size, x.stride(1) * size), self.starts.data_ptr(),
+            self.sizes.data_ptr(), rows.data_ptr(),
+            (len(self.sizes), x.shape[1], self.length, x.shape[2] * size),
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -109,7 +128,7 @@ class _Plan:
     def of(
         cls, lengths_q: tuple[int, ...], lengths_k: tuple[int, ...], heads: int, multiple: int
     ) -> _Plan:
-        places = tuple(_places(lengths) for lengths in (lengths_q, lengths_k))
+        sides = [(_starts(lengths), lengths) for lengths in (lengths_q, lengths_k)]
         alike: dict[tuple[int, int], list[int]] = {}
         for i, sizes in enumerate(zip(lengths_q, lengths_k, strict=True)):
             if min(sizes):
@@ -118,29 +137,29 @@ class _Plan:
         chunks = []
         for shape, members in alike.items():
             for part in _parts(members, _CHUNK_SCORES // (heads * shape[0] * shape[1])):
-                sides = zip(places, shape, strict=True)
-                chunks.append(tuple(_Side.of([at[i] for i in part], size) for at, size in sides))
+                chunks.append(
+                    tuple(
+                        _Side(*(torch.tensor([of[i] for i in part]) for of in side), length)
+                        for side, length in zip(sides, shape, strict=True)
+                    )
+                )
         used = [i for members in alike.values() for i in members]
         return cls(chunks, *(sum(sizes[i] for i in used) for sizes in (lengths_q, lengths_k)))
 
-    def buffers(self, x: Tensor, kind: torch.dtype, names: str) -> list[Tensor]:
+    def buffers(self, x: Tensor, names: str) -> list[Tensor]:
         """Memory for each letter: a chunk's "q"ueries [n * heads, Lq, D], "k"eys
         [n * heads, Lk, D], or "s"cores [n * heads, Lq, Lk]."""
         most = dict.fromkeys("qks", 0)
         for queries, keys in self.chunks:
-            rows = len(queries.places) * x.shape[1]
+            rows = len(queries.sizes) * x.shape[1]
             sizes = queries.length * x.shape[2], keys.length * x.shape[2]
             for name, size in zip("qks", (*sizes, queries.length * keys.length), strict=True):
                 most[name] = max(most[name], rows * size)
-        return [x.new_empty(most[name], dtype=kind) for name in names]
+        return [x.new_empty(most[name]) for name in names]
 
 
-def _places(lengths: Sequence[int]) -> list[tuple[int, int]]:
-    places, end = [], 0
-    for length in lengths:
-        places.append((end, end + length))
-        end += length
-    return places
+def _starts(lengths: Sequence[int]) -> list[int]:
+    return [0, *accumulate(lengths)][:-1]
 
 
 def _parts(members: Sequence[int], most: int) -> Iterator[Sequence[int]]:
@@ -160,6 +179,12 @@ def _shaped(memory: Tensor, *shape: int) -> Tensor:
     return memory[:count].view(shape)
 
 
+def _multiplied(x: Tensor, kind: torch.dtype) -> Tensor:
+    """x [T, heads, D] in the dtype of the products, with rows in one piece."""
+    x = x.to(kind)
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
 def _result_like(x: Tensor, written: int) -> Tensor:
     """Memory for results, of which `written` rows are in a chunk; the others are 0."""
     return x.new_empty(x.shape) if written == x.shape[0] else x.new_zeros(x.shape)
@@ -170,14 +195,15 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, q, k, v, seed, plan, threshold, site, kind):
-        scale, heads = q.shape[-1] ** -0.5, q.shape[1]
+        inputs, scale, heads, dtype = (q, k, v), q.shape[-1] ** -0.5, q.shape[1], q.dtype
+        q, k, v = (_multiplied(x, kind) for x in (q, k, v))
         out, kept = _result_like(q, plan.queries), []
-        memory_q, memory_k, memory_v, memory_o, memory_w = plan.buffers(q, kind, "qkkqs")
+        memory_q, memory_k, memory_v, memory_o, memory_w = plan.buffers(q, "qkkqs")
         for queries, keys in plan.chunks:
             query, key = queries.take(q, memory_q), keys.take(k, memory_k)
             value = keys.take(v, memory_v)
-            shape = len(queries.places), heads, queries.length, keys.length
-            scores, weights = q.new_empty(shape, dtype=kind), _shaped(memory_w, *shape)
+            shape = len(queries.sizes), heads, queries.length, keys.length
+            scores, weights = q.new_empty(shape), _shaped(memory_w, *shape)
             torch.bmm(query, key.transpose(1, 2), out=scores.flatten(0, 1))
             # The probabilities take the place of the scores.
             _attention_op.run(
@@ -187,17 +213,19 @@ class _Attention(torch.autograd.Function):
             result = _shaped(memory_o, *query.shape)
             queries.put(torch.bmm(weights.flatten(0, 1), value, out=result), out)
             kept.append(scores)
-        ctx.save_for_backward(q, k, v, *kept)
+        ctx.save_for_backward(*inputs, *kept)
         ctx.settings = plan, scale, threshold, kind
-        return out
+        return out.to(dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
         q, k, v, *kept = ctx.saved_tensors
+        dtype = q.dtype
         plan, scale, threshold, kind = ctx.settings
+        q, k, v, grad = (_multiplied(x, kind) for x in (q, k, v, grad))
         results = [_result_like(q, plan.queries)] + [_result_like(x, plan.keys) for x in (k, v)]
-        memory = plan.buffers(q, kind, "qkkqqkss")
+        memory = plan.buffers(q, "qkkqqkss")
         for (queries, keys), signed_probs in zip(plan.chunks, kept, strict=True):
             query, key = queries.take(q, memory[0]), keys.take(k, memory[1])
             value, grad_out = keys.take(v, memory[2]), queries.take(grad, memory[3])
@@ -214,4 +242,4 @@ class _Attention(torch.autograd.Function):
             ):
                 rows = _shaped(room, part.shape[0], part.shape[1], other.shape[2])
                 side.put(torch.bmm(part, other, out=rows), result)
-        return *results, None, None, None, None, None
+        return *(x.to(dtype) for x in results), None, None, None, None, None
