@@ -7,11 +7,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from spanbert_ext.errors import DataError
+from spanbert_ext.errors import DataError, StorageError
 from spanbert_ext.tasks import html
 from spanbert_ext.tasks.config import EvaluateConfig
 from spanbert_ext.tasks.predictor import Predictor
 from spanbert_ext.tasks.rejects import Rejects
+from spanbert_ext.tasks.task import DownstreamTask
 from spanbert_ext.training.checkpoint import write_text
 
 
@@ -48,13 +49,10 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     predictions = predictor(examples)
     seconds = time.monotonic() - began
     numbers = task.score(examples, predictions)
-    if config.predictions is not None:
-        task.write_predictions(Path(config.predictions), examples, predictions)
-    if config.html is not None:
-        blocks = (task.marked(e, p) for e, p in zip(examples, predictions, strict=True))
-        html.write_page(Path(config.html), f"{task.name}: {config.model}", blocks)
-    if config.plot is not None:
-        task.plot(Path(config.plot), examples, predictions)
+    try:
+        _write(config, task, examples, predictions)
+    except OSError as error:
+        raise StorageError(f"cannot write {error.filename}: {error.strerror or error}") from error
     result = {
         "task": task.name,
         "model": config.model,
@@ -68,3 +66,16 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         text = json.dumps(result, indent=1, ensure_ascii=False)
         write_text(Path(config.metrics), text + "\n")
     return result
+
+
+def _write(
+    config: EvaluateConfig, task: DownstreamTask, examples: list[Any], predictions: list[Any]
+) -> None:
+    """The files that are asked for."""
+    if config.predictions is not None:
+        task.write_predictions(Path(config.predictions), examples, predictions)
+    if config.html is not None:
+        blocks = (task.marked(e, p) for e, p in zip(examples, predictions, strict=True))
+        html.write_page(Path(config.html), f"{task.name}: {config.model}", blocks)
+    if config.plot is not None:
+        task.plot(Path(config.plot), examples, predictions)

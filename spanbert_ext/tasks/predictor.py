@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from spanbert_ext.errors import ConfigError
+from spanbert_ext.errors import ConfigError, StorageError
 from spanbert_ext.tasks import registry
 from spanbert_ext.tasks.batching import PackedBatch, by_tokens, pack
 from spanbert_ext.tasks.models import (
@@ -24,7 +24,7 @@ from spanbert_ext.tasks.models import (
     read_tokenizer,
 )
 from spanbert_ext.tasks.task import DownstreamTask, Feature
-from spanbert_ext.tasks.task_file import read_task_file, stored_options, stored_task
+from spanbert_ext.tasks.task_file import TASK_FILE, read_task_file, stored_options, stored_task
 from spanbert_ext.training.loop import autocast
 from spanbert_ext.training.models import choose_device, choose_precision
 
@@ -68,6 +68,18 @@ def _split(values: np.ndarray, batch: PackedBatch, head: str) -> list[np.ndarray
     sizes = batch.lengths if head == "question-answering" else batch.counts
     ends = np.cumsum(sizes)
     return [values[end - size : end] for end, size in zip(ends, sizes, strict=True)]
+
+
+def _check_labels(task: DownstreamTask, model: nn.Module, where: str | Path) -> None:
+    """Refuse facts that are not those of the model."""
+    try:
+        labels = list(task.labels())
+    except (KeyError, TypeError) as error:
+        raise StorageError(f"{where}: its facts are not those of {task.name}: {error!r}") from error
+    if labels and len(labels) != model.config.num_labels:
+        raise StorageError(
+            f"{where}: it names {len(labels)} labels, the model has {model.config.num_labels}"
+        )
 
 
 def _fit_length(task: DownstreamTask, model: nn.Module, trained: Any) -> None:
@@ -154,6 +166,7 @@ class Predictor:
 
                 task = default(AutoConfig.from_pretrained(start.folder, trust_remote_code=False))
             model = load_head(start.folder, task.head, task.model_fields())
+        _check_labels(task, model, name if stored is None else start.folder / TASK_FILE)
         _fit_length(task, model, None if stored is None else stored_options(stored))
         where = choose_device(device)
         kind = registry.entry_of(task.name).predictor_class()

@@ -52,8 +52,8 @@ def read_task_file(folder: Path) -> Mapping[str, Any] | None:
             )
         if not isinstance(content["options"], dict) or not isinstance(content["facts"], dict):
             raise ValueError("options and facts must be objects")
-        if not isinstance(content["task"], str):
-            raise ValueError("task must be a name")
+        if content["task"] not in registry.TASKS:
+            raise ValueError(f"this version has no task {content['task']!r}")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise StorageError(f"{path} cannot be read: {error}") from error
     return content
