@@ -244,11 +244,7 @@ def load_head(folder: Path, head: Head) -> nn.Module:
         ours = config.model_type == "bert"
         loader = HEADS[head] if ours else _FOREIGN[head]
         model, info = loader.from_pretrained(
-            folder,
-            output_loading_info=True,
-            dtype=torch.float32,
-            ignore_mismatched_sizes=True,
-            trust_remote_code=False,
+            folder, output_loading_info=True, dtype=torch.float32, ignore_mismatched_sizes=True
         )
     conversion.check_weights(source, model, info["missing_keys"], info["mismatched_keys"])
     return model if ours else ForeignHead(model, head)
