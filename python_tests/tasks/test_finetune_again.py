@@ -5,9 +5,9 @@ import json
 
 import pytest
 import torch
+from record_formats import FORMATS
+from record_formats import write as write_data
 from safetensors.torch import load_file
-from test_bad_records import FORMATS
-from test_bad_records import write as write_data
 from test_finetune import config_of
 from toy_tasks import sentiment_words
 

@@ -5,8 +5,8 @@ import json
 import pytest
 import torch
 from original_files import pack, write_encoder, write_fairseq
+from record_formats import FORMATS
 from safetensors.torch import load_file, save_file
-from test_bad_records import FORMATS
 from toy_tasks import SPECIALS, sentiment_words, toy_model, toy_tokenizer
 from transformers import BertConfig, BertModel, CanineTokenizer, GPT2Config, GPT2Model
 

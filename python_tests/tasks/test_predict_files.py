@@ -6,8 +6,8 @@ import json
 import shutil
 
 import pytest
+from record_formats import FORMATS
 from safetensors.torch import load_file, save_file
-from test_bad_records import FORMATS
 from toy_tasks import sentiment_words
 
 from spanbert_ext import cli

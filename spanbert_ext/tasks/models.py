@@ -262,7 +262,6 @@ def load_head(folder: Path, head: Head, fields: Mapping[str, Any] | None = None)
             output_loading_info=True,
             dtype=torch.float32,
             ignore_mismatched_sizes=True,
-            trust_remote_code=False,
         )
     conversion.check_weights(source, model, info["missing_keys"], info["mismatched_keys"])
     return model if ours else ForeignHead(model, head)

@@ -70,18 +70,6 @@ def _split(values: np.ndarray, batch: PackedBatch, head: str) -> list[np.ndarray
     return [values[end - size : end] for end, size in zip(ends, sizes, strict=True)]
 
 
-def _check_labels(task: DownstreamTask, model: nn.Module, where: str | Path) -> None:
-    """Refuse facts that are not those of the model."""
-    try:
-        labels = list(task.labels())
-    except (KeyError, TypeError) as error:
-        raise StorageError(f"{where}: its facts are not those of {task.name}: {error!r}") from error
-    if labels and len(labels) != model.config.num_labels:
-        raise StorageError(
-            f"{where}: it names {len(labels)} labels, the model has {model.config.num_labels}"
-        )
-
-
 def _fit_length(task: DownstreamTask, model: nn.Module, trained: Any) -> None:
     """See to it that no sequence is longer than the model reads.
 
@@ -111,6 +99,9 @@ class Predictor:
         task: with its facts.
         device: where to compute.
         precision: bf16 or fp32.
+
+    Raises:
+        StorageError: the task's labels are not the model's.
     """
 
     # Examples whose features and outputs are in memory together.
@@ -124,6 +115,7 @@ class Predictor:
         device: torch.device,
         precision: str,
     ):
+        _check_labels(task, model)
         self.model, self.tokenizer, self.task = model.eval().to(device), tokenizer, task
         self.device, self.precision = device, precision
         self.batch_tokens = BATCH_TOKENS
@@ -166,7 +158,6 @@ class Predictor:
 
                 task = default(AutoConfig.from_pretrained(start.folder, trust_remote_code=False))
             model = load_head(start.folder, task.head, task.model_fields())
-        _check_labels(task, model, name if stored is None else start.folder / TASK_FILE)
         _fit_length(task, model, None if stored is None else stored_options(stored))
         where = choose_device(device)
         kind = registry.entry_of(task.name).predictor_class()
@@ -194,3 +185,16 @@ class Predictor:
     def __call__(self, examples: Sequence[Any]) -> list[Any]:
         """One prediction for each example."""
         return [prediction for _, prediction in self.stream(iter(examples))]
+
+
+def _check_labels(task: DownstreamTask, model: nn.Module) -> None:
+    """Refuse facts that are not those of the model."""
+    where = Path(model.config.name_or_path) / TASK_FILE
+    try:
+        labels = list(task.labels())
+    except (KeyError, TypeError) as error:
+        raise StorageError(f"{where}: its facts are not those of {task.name}: {error!r}") from error
+    if labels and len(labels) != model.config.num_labels:
+        raise StorageError(
+            f"{where}: it names {len(labels)} labels, the model has {model.config.num_labels}"
+        )
