@@ -106,6 +106,7 @@ class Predictor:
 
     # Examples whose features and outputs are in memory together.
     chunk = 512
+    choose_precision = staticmethod(choose_precision)
 
     def __init__(
         self,
@@ -161,7 +162,7 @@ class Predictor:
         _fit_length(task, model, None if stored is None else stored_options(stored))
         where = choose_device(device)
         kind = registry.entry_of(task.name).predictor_class()
-        return kind(model, tokenizer, task, where, choose_precision(precision, where))
+        return kind(model, tokenizer, task, where, kind.choose_precision(precision, where))
 
     def outputs(self, features: Sequence[Feature]) -> list[np.ndarray]:
         """The head's numbers of every feature."""

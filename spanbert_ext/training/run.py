@@ -72,13 +72,14 @@ class Run(ABC):
 
     steps: int
     tokenizer_dir: Path | None
+    choose_precision = staticmethod(choose_precision)
 
     def __init__(
         self, config: Any, run: Path, start: Path | None, device: torch.device, ranks: Ranks
     ):
         self.config, self.run, self.start = config, run, start
         self.device, self.ranks = device, ranks
-        self.precision = choose_precision(config.precision, device)
+        self.precision = self.choose_precision(config.precision, device)
         self.state = self._identity()
         if start is not None:
             stored = read_state(start)

@@ -8,7 +8,7 @@ import torch
 
 from spanbert_ext.errors import DataError
 from spanbert_ext.tasks.coref.options import CorefFinetuneConfig
-from spanbert_ext.tasks.coref.predictor import linked_spans
+from spanbert_ext.tasks.coref.predictor import choose_precision, linked_spans
 from spanbert_ext.tasks.coref.segments import SegmentedDocument
 from spanbert_ext.tasks.coref.task import LinkedSpans
 from spanbert_ext.tasks.coref.training import CorefTrainingTask, TwoRateStep, build_two_rates
@@ -19,6 +19,8 @@ from spanbert_ext.training.replica import Replica
 
 class CorefRun(FinetuneRun):
     """Fine-tuning of a `SpanBertForCoreference`; arguments as in `Run`."""
+
+    choose_precision = staticmethod(choose_precision)
 
     @staticmethod
     def memory_advice(config: CorefFinetuneConfig, processes: int) -> str:
