@@ -100,8 +100,13 @@ def run_export(words: Sequence[str]) -> int:
         raise ConfigError(f"{source}: there is no such file or directory")
     _quiet_console()
     from spanbert_ext import starting_points
+    from spanbert_ext.tasks.coref import released
     from spanbert_ext.training import checkpoint, model_card
 
+    if released.is_released(source):
+        print(released.import_released(source, target))
+        print(f"next: spanbert predict coref IN.jsonl OUT.jsonl --model {target}")
+        return 0
     folder = checkpoint.model_directory(source)
     print(starting_points.export_start(str(folder), target))
     model_card.write_card(folder, target)
@@ -221,7 +226,8 @@ VERBS = {
             "spanbert export MODEL OUTPUT",
             "Write a model as a plain Hugging Face directory that transformers loads without this "
             "package: a run (its newest checkpoint), a checkpoint, or an archive of the original "
-            "SpanBERT.",
+            "SpanBERT. The folder of a released SpanBERT coreference model (TensorFlow) becomes "
+            "one that `spanbert predict coref` uses.",
             run_export,
         ),
         Verb(
