@@ -166,7 +166,7 @@ def test_genres_are_those_of_the_training_documents(toy_bert, tmp_path):
 def test_evaluate_writes_what_the_scorer_reads(finished, tmp_path, capsys):
     words, run = finished
     dev = run.parent / "dev.conll"
-    files = {"metrics": "m.json", "predictions": "p.conll", "html": "p.html"}
+    files = {"metrics": "m.json", "predictions": "p.conll", "html": "p.html", "plot": "p.svg"}
     options = [f"--{name}={tmp_path / file}" for name, file in files.items()]
     assert cli.main(evaluate_words(run, dev, *options)) == 0
     found = json.loads((tmp_path / "m.json").read_text())["metrics"]
@@ -183,6 +183,7 @@ def test_evaluate_writes_what_the_scorer_reads(finished, tmp_path, capsys):
     assert scorers[0].result()["f1"] == found["with_singletons.f1"]
     assert scorers[1].result()["f1"] == found["f1"]
     assert scorers[1].result()["lea.recall"] == found["lea.recall"]
+    assert "right (" in (tmp_path / "p.svg").read_text()
     page = (tmp_path / "p.html").read_text()
     assert page.count("<section>") == 6 and "<mark" in page and "alone" in page
 

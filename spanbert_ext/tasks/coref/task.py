@@ -203,6 +203,19 @@ class CorefTask(DownstreamTask[Document, CorefPrediction]):
                 dropped,
             )
 
+    def plot(
+        self, path: Path, examples: Sequence[Document], predictions: Sequence[CorefPrediction]
+    ) -> None:
+        """Mention scores of the mentions that are in the gold standard, and of the others."""
+        from spanbert_ext.tasks.plots import score_plot
+
+        scores: tuple[list[float], list[float]] = [], []
+        for document, prediction in zip(examples, predictions, strict=True):
+            gold = {span for cluster in document.clusters for span in cluster}
+            for span in (span for cluster in prediction.clusters for span in cluster):
+                scores[span not in gold].append(prediction.scores[span])
+        score_plot(*scores, path, 0.0 if self.options.singletons else None)
+
 
 def _predicted(
     examples: Sequence[Document], predictions: Sequence[CorefPrediction]
