@@ -8,6 +8,7 @@ from strategies import inside_larger_buffer, make_masker, naming, randn, text_ba
 
 from spanbert_ext import _attention_op, _gelu_op, _mask_op, _norm_op, _ops, _sbo_op, reference
 from spanbert_ext._boundary import working_dtype
+from spanbert_ext.tasks.coref import pruning
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 EPS = 1e-12
@@ -115,11 +116,13 @@ def op_samples() -> dict[str, list[tuple]]:
             (heads, classes.clamp(0, 1), scale),
         ):
             samples["cross_entropy_rows_"].append((logits.clone(), classes, *optional, 10))
+    ends = (torch.tensor([0, 0, 1]), torch.tensor([0, 1, 2]))
+    samples["prune_spans"] = [(*ends, torch.tensor([0.5, 2.0, 1.0]), 3, 2)]
     return samples
 
 
 def registered_operations() -> list[str]:
-    for boundary in (_attention_op, _gelu_op, _mask_op, _norm_op, _ops, _sbo_op):
+    for boundary in (_attention_op, _gelu_op, _mask_op, _norm_op, _ops, _sbo_op, pruning):
         assert boundary, "importing a boundary registers its operations"
     prefix = "spanbert_ext::"
     return sorted(

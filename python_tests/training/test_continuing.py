@@ -124,10 +124,6 @@ def test_every_setting_is_refused_or_free(name, tmp_path):
     assert f"  - {name} was {before[name]}, is other\n" in str(caught.value)
 
 
-def test_free_settings_exist():
-    assert as_flat_dict(PretrainConfig()).keys() >= FREE_ON_RESUME
-
-
 @pytest.mark.parametrize(
     ("name", "part"),
     [
