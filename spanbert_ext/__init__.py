@@ -4,7 +4,7 @@ The public names are loaded on first use, so that `spanbert --help` starts witho
 `SpanMasker` and `SBOHead` work with torch and numpy alone.
 """
 
-import importlib
+from spanbert_ext._lazy import lazy_names
 
 __version__ = "0.1.0"
 
@@ -22,15 +22,4 @@ _HOMES = {
     "SpanTagger": "tasks.tagging.tagger",
 }
 __all__ = [*_HOMES]
-
-
-def __getattr__(name: str):
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__():
-    return sorted([*globals(), *_HOMES])
+__getattr__, __dir__ = lazy_names(__name__, globals(), _HOMES)

@@ -6,8 +6,7 @@ import pytest
 import torch
 from runs import Command, ranks
 from safetensors.torch import load_file
-from toy_tasks import sentiment_words, toy_model, toy_tokenizer
-from transformers import RobertaConfig, RobertaForMaskedLM
+from toy_tasks import sentiment_words, toy_model, toy_roberta
 
 from spanbert_ext.training import checkpoint
 
@@ -80,22 +79,7 @@ def test_micro_batches_of_any_number(home, alone, strategy, world):
 
 def test_shares_of_another_encoder(home):
     """RoBERTa in its own classes: what the ranks hold in shares becomes one model again."""
-    tokenizer = toy_tokenizer()
-    torch.manual_seed(0)
-    config = RobertaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=64,
-        max_position_embeddings=66,
-        pad_token_id=0,
-        type_vocab_size=1,
-        hidden_dropout_prob=0,
-        attention_probs_dropout_prob=0,
-    )
-    RobertaForMaskedLM(config).save_pretrained(home / "roberta")
-    tokenizer.save_pretrained(home / "roberta")
+    toy_roberta(home / "roberta", hidden_dropout_prob=0, attention_probs_dropout_prob=0)
     changes = {"model": home / "roberta", "optimizer__peak_lr": 1e-3}
     code, said = Command(home, warm=True).run(*words_of(home, "roberta-one", **changes))
     assert code == 0, said

@@ -6,12 +6,10 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file
-from toy_tasks import sentiment_file, sentiment_words, toy_tokenizer
+from toy_tasks import sentiment_file, sentiment_words, toy_roberta
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
-    RobertaConfig,
-    RobertaForMaskedLM,
 )
 
 from spanbert_ext import cli
@@ -172,21 +170,7 @@ def test_a_window_longer_than_the_model(toy_bert, tmp_path, capsys):
 
 def test_another_encoder(tmp_path):
     """RoBERTa keeps its own classes, and comes back from its folder."""
-    tokenizer = toy_tokenizer()
-    torch.manual_seed(0)
-    config = RobertaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=64,
-        max_position_embeddings=66,
-        pad_token_id=0,
-        type_vocab_size=1,
-        initializer_range=0.1,
-    )
-    RobertaForMaskedLM(config).save_pretrained(tmp_path / "roberta")
-    tokenizer.save_pretrained(tmp_path / "roberta")
+    toy_roberta(tmp_path / "roberta", initializer_range=0.1)
     words = sentiment_words(tmp_path / "roberta", tmp_path, tmp_path / "run", epochs=4)
     finetune(config_of(words))
     metrics = json.loads((tmp_path / "run/metrics.json").read_text())

@@ -6,7 +6,7 @@ corpora with weights (mixture.py). Nothing here imports torch; the names are loa
 that a command line which only needs `PrepareConfig` starts at once.
 """
 
-import importlib
+from spanbert_ext._lazy import lazy_names
 
 _HOMES = {
     "PrepareConfig": "config",
@@ -22,15 +22,4 @@ _HOMES = {
     "VocabularyInfo": "vocabulary",
 }
 __all__ = [*_HOMES]
-
-
-def __getattr__(name: str):
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__():
-    return sorted([*globals(), *_HOMES])
+__getattr__, __dir__ = lazy_names(__name__, globals(), _HOMES)

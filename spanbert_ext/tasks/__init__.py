@@ -5,7 +5,7 @@
 a name is used.
 """
 
-import importlib
+from spanbert_ext._lazy import lazy_names
 
 _HOMES = {
     "ExtractiveQA": "qa.answering",
@@ -14,15 +14,4 @@ _HOMES = {
     "SpanTagger": "tagging.tagger",
 }
 __all__ = [*_HOMES]
-
-
-def __getattr__(name: str):
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__():
-    return sorted([*globals(), *_HOMES])
+__getattr__, __dir__ = lazy_names(__name__, globals(), _HOMES)

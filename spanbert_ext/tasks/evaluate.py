@@ -29,14 +29,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         ConfigError, DataError, StorageError: the settings, the data or the model cannot be used.
     """
     config.validate()
-    predictor = Predictor.load(
-        config.model,
-        config.device,
-        config.precision,
-        options=config.task_options,
-        task_name=config.task_name,
-    )
-    predictor.batch_tokens = config.batch_tokens
+    predictor = Predictor.of_settings(config)
     task, examples, rejected = predictor.task, [], []
     for path in config.data:
         rejects = Rejects(config.on_error)

@@ -94,13 +94,12 @@ class FinetuneRun(Run):
     ):
         self.downstream, self.data = task, data
         self.tokenizer_dir = None
-        self.load_report = None
         with contextlib.ExitStack() as held:
 
-            def read() -> StartingPoint | _Checkpoint:
-                found = open_model(config.model) if start is None else _Checkpoint(start)
-                source = held.enter_context(found)
-                self._make_features(Path(source.folder), config, start)
+            def read() -> StartingPoint | None:
+                source = held.enter_context(open_model(config.model)) if start is None else None
+                folder = start if source is None else Path(source.folder)
+                self._make_features(folder, config, start)
                 return source
 
             self.source = ranks.main_first(read)
@@ -178,22 +177,18 @@ class FinetuneRun(Run):
         return load_checkpoint(path, self.downstream.head)
 
     def _introduction(self) -> list[str]:
-        lines = [str(self.load_report)] if self.load_report is not None else []
         parameters = sum(p.numel() for p in self.model.parameters())
         world = self.ranks.world
         processes = f"{world} processes ({self.config.parallel.strategy}), " if world > 1 else ""
         lengths = [self.tokens_of(feature) for feature in self.features]
-        lines.append(
+        return [
             f"{self.downstream.name}: {len(self.data.train)} training examples in "
             f"{len(self.features)} sequences of {np.mean(lengths):.0f} tokens (longest "
             f"{max(lengths)}), {len(self.data.dev)} development examples; {self.steps} steps of "
-            f"{self.config.batch.examples}"
-        )
-        lines.append(
+            f"{self.config.batch.examples}",
             f"{parameters / 1e6:.1f} M parameters, {processes}{self.device}, {self.precision}, "
-            f"{_backend.name(self.device)}, {torch.get_num_threads()} threads"
-        )
-        return lines
+            f"{_backend.name(self.device)}, {torch.get_num_threads()} threads",
+        ]
 
     def _loop_settings(self) -> LoopSettings:
         optimizer = self.config.optimizer
@@ -261,9 +256,6 @@ class FinetuneRun(Run):
     def _prepare_files(self) -> None:
         super()._prepare_files()
         (self.run / METRICS).unlink(missing_ok=True)  # it says that the run is finished
-        if self.load_report is not None:
-            text = json.dumps(self.load_report.as_dict(), indent=1)
-            checkpoint.write_text(self.run / "init.json", text + "\n")
         if self.data.rejects:
             checkpoint.write_text(self.run / REJECTS, self.data.rejects)
 
@@ -290,19 +282,6 @@ class FinetuneRun(Run):
         text = json.dumps(summary, indent=1, ensure_ascii=False)
         checkpoint.write_text(self.run / METRICS, text + "\n")
         return result
-
-
-class _Checkpoint:
-    """A run's own checkpoint in the place of a starting point."""
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-
-    def __enter__(self) -> _Checkpoint:
-        return self
-
-    def __exit__(self, *_) -> None:
-        return
 
 
 def _digest_of(values: Sequence[Any]) -> str:

@@ -75,14 +75,7 @@ def predict(config: PredictConfig) -> PredictResult:
 
 def _predict_rest(config: PredictConfig, records: Path, files: OutputFiles) -> tuple[int, int, int]:
     """Add the lines that are not there yet: (there before, there now, unusable among the new)"""
-    predictor = Predictor.load(
-        config.model,
-        config.device,
-        config.precision,
-        options=config.task_options,
-        task_name=config.task_name,
-    )
-    predictor.batch_tokens = config.batch_tokens
+    predictor = Predictor.of_settings(config)
     done = files.resume()
     total, unusable = done, 0
     numbered = _records(records)

@@ -164,6 +164,19 @@ class Predictor:
         kind = registry.entry_of(task.name).predictor_class()
         return kind(model, tokenizer, task, where, kind.choose_precision(precision, where))
 
+    @classmethod
+    def of_settings(cls, config: Any) -> Predictor:
+        """What the settings of `evaluate` or `predict` name; raises as `load`."""
+        predictor = cls.load(
+            config.model,
+            config.device,
+            config.precision,
+            options=config.task_options,
+            task_name=config.task_name,
+        )
+        predictor.batch_tokens = config.batch_tokens
+        return predictor
+
     def outputs(self, features: Sequence[Feature]) -> list[np.ndarray]:
         """The head's numbers of every feature."""
         return outputs_of(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 
@@ -12,8 +11,6 @@ from transformers import AutoTokenizer
 from spanbert_ext import _backend
 from spanbert_ext.data import Corpus
 from spanbert_ext.data.corpus import vocabulary_hash
-from spanbert_ext.load_report import LoadReport
-from spanbert_ext.training import checkpoint
 from spanbert_ext.training.config import PretrainConfig
 from spanbert_ext.training.loop import LoopSettings, Step, evaluate
 from spanbert_ext.training.models import build_model, describe_hardware, load_checkpoint
@@ -42,7 +39,6 @@ class PretrainRun(Run):
         self.corpus, self.steps = corpus, config.steps
         self.tokenizer_dir = Path(corpus.tokenizer_dir)
         self.tokenizer = AutoTokenizer.from_pretrained(self.tokenizer_dir)
-        self.load_report: LoadReport | None = None
         super().__init__(config, run, start, device, ranks)
 
     def _identity(self) -> RunState:
@@ -85,22 +81,15 @@ class PretrainRun(Run):
         self.log.say(f"the step: {describe_step(step, compiled)}")
         return step
 
-    def _prepare_files(self) -> None:
-        super()._prepare_files()
-        if self.load_report is not None:
-            text = json.dumps(self.load_report.as_dict(), indent=1)
-            checkpoint.write_text(self.run / "init.json", text + "\n")
-
     def _introduction(self) -> list[str]:
-        lines = [str(self.load_report)] if self.load_report is not None else []
         parameters = sum(p.numel() for p in self.model.parameters())
         batch, world = self.config.batch, self.ranks.world
         processes = f"{world} processes ({self.config.parallel.strategy}), " if world > 1 else ""
-        lines.append(
+        lines = [
             f"{parameters / 1e6:.1f} M parameters, {batch.rows} x {batch.max_length} tokens a "
             f"step, {processes}{self.device}, "
             f"{self.precision}, {_backend.name(self.device)}, {torch.get_num_threads()} threads"
-        )
+        ]
         load, cores = os.getloadavg()[0], os.cpu_count() or 1
         if self.device.type == "cpu" and torch.get_num_threads() > 1 and load > cores:
             lines.append(

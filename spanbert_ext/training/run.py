@@ -6,6 +6,7 @@ numerics guard with its rollback, logging. What is trained is a subclass's matte
 
 from __future__ import annotations
 
+import json
 import time
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from torch import nn
 
 from spanbert_ext import _backend
 from spanbert_ext.errors import NumericsError, Preempted
+from spanbert_ext.load_report import LoadReport
 from spanbert_ext.training import checkpoint
 from spanbert_ext.training.guard import BAD_BATCHES, NumericsWatch, check_finite
 from spanbert_ext.training.loop import LoopSettings, Progress, Step, StopRequest, train
@@ -72,6 +74,8 @@ class Run(ABC):
 
     steps: int
     tokenizer_dir: Path | None
+    # Set by `_build_model` where it starts from given weights.
+    load_report: LoadReport | None = None
     choose_precision = staticmethod(choose_precision)
 
     def __init__(
@@ -178,7 +182,8 @@ class Run(ABC):
         self.log = RunLog(metrics, state.step, self.steps, self.device, backend, trackers)
         self.progress = Progress(state.step, state.tokens, state.skipped)
         self.began, self.seconds_before = time.monotonic(), state.seconds
-        for line in self._introduction():
+        report = [] if self.load_report is None else [str(self.load_report)]
+        for line in (*report, *self._introduction()):
             self.log.say(line)
         if self.start is not None:
             self.log.say(
@@ -230,6 +235,9 @@ class Run(ABC):
         checkpoint.write_text(self.run / "config.yaml", yaml.safe_dump(nest(as_flat_dict(config))))
         if config.checkpoint.space_check:
             checkpoint.check_space(self.run, checkpoint_bytes(self.model))
+        if self.load_report is not None:
+            text = json.dumps(self.load_report.as_dict(), indent=1)
+            checkpoint.write_text(self.run / "init.json", text + "\n")
         for name in ("metrics.jsonl", BAD_BATCHES):
             rewind(self.run / name, self.state.step if self.start is not None else -1)
 
