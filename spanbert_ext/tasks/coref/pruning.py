@@ -70,7 +70,7 @@ def _prune_spans(starts, ends, scores, length: int, keep: int):
     _check_inputs(starts, ends, scores, length, keep)
     # Doubles hold every fp32 score exactly.
     host = (starts.cpu(), ends.cpu(), scores.to("cpu", torch.float64))
-    kept = torch.empty(min(keep, starts.numel()), dtype=torch.int64)
+    kept = host[0].new_empty((min(keep, starts.numel()),))
     addresses = [values.data_ptr() for values in host]
     count = _C.prune_spans(*addresses, starts.numel(), length, kept.numel(), kept.data_ptr())
     if count < 0:
