@@ -15,8 +15,8 @@ import torch.nn.functional as F
 
 from benchmarks import floors
 from benchmarks.harness import DTYPES, Case, Variant, sizes
+from spanbert_ext.chunked_attention import _CHUNK_SCORES, _MULTIPLES, _Plan, dropped_attention
 from spanbert_ext.cpu_attention import attention_in_runs
-from spanbert_ext.dropped_attention import _MULTIPLES, _Plan, dropped_attention
 
 HEADS = 12
 TOKENS = 3200
@@ -69,7 +69,7 @@ def attention_case(
 def _products(lengths: list[int], width: int, kind: torch.dtype):
     """Two products forward and four backward of every chunk as ours has them, into memory that is
     there."""
-    plan = _Plan.of(tuple(lengths), tuple(lengths), HEADS, _MULTIPLES[kind.itemsize])
+    plan = _Plan.of(tuple(lengths), tuple(lengths), HEADS, _MULTIPLES[kind.itemsize], _CHUNK_SCORES)
     chunks = [(len(queries.sizes) * HEADS, queries.length) for queries, _ in plan.chunks]
     rows = {shape: torch.randn(*shape, width).to(kind) for shape in chunks}
     scores = {shape: torch.rand(*shape, shape[1]).to(kind) for shape in chunks}

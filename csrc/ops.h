@@ -139,7 +139,8 @@ struct AttentionWeightsArgs {
   uint32_t site, mask_threshold;       // as in DropoutNormArgs
   double scale, keep_scale;            // keep_scale: 1 / probability of keeping
   void* weights;                       // [N, heads, Lq, Lk] what the values are multiplied with
-  void* signed_probs;                  // [N, heads, Lq, Lk] probabilities before dropout, dropped ones negated
+  // [N, heads, Lq, Lk] probabilities before dropout, dropped ones negated; the forward pass of no dropout takes null.
+  void* signed_probs;
   int64_t rows, heads, height, width;  // N * heads * Lq, heads, Lq, Lk
 
   // The rest belongs to the backward pass, which reads signed_probs and writes the weights again.

@@ -4,6 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from spanbert_ext import _backend, chunked_attention
+from spanbert_ext.chunked_attention import without_gradient
 from spanbert_ext.cpu_attention import _groups, attention_in_runs
 
 LENGTHS = [3, 0, 40, 33, 1, 70, 33]
@@ -76,3 +78,26 @@ def test_dropout_keeps_the_mean():
     assert (drawn - 1).abs().max() > 0.05
     # 248 means of about 60 weights: the standard error of their mean is 0.006.
     assert abs(drawn.mean() - 1) < 0.04
+
+
+@pytest.mark.parametrize("chosen", [None, [0, 5, 44, 60, 150, 179]])
+def test_without_a_gradient_our_softmax_gives_the_same(force_backend, monkeypatch, chosen):
+    """As exact as bf16 is, whatever shares a chunk; torch's own where scores are too many."""
+    force_backend("native")
+    monkeypatch.setattr(_backend, "product_dtype", lambda device, dtype: dtype)
+    (q, k, v), cu = stream(torch.bfloat16)
+    with torch.no_grad():
+        cu_q = cu if chosen is None else torch.searchsorted(torch.tensor(chosen), cu)
+        own = q if chosen is None else q[chosen]
+        expected = one_by_one(own.double(), k.double(), v.double(), cu_q, cu)
+        found = without_gradient(own, k, v, cu_q, cu)
+        torch.testing.assert_close(found.double(), expected, rtol=0, atol=0.02)
+        assert torch.equal(attention_in_runs(own, k, v, cu_q, cu, 0.0), found)
+        monkeypatch.setattr(chunked_attention, "_CHUNK_SCORES_WITHOUT_GRADIENT", 1)
+        chunked_attention._Plan.of.cache_clear()
+        assert torch.equal(without_gradient(own, k, v, cu_q, cu), found)
+        monkeypatch.setattr(chunked_attention, "_MOST_SCORES", 40 * 40)
+        assert without_gradient(own, k, v, cu_q, cu) is None
+        assert without_gradient(*(x.float() for x in (own, k, v)), cu_q, cu) is None
+    # Where a gradient is wanted there is one.
+    assert attention_in_runs(q, k, v, cu, cu, 0.0).requires_grad

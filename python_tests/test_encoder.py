@@ -322,29 +322,6 @@ def test_cuda_paths_equal_the_cpu_without_sync(padded, dropout):
     assert (found.cpu() - expected).abs().max() < 0.3
 
 
-# The inner layer ---------------------------------------------------------------------------------
-
-
-def test_a_replaced_or_hooked_inner_layer_is_called(pair, padded, monkeypatch):
-    """As on a GPU: adapters replace modules, and hooks must run."""
-    monkeypatch.setattr(torch.Tensor, "is_cuda", True)
-    layer = pair[1].encoder.layer[0]
-    hidden, dense = torch.randn(5, 32), layer.intermediate.dense
-    expected, calls = F.gelu(dense(hidden)), []
-    torch.testing.assert_close(encoder._inner(dense, hidden), expected)
-    handle = dense.register_forward_hook(lambda *_: calls.append("hook"))
-    torch.testing.assert_close(encoder._inner(dense, hidden), expected)
-    handle.remove()
-
-    class Adapter(torch.nn.Linear):
-        def forward(self, x):
-            calls.append("adapter")
-            return super().forward(x)
-
-    encoder._inner(Adapter(32, 48), hidden)
-    assert calls == ["hook", "adapter"]
-
-
 # Dropout -----------------------------------------------------------------------------------------
 
 

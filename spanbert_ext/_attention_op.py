@@ -77,13 +77,14 @@ def _check(scores, first_queries, queries, keys) -> None:
 
 def run(scores, first_queries, queries, keys, scale, threshold, seed, site, outputs) -> None:
     """Natively writes (weights, probabilities whose sign says what was dropped) to two tensors like
-    scores, which may be scores themselves. What the public function checks must be right."""
+    scores, either of which may be scores itself. The second may be None where nothing is dropped.
+    What the public function checks must be right."""
     weights, signed_probs = outputs
     _C.attention_weights(
         place(scores), DTYPES[scores.dtype], scores.data_ptr(),
         (queries.data_ptr(), keys.data_ptr()), first_queries.data_ptr(),
         0 if seed is None else seed.data_ptr(), site, threshold, scale,
-        weights.data_ptr(), signed_probs.data_ptr(), scores.shape,
+        weights.data_ptr(), 0 if signed_probs is None else signed_probs.data_ptr(), scores.shape,
     )  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from itertools import groupby
 import torch
 import torch.nn.functional as F
 
-from spanbert_ext.dropped_attention import dropped_attention
+from spanbert_ext.chunked_attention import dropped_attention, without_gradient
 
 # Lengths that sequences are padded to in 16 bits.
 _MULTIPLE = 32
@@ -46,6 +46,11 @@ def attention_in_runs(
     """
     if dropout > 0 and seed is not None:
         return dropped_attention(q, k, v, cu_q, cu_k, dropout, seed, site)
+    wanted = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
+    if dropout == 0 and not wanted:
+        out = without_gradient(q, k, v, cu_q, cu_k)
+        if out is not None:
+            return out
     lengths_q, lengths_k = cu_q.diff().tolist(), cu_k.diff().tolist()
     if q.dtype.itemsize == 2 and len({length for length in lengths_k if length}) > 1:
         return _padded(q, k, v, lengths_q, lengths_k, dropout)

@@ -8,7 +8,8 @@ reads and on no others.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -53,17 +54,22 @@ def _residual(
     return join(x, residual.to(dtype), weight, bias, norm.eps, p, seed, site)
 
 
+def _is_plain(dense: nn.Module) -> bool:
+    """Whether a projection is its two parameters: nobody replaced it or hung a hook on it."""
+    hooks = dense._forward_hooks or dense._forward_pre_hooks
+    return type(dense) is nn.Linear and not hooks
+
+
+def _joined(projections: Sequence[nn.Module]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weight and bias of one product in place of several."""
+    return torch.cat([p.weight for p in projections]), torch.cat([p.bias for p in projections])
+
+
 def _inner(dense: nn.Linear, hidden: torch.Tensor) -> torch.Tensor:
     """GELU(dense(hidden)). Eagerly on a GPU the bias is added where GELU is computed; elsewhere the
     product adds it for nothing (CPU: torch's GELU is a fifth faster than ours, too) or
     torch.compile fuses it. A replaced or hooked module (adapters, quantisation) is called."""
-    if (
-        not hidden.is_cuda
-        or torch.compiler.is_compiling()
-        or type(dense) is not nn.Linear
-        or dense._forward_hooks
-        or dense._forward_pre_hooks
-    ):
+    if not hidden.is_cuda or torch.compiler.is_compiling() or not _is_plain(dense):
         return F.gelu(dense(hidden))
     x = F.linear(hidden, dense.weight)
     return bias_gelu(x, dense.bias.to(working_dtype(x.dtype)))
@@ -96,6 +102,8 @@ class PackedLayer(nn.Module):
         self.intermediate = _Node({"dense": nn.Linear(hidden, inner)})
         self.output = merge(inner)
         self.dropout = nn.Dropout(float(config.hidden_dropout_prob))
+        # Joined parameters by the number of projections; None where they may change at any time.
+        self._kept: dict[int, Sequence[torch.Tensor]] | None = None
 
     def forward(
         self,
@@ -120,6 +128,21 @@ class PackedLayer(nn.Module):
         inner = _inner(self.intermediate.dense, hidden)
         return _residual(join, output.dense(inner), hidden, output.LayerNorm, drop, seed, site + 1)
 
+    def _by_heads(self, hidden: torch.Tensor, *projections: nn.Module) -> list[torch.Tensor]:
+        """[T, H] to a [T, heads, D] of each projection. They are one product: the rows are
+        converted once under autocast, and the sum of their gradients is the product's, in fp32."""
+        count = len(projections)
+        if count == 1 or not all(_is_plain(p) for p in projections):
+            parts = [p(hidden) for p in projections]
+        else:
+            parameters = self._kept.get(count) if self._kept is not None else None
+            if parameters is None:
+                parameters = _joined(projections)
+            if self._kept is not None:
+                self._kept[count] = parameters = [x.to(hidden.dtype) for x in parameters]
+            parts = F.linear(hidden, *parameters).chunk(count, -1)
+        return [x.unflatten(-1, (self.heads, -1)) for x in parts]
+
     def _attend(
         self,
         hidden: torch.Tensor,
@@ -132,14 +155,18 @@ class PackedLayer(nn.Module):
         """[T, H] to the attention's context [T or R, H]."""
         node = self.attention.self
         dropout = self.attention_dropout if self.training else 0.0
-        k, v = (p(hidden).unflatten(-1, (self.heads, -1)) for p in (node.key, node.value))
-        cu_seqlens = packing.cu_seqlens
+        cu_seqlens, chosen = packing.cu_seqlens, hidden
+        if rows is None:
+            q, k, v = self._by_heads(hidden, node.query, node.key, node.value)
+        else:
+            k, v = self._by_heads(hidden, node.key, node.value)
         path = attention_path(k, dropout)
         subset = rows is not None and path != "blocks"
         if subset:
-            hidden = hidden.index_select(0, rows)
+            chosen = hidden.index_select(0, rows)
             cu_seqlens = torch.searchsorted(rows, cu_seqlens.to(rows.dtype))
-        q = node.query(hidden).unflatten(-1, (self.heads, -1))
+        if rows is not None:
+            (q,) = self._by_heads(chosen, node.query)
         most = max_queries if subset else None
         context = packed_attention(
             q, k, v, cu_seqlens, packing, dropout, path, most, seed, site
@@ -257,6 +284,7 @@ class PackedBert(nn.Module):
                 f"got {config.hidden_size} and {config.num_attention_heads}"
             )
         self.max_positions = int(config.max_position_embeddings)
+        self._narrow = False
         self.embeddings = PackedEmbeddings(config)
         self.encoder = PackedLayers(config)
         if add_pooling_layer:
@@ -329,6 +357,8 @@ class PackedBert(nn.Module):
         check_range("input_ids", tokens, self.embeddings.word_embeddings.num_embeddings)
         seed = self._dropout_seed(tokens.device)
         hidden, embedding = self.embeddings(tokens, packing, token_type_ids, seed)
+        if self._narrow and torch.is_autocast_enabled(tokens.device.type):
+            hidden = hidden.to(torch.get_autocast_dtype(tokens.device.type))
         if rows is None:
             hidden, kept = self.encoder(hidden, packing, seed=seed, keep_layer=keep_layer)
             hidden = hidden.view(*input_ids.shape, hidden.shape[-1])
@@ -351,3 +381,25 @@ class PackedBert(nn.Module):
         if not inside and not any(place.training and place.p > 0 for place in places):
             return None
         return torch.randint(-(1 << 63), (1 << 63) - 1, (1,), dtype=torch.int64, device=device)
+
+
+@contextmanager
+def for_predictions(model: nn.Module) -> Iterator[None]:
+    """Makes encoders of a model faster as long as no parameter changes and nobody needs gradients.
+
+    What can be made of parameters is made once. Under autocast the sum that goes from layer to
+    layer is kept in autocast's dtype, too; it is added and normalised in fp32 all the same.
+    """
+    encoders = [module for module in model.modules() if isinstance(module, PackedBert)]
+    layers = [layer for encoder in encoders for layer in encoder.encoder.layer]
+    for encoder in encoders:
+        encoder._narrow = True
+    for layer in layers:
+        layer._kept = {}
+    try:
+        yield
+    finally:
+        for encoder in encoders:
+            encoder._narrow = False
+        for layer in layers:
+            layer._kept = None

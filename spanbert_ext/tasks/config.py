@@ -203,7 +203,7 @@ class EvaluateConfig:
     on_error: Literal["error", "skip"] = "error"
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     device: str = "auto"
-    batch_tokens: int = 8192
+    batch_tokens: int = 4096
 
     def validate(self) -> None:
         """Raises ConfigError with one line for every impossible value."""
@@ -242,7 +242,7 @@ class PredictConfig:
     on_error: Literal["error", "skip"] = "error"
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     device: str = "auto"
-    batch_tokens: int = 8192
+    batch_tokens: int = 4096
 
     def validate(self) -> None:
         """Raises ConfigError with one line for every impossible value."""

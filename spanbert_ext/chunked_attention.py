@@ -1,6 +1,7 @@
-"""Attention with dropout of a packed stream on the CPU: torch's products around our softmax.
+"""Attention of a packed stream on the CPU: torch's products around our softmax.
 
 torch's fused attention has no dropout on a CPU; its other path goes through memory a dozen times.
+Without a gradient and in 16 bits we take two thirds of its time, too.
 Here sequences are padded to a multiple of a few positions and taken in chunks whose scores stay in
 the second-level cache. A chunk has one sequence, or a power of two of short ones, so that products
 come in few shapes: a 16-bit one is prepared by the library for every shape it has not seen, which
@@ -27,6 +28,10 @@ from spanbert_ext.dropout_reference import mask_threshold
 _MULTIPLES = {2: 32, 4: 16, 8: 16}
 # Scores of a chunk of several sequences; two buffers of so many 16-bit numbers fit in 2 MB.
 _CHUNK_SCORES = 1 << 19
+# The same where nothing is kept: fewer chunks have fewer waits for the other threads.
+_CHUNK_SCORES_WITHOUT_GRADIENT = 1 << 22
+# Scores of a sequence's head above which torch's attention is better, which never has all of them.
+_MOST_SCORES = 1 << 20
 
 
 def dropped_attention(
@@ -62,8 +67,9 @@ def dropped_attention(
         if not _backend.use_native(q.device):
             return dropout_reference.dropped_attention(q, k, v, cu_q, cu_k, threshold, seed, site)
         kind = _backend.product_dtype(q.device, q.dtype)
-        lengths = _lengths("cu_q", cu_q, q), _lengths("cu_k", cu_k, k)
-        plan = _Plan.of(*lengths, q.shape[1], _MULTIPLES[kind.itemsize])
+        plan = _Plan.of(
+            *_all_lengths(q, k, cu_q, cu_k), q.shape[1], _MULTIPLES[kind.itemsize], _CHUNK_SCORES
+        )
         return _Attention.apply(q, k, v, seed, plan, threshold, site, kind)
 
 
@@ -74,6 +80,10 @@ def _check(q: Tensor, k: Tensor, v: Tensor) -> None:
             raise ValueError(f"{name} must have shape {tuple(shape)}; got {tuple(x.shape)}")
         if x.dtype != k.dtype or x.device != k.device:
             raise TypeError(f"{name} must be {k.dtype} on {k.device}, like k; got {x.dtype}")
+
+
+def _all_lengths(q: Tensor, k: Tensor, cu_q: Tensor, cu_k: Tensor) -> tuple[tuple[int, ...], ...]:
+    return _lengths("cu_q", cu_q, q), _lengths("cu_k", cu_k, k)
 
 
 def _lengths(name: str, borders: Tensor, x: Tensor) -> tuple[int, ...]:
@@ -123,11 +133,23 @@ class _Plan:
     queries: int
     keys: int
 
+    @property
+    def scores(self) -> int:
+        """Most scores of one head of a sequence, padded."""
+        return max((q.length * k.length for q, k in self.chunks), default=0)
+
     @classmethod
     @lru_cache(maxsize=8)  # all layers of a model have the same sequences
     def of(
-        cls, lengths_q: tuple[int, ...], lengths_k: tuple[int, ...], heads: int, multiple: int
+        cls,
+        lengths_q: tuple[int, ...],
+        lengths_k: tuple[int, ...],
+        heads: int,
+        multiple: int,
+        most: int,
     ) -> _Plan:
+        """Lengths are padded to a `multiple`; several sequences of a chunk have at most `most`
+        scores."""
         sides = [(_starts(lengths), lengths) for lengths in (lengths_q, lengths_k)]
         alike: dict[tuple[int, int], list[int]] = {}
         for i, sizes in enumerate(zip(lengths_q, lengths_k, strict=True)):
@@ -136,7 +158,7 @@ class _Plan:
                 alike.setdefault(padded, []).append(i)
         chunks = []
         for shape, members in alike.items():
-            for part in _parts(members, _CHUNK_SCORES // (heads * shape[0] * shape[1])):
+            for part in _parts(members, most // (heads * shape[0] * shape[1])):
                 chunks.append(
                     tuple(
                         _Side(*(torch.tensor([of[i] for i in part]) for of in side), length)
@@ -190,39 +212,76 @@ def _result_like(x: Tensor, written: int) -> Tensor:
     return x.new_empty(x.shape) if written == x.shape[0] else x.new_zeros(x.shape)
 
 
+def without_gradient(q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor) -> Tensor | None:
+    """Softmax attention inside each sequence, not differentiable; arguments and result as in
+    `dropped_attention`. None where torch's is better: outside 16 bits, without our kernels or the
+    hardware's 16-bit products, or for sequences whose scores are far too many to stay in a cache.
+    """
+    if (
+        q.dtype.itemsize != 2
+        or not _backend.use_native(q.device)
+        or _backend.product_dtype(q.device, q.dtype) != q.dtype
+    ):
+        return None
+    _check(q, k, v)
+    lengths = _all_lengths(q, k, cu_q, cu_k)
+    plan = _Plan.of(*lengths, q.shape[1], _MULTIPLES[2], _CHUNK_SCORES_WITHOUT_GRADIENT)
+    if plan.scores > _MOST_SCORES:
+        return None
+    return _forward(*(_multiplied(x, q.dtype) for x in (q, k, v)), plan)
+
+
+def _forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    plan: _Plan,
+    threshold: int = 0,
+    seed: Tensor | None = None,
+    site: int = 0,
+    kept: list[Tensor] | None = None,
+) -> Tensor:
+    """The parts of a chunk are those of `dropout_reference.dropped_attention`; `kept` gets the
+    probabilities of every chunk, with the mask in their sign."""
+    scale, heads, out = q.shape[-1] ** -0.5, q.shape[1], _result_like(q, plan.queries)
+    memory_q, memory_k, memory_v, memory_o, memory_w = plan.buffers(q, "qkkqs")
+    for queries, keys in plan.chunks:
+        query, key = queries.take(q, memory_q), keys.take(k, memory_k)
+        value = keys.take(v, memory_v)
+        shape = len(queries.sizes), heads, queries.length, keys.length
+        weights = _shaped(memory_w, *shape)
+        scores = weights if kept is None else q.new_empty(shape)
+        torch.bmm(query, key.transpose(1, 2), out=scores.flatten(0, 1))
+        # Weights, or the probabilities, take the place of the scores.
+        _attention_op.run(
+            scores, queries.starts, queries.sizes, keys.sizes, scale, threshold, seed, site,
+            (weights, None if kept is None else scores),
+        )  # fmt: skip
+        result = _shaped(memory_o, *query.shape)
+        queries.put(torch.bmm(weights.flatten(0, 1), value, out=result), out)
+        if kept is not None:
+            kept.append(scores)
+    return out
+
+
 class _Attention(torch.autograd.Function):
-    """All sequences; the parts of a chunk are those of `dropout_reference.dropped_attention`."""
+    """All sequences."""
 
     @staticmethod
     def forward(ctx, q, k, v, seed, plan, threshold, site, kind):
-        inputs, scale, heads, dtype = (q, k, v), q.shape[-1] ** -0.5, q.shape[1], q.dtype
-        q, k, v = (_multiplied(x, kind) for x in (q, k, v))
-        out, kept = _result_like(q, plan.queries), []
-        memory_q, memory_k, memory_v, memory_o, memory_w = plan.buffers(q, "qkkqs")
-        for queries, keys in plan.chunks:
-            query, key = queries.take(q, memory_q), keys.take(k, memory_k)
-            value = keys.take(v, memory_v)
-            shape = len(queries.sizes), heads, queries.length, keys.length
-            scores, weights = q.new_empty(shape), _shaped(memory_w, *shape)
-            torch.bmm(query, key.transpose(1, 2), out=scores.flatten(0, 1))
-            # The probabilities take the place of the scores.
-            _attention_op.run(
-                scores, queries.starts, queries.sizes, keys.sizes, scale, threshold, seed, site,
-                (weights, scores),
-            )  # fmt: skip
-            result = _shaped(memory_o, *query.shape)
-            queries.put(torch.bmm(weights.flatten(0, 1), value, out=result), out)
-            kept.append(scores)
+        inputs, kept = (q, k, v), []
+        own = (_multiplied(x, kind) for x in inputs)
+        out = _forward(*own, plan, threshold, seed, site, kept)
         ctx.save_for_backward(*inputs, *kept)
-        ctx.settings = plan, scale, threshold, kind
-        return out.to(dtype)
+        ctx.settings = plan, threshold, kind
+        return out.to(q.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
         q, k, v, *kept = ctx.saved_tensors
-        dtype = q.dtype
-        plan, scale, threshold, kind = ctx.settings
+        dtype, scale = q.dtype, q.shape[-1] ** -0.5
+        plan, threshold, kind = ctx.settings
         q, k, v, grad = (_multiplied(x, kind) for x in (q, k, v, grad))
         results = [_result_like(q, plan.queries)] + [_result_like(x, plan.keys) for x in (k, v)]
         memory = plan.buffers(q, "qkkqqkss")

@@ -6,11 +6,11 @@ import torch
 import torch.nn.functional as F
 from strategies import assert_as_good_as_torch, case_id, randn
 
+from spanbert_ext import chunked_attention as module
 from spanbert_ext import dropout_reference as reference
-from spanbert_ext import dropped_attention as module
 from spanbert_ext.attention import Packing, packed_attention
+from spanbert_ext.chunked_attention import _parts, _Plan, dropped_attention
 from spanbert_ext.cpu_attention import attention_in_runs
-from spanbert_ext.dropped_attention import _parts, _Plan, dropped_attention
 
 SEED = torch.tensor([0x123456789ABCDEF])
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
@@ -121,7 +121,7 @@ def test_parts_are_powers_of_two():
 
 def test_a_plan_has_every_sequence_once():
     lengths = (3, 0, 40, 33, 1, 70, 33, 40, 1, 0)
-    plan = _Plan.of(lengths, lengths, 2, 32)
+    plan = _Plan.of(lengths, lengths, 2, 32, 1 << 19)
     sides = [queries for queries, _ in plan.chunks]
     starts = torch.cat([side.starts for side in sides]).tolist()
     sizes = torch.cat([side.sizes for side in sides]).tolist()
@@ -131,7 +131,7 @@ def test_a_plan_has_every_sequence_once():
     shapes = [(len(q.sizes), q.length, k.length) for q, k in plan.chunks]
     assert sorted(shapes) == [(1, 32, 32), (1, 96, 96), (2, 32, 32), (4, 64, 64)]
     assert plan.queries == plan.keys == sum(lengths)
-    chosen = _Plan.of((2, 0, 1), (5, 4, 0), 2, 32)
+    chosen = _Plan.of((2, 0, 1), (5, 4, 0), 2, 32, 1 << 19)
     assert (chosen.queries, chosen.keys, len(chosen.chunks)) == (2, 5, 1)
 
 
