@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from spanbert_ext.errors import ConfigError
+from spanbert_ext.training.config_checks import device_faults
 
 
 @dataclass(frozen=True)
@@ -42,9 +43,6 @@ class FillConfig:
             value = getattr(self, name)
             if value is not None and value < least:
                 faults.append(f"{name}: must be at least {least}; got {value}")
-        if self.device not in ("auto", "cpu", "cuda") and not (
-            self.device.removeprefix("cuda:").isdigit()
-        ):
-            faults.append(f"device: must be auto, cpu, cuda or cuda:N; got {self.device!r}")
+        faults += device_faults(self.device)
         if faults:
             raise ConfigError("\n".join(faults))

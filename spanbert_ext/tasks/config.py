@@ -12,6 +12,7 @@ from typing import Any, Literal
 from spanbert_ext.errors import ConfigError
 from spanbert_ext.training import trackers
 from spanbert_ext.training.config import CheckpointOptions, NumericsOptions, ParallelOptions
+from spanbert_ext.training.config_checks import device_faults
 
 
 class TaskOptions:
@@ -161,7 +162,7 @@ class FinetuneConfig:
             *below("checkpoint.retries", c.retries, 0),
             *below("parallel.timeout", self.parallel.timeout, 1),
             *share("dropout", self.dropout),
-            *_device_faults(self.device),
+            *device_faults(self.device),
             *_no_files("train", self.train, required=True),
             *_no_files("dev", self.dev),
             *(f"report_to: {line}" for line in trackers.missing(self.report_to)),
@@ -211,7 +212,7 @@ class EvaluateConfig:
             [
                 *below("limit", self.limit, 1),
                 *below("batch_tokens", self.batch_tokens, 1),
-                *_device_faults(self.device),
+                *device_faults(self.device),
                 *_no_files("data", self.data, required=True),
                 *self.task_options.faults(),
             ]
@@ -248,7 +249,7 @@ class PredictConfig:
         """Raises ConfigError with one line for every impossible value."""
         faults = [
             *below("batch_tokens", self.batch_tokens, 1),
-            *_device_faults(self.device),
+            *device_faults(self.device),
             *self.task_options.faults(),
         ]
         if len(self.files) != 2:
@@ -272,12 +273,6 @@ def share(name: str, value: float | None) -> list[str]:
     if value is None or 0 <= value < 1:
         return []
     return [f"{name}: must lie in [0, 1); got {value}"]
-
-
-def _device_faults(device: str) -> list[str]:
-    if device in ("auto", "cpu", "cuda") or device.removeprefix("cuda:").isdigit():
-        return []
-    return [f"device: must be auto, cpu, cuda or cuda:N; got {device!r}"]
 
 
 def _no_files(name: str, paths: list[str], required: bool = False) -> list[str]:

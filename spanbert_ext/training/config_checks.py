@@ -25,6 +25,13 @@ def faults_of(config: PretrainConfig) -> list[str]:
     ]
 
 
+def device_faults(device: str) -> list[str]:
+    """A line if that cannot be a device's name."""
+    if device in ("auto", "cpu", "cuda") or device.removeprefix("cuda:").isdigit():
+        return []
+    return [f"device: must be auto, cpu, cuda or cuda:N; got {device!r}"]
+
+
 def _range_faults(c: PretrainConfig) -> list[str]:
     positive = math.nextafter(0.0, 1.0)
     below_one = math.nextafter(1.0, 0.0)
@@ -162,8 +169,7 @@ def _run_faults(c: PretrainConfig) -> list[str]:
     for name in ("strict_resume", "weights_only"):
         if c.resume == "never" and getattr(c, name):
             faults.append(f"{name}: nothing is continued, resume is never")
-    if c.device not in ("auto", "cpu", "cuda") and not c.device.removeprefix("cuda:").isdigit():
-        faults.append(f"device: must be auto, cpu, cuda or cuda:N; got {c.device!r}")
+    faults += device_faults(c.device)
     if c.runtime.graph == "on" and c.batch.resident == "off":
         faults.append("runtime.graph: a graph needs rows on the device; batch.resident is off")
     if c.runtime.graph == "on" and c.batch.pairs:

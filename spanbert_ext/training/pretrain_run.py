@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import torch
@@ -90,12 +89,6 @@ class PretrainRun(Run):
             f"step, {processes}{self.device}, "
             f"{self.precision}, {_backend.name(self.device)}, {torch.get_num_threads()} threads"
         ]
-        load, cores = os.getloadavg()[0], os.cpu_count() or 1
-        if self.device.type == "cpu" and torch.get_num_threads() > 1 and load > cores:
-            lines.append(
-                f"other programs keep the {cores} cores busy (load {load:.0f}): threads that wait "
-                "for each other are slow then, OMP_NUM_THREADS=1 trains faster"
-            )
         if not self.task.num_held_out_rows:
             lines.append("the corpus has no held-out part: no validation")
         return lines

@@ -7,6 +7,7 @@ numerics guard with its rollback, logging. What is trained is a subclass's matte
 from __future__ import annotations
 
 import json
+import os
 import time
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -131,6 +132,15 @@ class Run(ABC):
     def _introduction(self) -> list[str]:
         """Lines for the person watching, before the first step."""
 
+    def _busy_cores(self) -> list[str]:
+        load, cores = os.getloadavg()[0], os.cpu_count() or 1
+        if self.device.type != "cpu" or torch.get_num_threads() == 1 or load <= cores:
+            return []
+        return [
+            f"other programs keep the {cores} cores busy (load {load:.0f}): threads that wait for "
+            "each other are slow then, OMP_NUM_THREADS=1 trains faster"
+        ]
+
     @abstractmethod
     def _validate(self) -> dict[str, float]:
         """Measure on held-out data, if there is any; log it and keep it in the state."""
@@ -183,7 +193,7 @@ class Run(ABC):
         self.progress = Progress(state.step, state.tokens, state.skipped)
         self.began, self.seconds_before = time.monotonic(), state.seconds
         report = [] if self.load_report is None else [str(self.load_report)]
-        for line in (*report, *self._introduction()):
+        for line in (*report, *self._introduction(), *self._busy_cores()):
             self.log.say(line)
         if self.start is not None:
             self.log.say(
