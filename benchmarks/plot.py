@@ -2,7 +2,8 @@
 else.
 
 Time against size for every operation, peers beside ours and the floor as a line; the parts of a
-step; the memory of the vocabulary loss. Each picture shows one session, named under it.
+step; the memory of the vocabulary loss; what documents cost in coreference. Each picture shows one
+session, named under it.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks.growth_plot import draw_growth
 from benchmarks.installed import ROOT
 
 Row = dict[str, str]
@@ -140,10 +142,10 @@ def draw_times(pyplot, rows: Sequence[Row], title: str, size_label: str):
         for variant, points in series_of(panel).items():
             _draw_series(axis, variant, points, looks[variant])
         _draw_floors(axis, panel)
-        _finish_axis(axis, name, size_label, sorted({float(r["size"]) for r in panel}))
+        finish_axis(axis, name, size_label, sorted({float(r["size"]) for r in panel}))
         _label_durations(axis.yaxis, axis.get_ylim())
         axis.set_ylabel("median time of a call (band: 20th to 80th percentile)")
-    _add_foot(figure, axes, rows)
+    add_foot(figure, axes, rows)
     return figure
 
 
@@ -178,7 +180,7 @@ def _draw_series(axis, variant: str, points: Sequence[Row], look: tuple[str, str
     axis.fill_between(xs, low, high, color=colour, alpha=0.18, linewidth=0)
 
 
-def _add_foot(figure, axes, rows: Sequence[Row]) -> None:
+def add_foot(figure, axes, rows: Sequence[Row]) -> None:
     """Under the panels: one legend for all of `axes`, where it hides no line, and the session."""
     width, height = figure.get_size_inches()
     row = rows[0]
@@ -239,7 +241,8 @@ def _label_durations(axis, limits: tuple[float, float]) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-def _finish_axis(axis, title: str, size_label: str, sizes: Sequence[float]) -> None:
+def finish_axis(axis, title: str, size_label: str, sizes: Sequence[float]) -> None:
+    """Title, grid and logarithmic scales with a tick at every size."""
     axis.set_xscale("log", base=2)
     axis.set_yscale("log")
     axis.set_title(textwrap.fill(title, 42), fontsize=11)
@@ -292,7 +295,7 @@ def draw_parts(pyplot, rows: Sequence[Row]):
     for side in ("top", "right", "left"):
         axis.spines[side].set_visible(False)
     axis.legend(ncols=5, loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False, fontsize=9)
-    _add_foot(figure, (), rows)
+    add_foot(figure, (), rows)
     return figure
 
 
@@ -318,10 +321,10 @@ def draw_memory(pyplot, rows: Sequence[Row]):
         }
         xs, ys = zip(*sorted(logits.items()), strict=True)
         axis.plot(xs, ys, ":", color=FLOOR, linewidth=1.8, label="the logits alone")
-        _finish_axis(axis, name, "rows with a target", sorted(logits))
+        finish_axis(axis, name, "rows with a target", sorted(logits))
         axis.yaxis.set_major_formatter(lambda value, _: f"{value:g} MiB")
         axis.set_ylabel("most memory beyond the inputs, gradients included")
-    _add_foot(figure, axes, rows)
+    add_foot(figure, axes, rows)
     return figure
 
 
@@ -354,6 +357,9 @@ def draw_all(results: Path, out: Path, device: str, suffix: str = "png") -> list
     losses = [row for row in rows if row["op"] == "cross_entropy"]
     if any(row["extra_mb"] and float(row["extra_mb"]) > 0 for row in losses):
         figures["memory"] = draw_memory(pyplot, losses)
+    documents = [row for row in rows if row["op"] == "coref"]
+    if documents:
+        figures["coref_growth"] = draw_growth(sys.modules[__name__], pyplot, documents)
     paths = []
     for name, figure in figures.items():
         paths.append(out / f"{name}_{device}.{suffix}")
