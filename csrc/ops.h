@@ -132,13 +132,13 @@ struct BiasGeluArgs {
 // Softmax of scale * scores over the keys of a sequence, then dropout. Lq and Lk are what sequences are padded to.
 struct AttentionWeightsArgs {
   Dtype dtype;
-  const void* scores;                  // [N, heads, Lq, Lk]
-  const int64_t* first_queries;        // [N] a sequence's first query among all, for the draws; null: no draws
-  const int64_t *queries, *keys;       // [N]
-  const int64_t* seed;                 // [1], or null: nothing is dropped
-  uint32_t site, mask_threshold;       // as in DropoutNormArgs
-  double scale, keep_scale;            // keep_scale: 1 / probability of keeping
-  void* weights;                       // [N, heads, Lq, Lk] what the values are multiplied with
+  const void* scores;             // [N, heads, Lq, Lk]
+  const int64_t* first_queries;   // [N] a sequence's first query among all, for the draws; null: no draws
+  const int64_t *queries, *keys;  // [N]
+  const int64_t* seed;            // [1], or null: nothing is dropped
+  uint32_t site, mask_threshold;  // as in DropoutNormArgs
+  double scale, keep_scale;       // keep_scale: 1 / probability of keeping
+  void* weights;                  // [N, heads, Lq, Lk] what the values are multiplied with
   // [N, heads, Lq, Lk] probabilities before dropout, dropped ones negated; the forward pass of no dropout takes null.
   void* signed_probs;
   int64_t rows, heads, height, width;  // N * heads * Lq, heads, Lq, Lk
