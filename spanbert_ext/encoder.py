@@ -60,11 +60,6 @@ def _is_plain(dense: nn.Module) -> bool:
     return type(dense) is nn.Linear and not hooks
 
 
-def _joined(projections: Sequence[nn.Module]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Weight and bias of one product in place of several."""
-    return torch.cat([p.weight for p in projections]), torch.cat([p.bias for p in projections])
-
-
 def _inner(dense: nn.Linear, hidden: torch.Tensor) -> torch.Tensor:
     """GELU(dense(hidden)). Eagerly on a GPU the bias is added where GELU is computed; elsewhere the
     product adds it for nothing (CPU: torch's GELU is a fifth faster than ours, too) or
@@ -129,18 +124,16 @@ class PackedLayer(nn.Module):
         return _residual(join, output.dense(inner), hidden, output.LayerNorm, drop, seed, site + 1)
 
     def _by_heads(self, hidden: torch.Tensor, *projections: nn.Module) -> list[torch.Tensor]:
-        """[T, H] to a [T, heads, D] of each projection. They are one product: the rows are
-        converted once under autocast, and the sum of their gradients is the product's, in fp32."""
+        """[T, H] to a [T, heads, D] of each projection: for predictions as one product. In training
+        that was no faster on a CPU, for all that rows are converted once."""
         count = len(projections)
-        if count == 1 or not all(_is_plain(p) for p in projections):
+        if self._kept is None or count == 1 or not all(_is_plain(p) for p in projections):
             parts = [p(hidden) for p in projections]
         else:
-            parameters = self._kept.get(count) if self._kept is not None else None
-            if parameters is None:
-                parameters = _joined(projections)
-            if self._kept is not None:
-                self._kept[count] = parameters = [x.to(hidden.dtype) for x in parameters]
-            parts = F.linear(hidden, *parameters).chunk(count, -1)
+            if count not in self._kept:
+                parameters = zip(*((p.weight, p.bias) for p in projections), strict=True)
+                self._kept[count] = [torch.cat(x).to(hidden.dtype) for x in parameters]
+            parts = F.linear(hidden, *self._kept[count]).chunk(count, -1)
         return [x.unflatten(-1, (self.heads, -1)) for x in parts]
 
     def _attend(
