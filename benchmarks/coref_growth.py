@@ -4,8 +4,8 @@ coreference model grow with the document.
 Every document and mode has a process of its own, whose peak of resident memory is reported: all of
 it, and without what it held before its first document (libraries, weights). Training is a whole
 step: loss, gradients and AdamW with its moments, in fp32. The weights are random and the text is
-made up, of sentences as long as those of news; neither changes the work. Rows are
-printed and appended to the CSV file.
+made up, of sentences as long as those of news; neither changes the work. Rows are printed
+and appended to the CSV file.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from benchmarks import records
+from benchmarks.figures import shapes_of
 from benchmarks.installed import ROOT
 
 Row = dict[str, str]
@@ -219,11 +220,6 @@ def _newest(rows, target: Target, variant: str, shapes, threads: int | None) -> 
         most = max(int(row["threads"]) for row in fitting)
         fitting = [row for row in fitting if int(row["threads"]) == (threads or most)]
     return max(fitting, key=lambda row: row["date"]) if fitting else None
-
-
-def shapes_of(row: Row) -> dict[str, str]:
-    """The `shapes` column as a mapping."""
-    return dict(part.split("=", 1) for part in row["shapes"].split())
 
 
 def _time(row: Row, target: Target) -> float:

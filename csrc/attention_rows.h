@@ -16,7 +16,7 @@ namespace spanbert {
 namespace SPANBERT_VARIANT {
 
 // Loops go on to a multiple of so many columns where the row has them: behind the last key stand zeros all the same,
-// and the rest of a vector, number by number, would take as long as five vectors.
+// and the rest of a vector would be computed number by number.
 constexpr int64_t kColumnGrain = 32;
 
 // Where a row of scores [N, heads, Lq, Lk] stands.

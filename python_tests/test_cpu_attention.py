@@ -94,7 +94,6 @@ def test_without_a_gradient_our_softmax_gives_the_same(force_backend, monkeypatc
         torch.testing.assert_close(found.double(), expected, rtol=0, atol=0.02)
         assert torch.equal(attention_in_runs(own, k, v, cu_q, cu, 0.0), found)
         monkeypatch.setattr(chunked_attention, "_CHUNK_SCORES_WITHOUT_GRADIENT", 1)
-        chunked_attention._Plan.of.cache_clear()
         assert torch.equal(without_gradient(own, k, v, cu_q, cu), found)
         monkeypatch.setattr(chunked_attention, "_MOST_SCORES", 40 * 40)
         assert without_gradient(own, k, v, cu_q, cu) is None

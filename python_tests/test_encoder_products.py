@@ -4,8 +4,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from model_cases import random_weights
-from transformers import BertConfig
+from model_cases import config, random_weights
 
 from spanbert_ext import encoder
 from spanbert_ext.encoder import PackedBert, for_predictions
@@ -15,15 +14,7 @@ BORDERS = torch.tensor([0, 5, 5, 16])
 
 @pytest.fixture
 def bert():
-    config = BertConfig(
-        vocab_size=50,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=48,
-        max_position_embeddings=16,
-    )
-    return random_weights(PackedBert(config)).eval()
+    return random_weights(PackedBert(config())).eval()
 
 
 def states(bert, **more):

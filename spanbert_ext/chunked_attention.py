@@ -1,8 +1,8 @@
 """Attention of a packed stream on the CPU: torch's products around our softmax.
 
 torch's fused attention has no dropout on a CPU; its other path goes through memory a dozen times.
-Without a gradient and in 16 bits we take two thirds of its time, too.
-Here sequences are padded to a multiple of a few positions and taken in chunks whose scores stay in
+In 16 bits and without a gradient the fused one took a third to a half longer than this, too. Here
+sequences are padded to a multiple of a few positions and taken in chunks whose scores stay in
 the second-level cache. A chunk has one sequence, or a power of two of short ones, so that products
 come in few shapes: a 16-bit one is prepared by the library for every shape it has not seen, which
 takes 20 to 150 ms. Only the probabilities are kept for the backward pass, with the mask in their

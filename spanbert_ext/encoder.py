@@ -97,7 +97,7 @@ class PackedLayer(nn.Module):
         self.intermediate = _Node({"dense": nn.Linear(hidden, inner)})
         self.output = merge(inner)
         self.dropout = nn.Dropout(float(config.hidden_dropout_prob))
-        # Joined parameters by the number of projections; None where they may change at any time.
+        # In `for_predictions` joined parameters by the number of projections, otherwise None.
         self._kept: dict[int, Sequence[torch.Tensor]] | None = None
 
     def forward(
@@ -112,6 +112,9 @@ class PackedLayer(nn.Module):
         """[T, H] to [T, H], or to [R, H] for ascending rows [R] int64, at most max_queries of a
         sequence. Dropout draws by seed [1] int64 (needed in training) at `site`, the next, and
         `site` + 2^31."""
+        device = hidden.device.type
+        if self._kept is not None and torch.is_autocast_enabled(device):
+            hidden = hidden.to(torch.get_autocast_dtype(device))
         context = self._attend(hidden, packing, rows, max_queries, seed, site + _ATTENTION_SITE)
         if rows is not None:
             hidden = hidden.index_select(0, rows)
@@ -148,7 +151,7 @@ class PackedLayer(nn.Module):
         """[T, H] to the attention's context [T or R, H]."""
         node = self.attention.self
         dropout = self.attention_dropout if self.training else 0.0
-        cu_seqlens, chosen = packing.cu_seqlens, hidden
+        cu_seqlens = packing.cu_seqlens
         if rows is None:
             q, k, v = self._by_heads(hidden, node.query, node.key, node.value)
         else:
@@ -156,10 +159,10 @@ class PackedLayer(nn.Module):
         path = attention_path(k, dropout)
         subset = rows is not None and path != "blocks"
         if subset:
-            chosen = hidden.index_select(0, rows)
+            hidden = hidden.index_select(0, rows)
             cu_seqlens = torch.searchsorted(rows, cu_seqlens.to(rows.dtype))
         if rows is not None:
-            (q,) = self._by_heads(chosen, node.query)
+            (q,) = self._by_heads(hidden, node.query)
         most = max_queries if subset else None
         context = packed_attention(
             q, k, v, cu_seqlens, packing, dropout, path, most, seed, site
@@ -277,7 +280,6 @@ class PackedBert(nn.Module):
                 f"got {config.hidden_size} and {config.num_attention_heads}"
             )
         self.max_positions = int(config.max_position_embeddings)
-        self._narrow = False
         self.embeddings = PackedEmbeddings(config)
         self.encoder = PackedLayers(config)
         if add_pooling_layer:
@@ -350,8 +352,6 @@ class PackedBert(nn.Module):
         check_range("input_ids", tokens, self.embeddings.word_embeddings.num_embeddings)
         seed = self._dropout_seed(tokens.device)
         hidden, embedding = self.embeddings(tokens, packing, token_type_ids, seed)
-        if self._narrow and torch.is_autocast_enabled(tokens.device.type):
-            hidden = hidden.to(torch.get_autocast_dtype(tokens.device.type))
         if rows is None:
             hidden, kept = self.encoder(hidden, packing, seed=seed, keep_layer=keep_layer)
             hidden = hidden.view(*input_ids.shape, hidden.shape[-1])
@@ -383,16 +383,11 @@ def for_predictions(model: nn.Module) -> Iterator[None]:
     What can be made of parameters is made once. Under autocast the sum that goes from layer to
     layer is kept in autocast's dtype, too; it is added and normalised in fp32 all the same.
     """
-    encoders = [module for module in model.modules() if isinstance(module, PackedBert)]
-    layers = [layer for encoder in encoders for layer in encoder.encoder.layer]
-    for encoder in encoders:
-        encoder._narrow = True
+    layers = [module for module in model.modules() if isinstance(module, PackedLayer)]
     for layer in layers:
         layer._kept = {}
     try:
         yield
     finally:
-        for encoder in encoders:
-            encoder._narrow = False
         for layer in layers:
             layer._kept = None

@@ -17,6 +17,7 @@ from spanbert_ext.encoder import for_predictions
 from spanbert_ext.errors import ConfigError, StorageError
 from spanbert_ext.tasks import registry
 from spanbert_ext.tasks.batching import PackedBatch, by_tokens, pack
+from spanbert_ext.tasks.config import BATCH_TOKENS
 from spanbert_ext.tasks.models import (
     head_outputs,
     load_head,
@@ -28,10 +29,6 @@ from spanbert_ext.tasks.task import DownstreamTask, Feature
 from spanbert_ext.tasks.task_file import TASK_FILE, read_task_file, stored_options, stored_task
 from spanbert_ext.training.loop import autocast
 from spanbert_ext.training.models import choose_device, choose_precision
-
-# Tokens computed at a time: enough to keep the products busy. Twice as many were a seventh slower
-# on a CPU: memory of that size goes back to the system after every use.
-BATCH_TOKENS = 4096
 
 
 @torch.no_grad()
