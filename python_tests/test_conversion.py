@@ -6,11 +6,21 @@ import stat
 
 import pytest
 import torch
-from transformers import BertConfig, BertForMaskedLM, BertForPreTraining, BertModel
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    BertForPreTraining,
+    BertForQuestionAnswering,
+    BertModel,
+    RobertaForTokenClassification,
+)
 
 from spanbert_ext import SpanBertConfig, SpanBertForPreTraining
 from spanbert_ext.conversion import export_bert, from_bert
 from spanbert_ext.errors import DataError, StorageError
+from spanbert_ext.starting_points import open_start
+from spanbert_ext.tasks.models import load_head, start_model
+from spanbert_ext.training.models import load_checkpoint
 
 SIZES = {
     "vocab_size": 53,
@@ -91,6 +101,25 @@ def test_export_replaces_an_older_one_and_leaves_nothing_else(ours, ids, tmp_pat
     export_bert(ours, tmp_path)
     assert sorted(os.listdir(tmp_path)) == ["config.json", "model.safetensors"]
     assert_same_logits(ours, BertForMaskedLM.from_pretrained(tmp_path), ids)
+
+
+def test_weights_lie_where_torch_would_put_them(ours, tmp_path):
+    """A weights file is mapped, and its tensors begin at any byte: products of such rows have other
+    last digits, and a resumed run would not repeat one that was not stopped."""
+    ours.save_pretrained(tmp_path / "checkpoint")
+    for kind in (BertForQuestionAnswering, RobertaForTokenClassification):
+        sizes = SIZES | {"num_labels": 2, "pad_token_id": 1}
+        randomised(kind(kind.config_class(**sizes))).save_pretrained(tmp_path / kind.__name__)
+    loaded = [
+        from_bert(tmp_path / "checkpoint")[0],
+        load_checkpoint(tmp_path / "checkpoint"),
+        load_head(tmp_path / "BertForQuestionAnswering", "question-answering"),
+        load_head(tmp_path / "RobertaForTokenClassification", "token-classification"),
+    ]
+    with open_start(str(tmp_path / "RobertaForTokenClassification")) as start:
+        loaded.append(start_model(start, "token-classification", ["O", "B-X"], 53)[0])
+    for model in loaded:
+        assert not [n for n, p in model.state_dict().items() if p.data_ptr() % 64]
 
 
 @pytest.mark.parametrize("kind", [BertForMaskedLM, BertForPreTraining])

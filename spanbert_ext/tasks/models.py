@@ -233,6 +233,7 @@ def _foreign_model(
     lost = [n for n in info["missing_keys"] if n.startswith(base) and ".pooler." not in n]
     misshapen = [entry for entry in info["mismatched_keys"] if entry[0].startswith(base)]
     conversion.check_weights(start.name, model, lost, misshapen)
+    conversion.own_memory(model)
     if vocab_size > model.get_input_embeddings().weight.shape[0]:
         model.resize_token_embeddings(vocab_size, mean_resizing=False)
     kind = f"{start.fields['model_type']} directory"
@@ -264,6 +265,7 @@ def load_head(folder: Path, head: Head, fields: Mapping[str, Any] | None = None)
             ignore_mismatched_sizes=True,
         )
     conversion.check_weights(source, model, info["missing_keys"], info["mismatched_keys"])
+    conversion.own_memory(model)
     return model if ours else ForeignHead(model, head)
 
 

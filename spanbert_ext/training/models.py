@@ -10,6 +10,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from spanbert_ext import _backend
+from spanbert_ext.conversion import own_memory
 from spanbert_ext.errors import ConfigError, StorageError
 from spanbert_ext.modeling import SpanBertConfig, SpanBertForPreTraining
 from spanbert_ext.presets import model_size
@@ -89,6 +90,7 @@ def load_checkpoint(path: Path) -> SpanBertForPreTraining:
         raise StorageError(
             f"{path} does not hold exactly the model's weights; differing: {', '.join(odd[:5])}"
         )
+    own_memory(model)
     return model
 
 
