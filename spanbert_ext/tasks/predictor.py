@@ -50,7 +50,7 @@ def outputs_of(
     lengths = np.array([len(feature.input_ids) for feature in features], np.int64)
     outputs: list[Any] = [None] * len(features)
     # One autocast for all batches: what it has converted of the weights stays.
-    with autocast(device, precision), for_predictions(model):
+    with autocast(device, precision), for_predictions(model, int(lengths.sum())):
         for numbers in by_tokens(np.argsort(-lengths, kind="stable"), lengths, batch_tokens):
             batch = pack([features[i] for i in numbers], task.head, pad_id, device)
             values = head_outputs(model, batch, task.head).float().cpu().numpy()

@@ -1,0 +1,68 @@
+"""The products of an encoder's layer: with parameters as they are, or prepared for predictions.
+
+A replaced or hooked module (adapters, quantisation) is always called.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from spanbert_ext._boundary import working_dtype
+from spanbert_ext._gelu_op import bias_gelu
+
+
+def is_plain(dense: nn.Module) -> bool:
+    """Whether a projection is its two parameters: nobody replaced it or hung a hook on it."""
+    hooks = dense._forward_hooks or dense._forward_pre_hooks
+    return type(dense) is nn.Linear and dense.bias is not None and not hooks
+
+
+def inner_layer(dense: nn.Module, hidden: Tensor) -> Tensor:
+    """GELU(dense(hidden)). Eagerly on a GPU the bias is added where GELU is computed; elsewhere the
+    product adds it for nothing (CPU: torch's GELU is a fifth faster than ours, too) or
+    torch.compile fuses it."""
+    if not hidden.is_cuda or torch.compiler.is_compiling() or not is_plain(dense):
+        return F.gelu(dense(hidden))
+    x = F.linear(hidden, dense.weight)
+    return bias_gelu(x, dense.bias.to(working_dtype(x.dtype)))
+
+
+class Prepared:
+    """Plain projections of the same rows as one product without gradient, their parameters joined,
+    converted and laid out once.
+
+    On an x86 CPU torch's oneDNN product takes a weight in the blocks its loops read, and computes
+    GELU on the way out: a sixth faster than laying the blocks out at every call, in bf16 and fp32.
+    """
+
+    def __init__(self, projections: Sequence[nn.Linear], dtype: torch.dtype):
+        weights, biases = (
+            [getattr(p, n).detach() for p in projections] for n in ("weight", "bias")
+        )
+        self._weight, self._bias = torch.cat(weights).to(dtype), torch.cat(biases).to(dtype)
+        self._blocked = _has_blocks(self._weight)
+        if self._blocked:
+            self._weight = torch.ops.mkldnn._reorder_linear_weight(self._weight)
+
+    def __call__(self, x: Tensor, gelu: bool = False) -> Tensor:
+        """[R, in] to [R, out], the outputs of the projections side by side."""
+        if not self._blocked:
+            product = F.linear(x, self._weight, self._bias)
+            return F.gelu(product) if gelu else product
+        name = "gelu" if gelu else "none"
+        return torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, name, [], "none")
+
+
+def _has_blocks(weight: Tensor) -> bool:
+    """Whether torch lays weights like this one out in blocks. The operators are those its compiler
+    emits, and private."""
+    if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return False
+    if torch.cpu.get_capabilities().get("architecture") != "x86_64":
+        return False
+    narrow = weight.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return narrow or weight.dtype == torch.float32
