@@ -6,7 +6,8 @@ fine-tune and to predict, beside what a user of transformers would write.
   batch; bf16 autocast everywhere;
 * predict: questions a second from texts to answers, ours and a plain loop over padded windows.
 
-Variants take turns in one process; the first turn is not counted.
+Variants take turns in one process; the first turn is not counted. A machine's speed may change from
+minute to minute: the ratio of predictions is the median over pairs of neighbouring turns.
 """
 
 from __future__ import annotations
@@ -223,10 +224,12 @@ def predict_rows(arguments) -> list[dict[str, Any]]:
             if turn:
                 rates[name].append(len(examples) / (time.perf_counter() - began))
     shapes = f"questions={len(examples)} length={LENGTH} overlap={OVERLAP}"
-    return [
+    rows = [
         _row("prediction", name, shapes, median(values), "questions/s", len(values))
         for name, values in rates.items()
     ]
+    ratios = [ours / theirs for ours, theirs in zip(*rates.values(), strict=True)]
+    return [*rows, _row("prediction", "ours / plain", shapes, median(ratios), "", len(ratios))]
 
 
 def _row(
