@@ -1,5 +1,6 @@
 """Text and tokenizers that the tests make themselves."""
 
+import gzip
 import pydoc_data.topics
 from pathlib import Path
 
@@ -16,6 +17,11 @@ def write(path: Path, content) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
     return path
+
+
+def gzipped(content: bytes) -> bytes:
+    """Without the time, by which a test's parameters would differ from process to process."""
+    return gzip.compress(content, mtime=0)
 
 
 def bytes_of(folder: Path) -> dict[str, bytes]:

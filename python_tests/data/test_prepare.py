@@ -1,6 +1,5 @@
 """Text to corpus: every kind of input, every kind of fault, and nothing half written."""
 
-import gzip
 import json
 import logging
 import os
@@ -15,7 +14,7 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
-from corpora import PROSE, bytes_of, small_corpus, write
+from corpora import PROSE, bytes_of, gzipped, small_corpus, write
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -48,13 +47,13 @@ def parquet(path: Path, column, name="text"):
     [
         ("a.txt", GOOD, {}, ["onelinehereandanother", "aseconddocument"]),
         ("a.txt", GOOD, {"documents": "file"}, ["onelinehereandanotheraseconddocument"]),
-        ("a.txt.gz", gzip.compress(GOOD), {}, ["onelinehereandanother", "aseconddocument"]),
+        ("a.txt.gz", gzipped(GOOD), {}, ["onelinehereandanother", "aseconddocument"]),
         ("a.txt", GOOD.replace(b"\n", b"\r\n"), {}, ["onelinehereandanother", "aseconddocument"]),
         ("a.txt", b"\xef\xbb\xbf" + GOOD, {}, ["onelinehereandanother", "aseconddocument"]),
         ("a.txt", b" \n\t\n\nx\n \n\n\ny", {}, ["x", "y"]),
         ("a.jsonl", b'{"text": "b c"}\n\n{"text": ""}\n{"text": "d\\ne"}', {}, ["bc", "de"]),
         ("a.jsonl", b'{"body": "b c", "text": 1}\n', {"text_field": "body"}, ["bc"]),
-        ("a.jsonl.gz", gzip.compress(b'{"text": "b c"}\n'), {}, ["bc"]),
+        ("a.jsonl.gz", gzipped(b'{"text": "b c"}\n'), {}, ["bc"]),
     ],
 )
 def test_readers_literal(tmp_path, name, content, options, expected):
@@ -75,7 +74,7 @@ FAULTS = [
     ("a.txt", b"fine\nbad \0 byte\n", r"a.txt:2: a NUL byte in the text;"),
     ("a.txt", "hello\n".encode("utf-16"), r"a.txt:1: a NUL byte in the text \(is it UTF-16\?\)"),
     ("a.txt", b"fine\n" + b"x" * 200 + b"\nfine\n", r"a.txt:2: a line of more than .* = 100 bytes"),
-    ("a.txt.gz", gzip.compress(GOOD * 9)[:-20], r"a.txt.gz:\d+: truncated or damaged gzip"),
+    ("a.txt.gz", gzipped(GOOD * 9)[:-20], r"a.txt.gz:\d+: truncated or damaged gzip"),
     ("a.txt.gz", GOOD, r"a.txt.gz:1: truncated or damaged gzip data \(Not a gzipped file"),
     ("a.jsonl", b'{"text": "a"}\n{"text": \n', r"a.jsonl:2: not JSON"),
     ("a.jsonl", b'["text"]\n', r"a.jsonl:1: expected a JSON object, got list"),
@@ -202,7 +201,7 @@ def test_empty_files_are_counted(tmp_path):
 
 def test_a_long_line_is_refused_in_little_memory(tmp_path):
     path = tmp_path / "huge.txt.gz"
-    path.write_bytes(gzip.compress(b"a" * (1 << 20)) * 1024)  # members of one stream: a gigabyte
+    path.write_bytes(gzipped(b"a" * (1 << 20)) * 1024)  # members of one stream: a gigabyte
     code = (
         "import sys; from spanbert_ext.data import prepare, PrepareConfig\n"
         "from spanbert_ext.errors import DataError\n"

@@ -1,10 +1,9 @@
 """Units: where files are divided, and that dividing them changes nothing."""
 
-import gzip
 import json
 
 import pytest
-from corpora import PROSE, bytes_of, write
+from corpora import PROSE, bytes_of, gzipped, write
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -33,7 +32,7 @@ def plan(folder, unit_bytes, **settings):
         ("a.txt", "a\n\u2003\nb\n\nc\n".encode(), 2, [0, 9, 11]),  # blank to Unicode alone
         ("a.jsonl", b'"a"\n"b"\n"c"', 3, [0, 4, 8, 11]),
         ("a.jsonl", b'"a"\n"b"\n"c"', 5, [0, 8, 11]),
-        ("a.txt.gz", gzip.compress(b"a\n\n" * 9), 3, None),
+        ("a.txt.gz", gzipped(b"a\n\n" * 9), 3, None),
         ("a.txt", b"", 3, [0, 0]),
     ],
 )
@@ -78,7 +77,7 @@ def inputs(tmp_path_factory):
     write(folder / "b.txt", "")
     write(folder / "c.txt", " \n" * 900)
     write(folder / "d.jsonl", "".join(json.dumps({"text": t}) + "\n" for t in PROSE.split("\n\n")))
-    write(folder / "e.txt.gz", gzip.compress(PROSE.encode()))
+    write(folder / "e.txt.gz", gzipped(PROSE.encode()))
     return folder
 
 
@@ -135,7 +134,7 @@ def test_the_first_fault_of_the_input_is_told_with_its_line(tmp_path, workers):
 
 
 def test_the_first_fault_is_told_even_if_it_is_found_last(tmp_path):
-    write(tmp_path / "in" / "a.txt.gz", gzip.compress(b"fine\n" * 400_000 + b"nul \0"))
+    write(tmp_path / "in" / "a.txt.gz", gzipped(b"fine\n" * 400_000 + b"nul \0"))
     write(tmp_path / "in" / "b.txt", b"nul \0")
     inputs, output = str(tmp_path / "in"), str(tmp_path / "out")
     with pytest.raises(DataError, match=r"a\.txt\.gz:400001: a NUL byte"):
