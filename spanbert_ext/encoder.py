@@ -114,7 +114,7 @@ class PackedLayer(nn.Module):
         return _residual(join, branch, hidden, output.LayerNorm, drop, seed, site + 1)
 
     def _prepared(self, x: torch.Tensor, *projections: nn.Module) -> Prepared | None:
-        """None where the modules must be called."""
+        """Projections of x as one product; None where the modules must be called."""
         wanted = self._kept is not None and not torch.compiler.is_compiling()
         if not wanted or not all(is_plain(p) for p in projections):
             return None
