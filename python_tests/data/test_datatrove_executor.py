@@ -7,8 +7,8 @@ import sys
 import pytest
 from corpora import PROSE, bytes_of, write
 
-from spanbert_ext.data import PrepareConfig, prepare
-from spanbert_ext.data.datatrove_executor import slurm_executor
+from spanbert_ext.data import PrepareConfig, datatrove_executor, prepare
+from spanbert_ext.data.datatrove_executor import UnitTask, slurm_executor
 from spanbert_ext.data.job import Job
 from spanbert_ext.data.sources import find_sources
 from spanbert_ext.data.units import plan_units
@@ -50,6 +50,22 @@ def test_faults_come_back_from_the_tasks(source):
     with pytest.raises(DataError, match=rf"a\.txt:{line}: a NUL byte"):
         prepare(config(source, "out", executor="local"))
     assert os.listdir(source.parent.parent) == ["in"]
+
+
+def test_the_first_fault_is_told_though_a_later_unit_fails_sooner(source, monkeypatch):
+    """datatrove stops the others then."""
+
+    class OnlyTheLastOne:
+        def __init__(self, job, stage, logs):
+            self.job, self.stage = job, stage
+
+        def run(self):
+            UnitTask(self.job.directory, self.stage)(None, len(self.job.units) - 1, 0)
+
+    monkeypatch.setattr(datatrove_executor, "_local_executor", OnlyTheLastOne)
+    write(source, "fine\n\n" * 3 + "nul \0\n\n" + "fine\n\n" * 3 + "nul \0\n")
+    with pytest.raises(DataError, match=r"a\.txt:7: a NUL byte"):
+        prepare(config(source, "out", executor="local", unit_bytes=12))
 
 
 def test_without_datatrove_or_ray(source, monkeypatch):

@@ -82,7 +82,7 @@ def run_tasks(job: Job, stage: str, numbers: Sequence[int]) -> Iterator[tuple[in
 
     Raises:
         ConfigError: datatrove or Ray is not installed.
-        SpanBertError: what the first unit that failed raised.
+        SpanBertError: the first fault, in the order of the units.
         StorageError: units are not finished for another reason; names the logs.
     """
     make = {"local": _local_executor, "ray": _ray_executor}[job.config.executor]
@@ -194,8 +194,13 @@ def _logs(job: Job, stage: str, numbers: Sequence[int]) -> str:
 
 
 def _raise_first_error(job: Job, stage: str, numbers: Sequence[int]) -> None:
-    for number in numbers:
-        path = job.path(unit_part(stage, number), _ERROR)
-        if path.is_file():
-            said = json.loads(path.read_bytes())
-            raise getattr(errors, said["error"])(said["text"]) from None
+    said = {n: job.path(unit_part(stage, n), _ERROR) for n in numbers}
+    failed = [n for n in numbers if said[n].is_file()]
+    if not failed:
+        return
+    for number in numbers[: numbers.index(failed[0])]:
+        if job.finished(unit_part(stage, number)) is None:
+            # The executor stops all tasks when one fails: this one may have been about to.
+            UnitTask(job.directory, stage)(None, number, len(job.units))
+    fault = json.loads(said[failed[0]].read_bytes())
+    raise getattr(errors, fault["error"])(fault["text"]) from None
