@@ -98,6 +98,11 @@ def use_native(device: torch.device) -> bool:
     return _decisions[device.type]
 
 
+def cpu_features() -> dict[str, bool | int | str]:
+    """What torch knows of this CPU; empty where it does not say."""
+    return torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+
+
 def cpu_multiplies(dtype: torch.dtype) -> bool:
     """Whether this CPU multiplies matrices of a 16-bit dtype faster than fp32 ones.
 
@@ -105,7 +110,7 @@ def cpu_multiplies(dtype: torch.dtype) -> bool:
     is slow there. On an Intel CPU with AVX512-BF16 but no AMX, bf16 products took 1.7 times as
     long as fp32 ones. Decided by the CPU's features, not by a clock: results must repeat.
     """
-    features = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    features = cpu_features()
     if features.get("architecture") != "x86_64":
         return True  # nothing measured there: leave it to torch
     if dtype == torch.float16:

@@ -47,7 +47,7 @@ def describe_hardware(device: torch.device, processes: int = 1) -> str:
     """The kind and number of what computes, as a model card names it."""
     if device.type == "cuda":
         return f"{processes} x {torch.cuda.get_device_name(device)}"
-    features = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    features = _backend.cpu_features()
     name = features.get("cpu_name") or platform.machine()
     threads = processes * torch.get_num_threads()
     return f"{name}, {threads} thread" + ("s" if threads > 1 else "")
