@@ -7,7 +7,7 @@ import pytest
 import torch
 from strategies import make_masker, run_python
 
-from spanbert_ext import _backend
+from spanbert_ext import _backend, _ops, reference
 
 CPU, META = torch.device("cpu"), torch.device("meta")
 
@@ -23,6 +23,14 @@ def test_reference_mode(force_backend):
     force_backend("reference")
     assert not _backend.use_native(CPU)
     assert _backend.name(CPU) == "reference"
+
+
+def test_reference_is_what_runs_when_asked(force_backend, monkeypatch):
+    force_backend("reference")
+    called = []
+    monkeypatch.setattr(reference, "gelu_layer_norm", lambda *a: called.append(a))
+    _ops.gelu_layer_norm(torch.zeros(3, 4), torch.ones(4), torch.ones(4), 1e-12)
+    assert called
 
 
 def test_auto_is_the_default_and_chooses_native(monkeypatch, force_backend):
@@ -90,7 +98,7 @@ from spanbert_ext import SpanMasker, SBOHead, linear_cross_entropy
 batch = SpanMasker([True] * 30, [0, 1], 1, mask_ratio=0.5)(torch.arange(2, 30)[None])
 rows = SBOHead(4)(torch.zeros(1, 28, 4), batch)
 linear_cross_entropy(rows, torch.zeros(30, 4), batch.sbo_ids)
-from spanbert_ext import _backend
+from spanbert_ext import _backend, _ops, reference
 print(_backend.name(torch.device("cpu")), len(_backend.describe()))
 """,
         SPANBERT_EXT_BACKEND=mode,

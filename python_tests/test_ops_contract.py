@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import inside_larger_buffer, make_masker, naming, randn, text_batch, word_text
 
-from spanbert_ext import _attention_op, _gelu_op, _mask_op, _norm_op, _ops, _sbo_op, reference
+from spanbert_ext import _attention_op, _gelu_op, _mask_op, _norm_op, _ops, _sbo_op
 from spanbert_ext._boundary import working_dtype
 from spanbert_ext.tasks.coref import pruning
 
@@ -393,11 +393,3 @@ def test_second_derivatives_are_refused_or_right(force_backend):
             _ops.gelu_layer_norm(x, weight, weight, EPS).pow(2).sum(), x, create_graph=True
         )
         torch.autograd.grad(grad[0].sum(), x)
-
-
-def test_reference_is_what_runs_when_asked(force_backend, monkeypatch):
-    force_backend("reference")
-    called = []
-    monkeypatch.setattr(reference, "gelu_layer_norm", lambda *a: called.append(a))
-    _ops.gelu_layer_norm(**NORM)
-    assert called
