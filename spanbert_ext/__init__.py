@@ -6,7 +6,7 @@ The public names are loaded on first use, so that `spanbert --help` starts witho
 
 from spanbert_ext._lazy import lazy_names
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 _HOMES = {
     "SpanMasker": "masking",
