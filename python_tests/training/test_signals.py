@@ -3,7 +3,7 @@
 import importlib
 import os
 import signal
-import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -12,19 +12,9 @@ from spanbert_ext.training.loop import StopRequest
 
 
 def in_a_thread(work):
-    """What a function gives, or raises, in a thread of its own."""
-    found = []
-
-    def run():
-        try:
-            found.append(work())
-        except BaseException as error:
-            found.append(error)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    thread.join()
-    return found[0]
+    """What a function gives in a thread of its own."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(work).result()
 
 
 def handlers():
