@@ -24,6 +24,7 @@ from spanbert_ext.tasks.models import (
     longest_input,
     open_model,
     read_tokenizer,
+    stream_multiple,
 )
 from spanbert_ext.tasks.task import DownstreamTask, Feature
 from spanbert_ext.tasks.task_file import TASK_FILE, read_task_file, stored_options, stored_task
@@ -52,7 +53,8 @@ def outputs_of(
     # One autocast for all batches: what it has converted of the weights stays.
     with autocast(device, precision), for_predictions(model, int(lengths.sum())):
         for numbers in by_tokens(np.argsort(-lengths, kind="stable"), lengths, batch_tokens):
-            batch = pack([features[i] for i in numbers], task.head, pad_id, device)
+            part = [features[i] for i in numbers]
+            batch = pack(part, task.head, pad_id, device, multiple=stream_multiple(model))
             values = head_outputs(model, batch, task.head).float().cpu().numpy()
             for i, part in zip(numbers, _split(values, batch, task.head), strict=True):
                 outputs[i] = part
