@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from spanbert_ext.errors import ConfigError
+from spanbert_ext.training.settings import Name
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class CorefModelOptions:
     feature_size: int = 20
     dropout: float = 0.3
     coref_depth: int = 2
-    genres: list[str] | None = None
+    genres: list[Name] | None = None
     speakers: bool = True
     singletons: bool = False
     max_training_segments: int = 3
