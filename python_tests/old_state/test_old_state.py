@@ -10,6 +10,8 @@ import pytest
 from spanbert_ext import cli
 from spanbert_ext.data import Corpus
 from spanbert_ext.training import checkpoint
+from spanbert_ext.training import entry as entry_module
+from spanbert_ext.training import run as run_module
 from spanbert_ext.training.state import read_state
 
 ARCHIVE = Path(__file__).with_name("release-0.1.0.tar.xz")
@@ -138,3 +140,59 @@ def test_a_run_is_a_starting_point(old):
     )
     words = ["--train=mrpc.tsv", "--dev=mrpc.tsv", "--output=new2", "--max_steps=1", *CPU]
     run("finetune", "mrpc", "--model=run", *words, "--glue.length=64")
+
+
+def edit(path, change):
+    """Change the content of a JSON file."""
+    content = json.loads(Path(path).read_text("utf-8"))
+    change(content)
+    Path(path).write_text(json.dumps(content), "utf-8")
+
+
+def without(section, *names):
+    """Takes settings out of a section."""
+
+    def change(content):
+        for name in names:
+            del content[section][name]
+
+    return change
+
+
+def test_settings_that_are_younger_than_a_file(old, capsys):
+    """Of a model (both files), of a corpus and of predictions."""
+    edit("coref/best/spanbert_task.json", without("options", "shared", "resolved"))
+    edit("coref/best/config.json", without("coref", "speakers", "coref_depth"))
+    run("predict", "coref", "coref.in.jsonl", "new.jsonl", "--model=coref", *CPU)
+    assert_same(lines_of("new.jsonl"), lines_of("coref.out.jsonl"))
+    edit("corpus/corpus.json", without("settings", "text_field", "min_frequency"))
+    stamp = Path("corpus/corpus.json").stat().st_mtime_ns
+    run("prepare", "text.txt", "--output=corpus", "--vocab_size=70", "--workers=1")
+    assert Path("corpus/corpus.json").stat().st_mtime_ns == stamp
+    edit(".ner.out.jsonl.state", without("settings", "batch_tokens", "tagging.repair"))
+    capsys.readouterr()
+    run("predict", "ner", "ner.in.jsonl", "ner.out.jsonl", "--model=ner", *CPU)
+    assert "nothing to do" in capsys.readouterr().out
+
+
+def test_settings_that_are_younger_than_a_run(old, monkeypatch, capsys):
+    def read_older(path):
+        state = read_state(path)
+        del state.settings["numerics.spike_policy"], state.settings["masking.endpoints"]
+        return state
+
+    for module in (run_module, entry_module):
+        monkeypatch.setattr(module, "read_state", read_older)
+    run(*json.loads(Path("pretrain.json").read_text()))
+    assert "continuing run/step-0000004" in capsys.readouterr().out
+
+
+def test_settings_of_a_later_version_are_named(old, capsys):
+    edit("ner/best/spanbert_task.json", lambda c: c.update(version="9.1"))
+    edit("ner/best/spanbert_task.json", lambda c: c["options"].update(zeal=1))
+    assert cli.main(["predict", "ner", "ner.in.jsonl", "x", "--model=ner", *CPU]) == 74
+    said = capsys.readouterr().err
+    assert "no setting tagging.zeal; the file was written by spanbert_ext 9.1" in said
+    edit("corpus/corpus.json", lambda c: c["settings"].update(zeal=1))
+    assert cli.main(["prepare", "text.txt", "--output=corpus", "--vocab_size=70"]) == 2
+    assert "corpus/corpus.json: this version of spanbert_ext has no" in capsys.readouterr().err

@@ -30,7 +30,6 @@ from spanbert_ext.tasks.models import (
 from spanbert_ext.tasks.task import DownstreamTask
 from spanbert_ext.tasks.task_file import BEST, read_task_file, write_task
 from spanbert_ext.training import checkpoint
-from spanbert_ext.training.config import FREE_ON_RESUME
 from spanbert_ext.training.entry import BuildRun, Kind, run_all
 from spanbert_ext.training.guard import check_finite
 from spanbert_ext.training.loop import LoopSettings
@@ -38,10 +37,14 @@ from spanbert_ext.training.models import describe_hardware
 from spanbert_ext.training.ranks import Ranks
 from spanbert_ext.training.run import Run, RunResult
 from spanbert_ext.training.settings import as_flat_dict
-from spanbert_ext.training.state import RunState, current_versions, whole_weights
+from spanbert_ext.training.state import (
+    RunState,
+    current_versions,
+    differing_settings,
+    whole_weights,
+)
 
 METRICS, REJECTS = "metrics.json", "rejects.jsonl"
-_MAY_DIFFER = FREE_ON_RESUME | {"precision"}  # which is stored as what auto meant
 
 
 def finetune(config: FinetuneConfig) -> RunResult:
@@ -57,12 +60,12 @@ def finetune(config: FinetuneConfig) -> RunResult:
     entry = registry.entry_of(config.task_name)
     task, run = entry.make(config.task_options), entry.run_class()
 
-    def is_finished(state: RunState) -> bool:
+    def is_finished(state: RunState, start: Path) -> bool:
         # With other settings it is not this run: going on will refuse, and name them.
-        stored, wanted = state.settings, settings_of(config)
-        same = all(stored.get(name) == wanted[name] for name in wanted.keys() - _MAY_DIFFER)
-        done = state.step >= stored.get("steps", 0) and (Path(config.output) / METRICS).is_file()
-        return same and done
+        steps = state.settings.get("steps", 0)  # which the data decided
+        wanted = settings_of(config) | {"steps": steps}
+        done = state.step >= steps and (Path(config.output) / METRICS).is_file()
+        return done and not differing_settings(state, wanted, type(config), start)
 
     def read(_ranks: Ranks) -> BuildRun:
         data = read_data(config, task)

@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -13,16 +14,18 @@ from typing import Any
 from tqdm import tqdm
 
 from spanbert_ext.data.storage import new_digest
-from spanbert_ext.errors import DataError, StorageError
+from spanbert_ext.errors import ConfigError, DataError, StorageError
 from spanbert_ext.tasks.config import PredictConfig
 from spanbert_ext.tasks.marked_text import MarkedText
 from spanbert_ext.tasks.predict_files import OutputFiles, json_line
 from spanbert_ext.tasks.predictor import Predictor
 from spanbert_ext.tasks.task_file import model_folder
 from spanbert_ext.training.checkpoint import digest_file, fail_point
-from spanbert_ext.training.settings import as_flat_dict
+from spanbert_ext.training.settings import as_flat_dict, options
+from spanbert_ext.training.stored_settings import completed
 
 CHUNK = 256  # records
+_NO_IDENTITY = ("files", "html", "overwrite", "device")  # settings that change no prediction
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,7 @@ def predict(config: PredictConfig) -> PredictResult:
     try:
         with OutputFiles(output, page, CHUNK) as files:
             identity = _identity(config)
-            if files.are_finished(identity, config.overwrite):
+            if files.are_finished(identity, config.overwrite, partial(_completed, type(config))):
                 lines = sum(1 for _ in output.open("rb"))
                 return PredictResult(lines, lines, 0, time.monotonic() - began, was_finished=True)
             done, total, unusable = _predict_rest(config, records, files)
@@ -142,6 +145,16 @@ def _records(path: Path) -> Iterator[tuple[str, Any]]:
             yield where, record
 
 
+def _completed(cls: type, stored: dict[str, Any]) -> dict[str, Any]:
+    """The identity that an earlier version stored, with the settings that are younger."""
+    names = [option.name for option in options(cls) if option.name not in _NO_IDENTITY]
+    try:
+        settings = completed(stored.get("settings", {}), cls, "settings", wanted=names)
+    except (ConfigError, AttributeError):  # of a later version, or none: another identity
+        return stored
+    return stored | {"settings": settings}
+
+
 def _identity(config: PredictConfig) -> dict[str, Any]:
     """What the bytes of the output depend on."""
     digest = new_digest()
@@ -150,7 +163,7 @@ def _identity(config: PredictConfig) -> dict[str, Any]:
         if file.is_file():
             digest.update(f"{file.name} {digest_file(file)}".encode())
     own = as_flat_dict(config)
-    for name in ("files", "html", "overwrite", "device"):
+    for name in _NO_IDENTITY:
         own.pop(name)
     return {
         "task": config.task_name,

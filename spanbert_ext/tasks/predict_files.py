@@ -14,7 +14,7 @@ import glob
 import json
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -52,17 +52,24 @@ class OutputFiles:
             self._part.unlink()
         os.close(self._lock)  # not before: until then the file is ours
 
-    def are_finished(self, identity: dict[str, Any], overwrite: bool) -> bool:
+    def are_finished(
+        self,
+        identity: dict[str, Any],
+        overwrite: bool,
+        complete: Callable[[dict[str, Any]], dict[str, Any]],
+    ) -> bool:
         """Whether nothing is left to do; otherwise `resume` says how many lines there are.
 
         Args:
             identity: what the bytes depend on.
+            complete: makes one that an earlier version stored comparable.
             overwrite: also files of another command, or finished ones.
 
         Raises:
             ConfigError: the files belong to another command.
         """
-        same = self._stored_identity() == identity
+        stored = self._stored_identity()
+        same = stored is not None and complete(stored) == identity
         whole = self._output.is_file() and (self._page is None or self._page.is_file())
         if same and whole and not overwrite:
             self._clear_debris()
@@ -127,11 +134,12 @@ class OutputFiles:
         for path in self._page.parent.glob(own):
             path.unlink(missing_ok=True)
 
-    def _stored_identity(self) -> Any:
+    def _stored_identity(self) -> dict[str, Any] | None:
         try:
-            return json.loads(self._state.read_text("utf-8"))
+            found = json.loads(self._state.read_text("utf-8"))
         except (OSError, ValueError):
             return None
+        return found if isinstance(found, dict) else None
 
 
 def json_line(value: dict[str, Any]) -> str:

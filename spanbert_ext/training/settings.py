@@ -33,12 +33,32 @@ _MOST_DIGITS = 19  # of whole numbers: those of 64 bits
 
 @dataclasses.dataclass(frozen=True)
 class Option:
-    """One setting: dotted name, annotated type, default value and help text."""
+    """One setting.
+
+    Args:
+        name: with dots.
+        type: as annotated.
+        default: value where none is given.
+        help: what it does.
+        before: value that does what versions did that lacked the setting.
+    """
 
     name: str
     type: Any
     default: Any
     help: str
+    before: Any
+
+
+def added(default: Any, before: Any) -> Any:
+    """A field that came in a later version and whose default is not what was done before.
+
+    Args:
+        default: value where none is given.
+        before: value that does what versions without the setting did; stored runs, models and
+            corpora that lack it have this value.
+    """
+    return dataclasses.field(default=default, metadata={"before": before})
 
 
 @functools.cache
@@ -84,7 +104,9 @@ def options(cls: type, defaults: Any = None, prefix: str = "") -> list[Option]:
         if dataclasses.is_dataclass(kind):
             found += options(kind, value, f"{prefix}{field.name}.")
         else:
-            found.append(Option(prefix + field.name, kind, value, helps.get(field.name, "")))
+            before = field.metadata.get("before", value)
+            text = helps.get(field.name, "")
+            found.append(Option(prefix + field.name, kind, value, text, before))
     return found
 
 
