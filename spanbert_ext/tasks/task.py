@@ -76,6 +76,10 @@ class DownstreamTask(ABC, Generic[Example, Prediction]):
     head: ClassVar[Head]
     # The option that bounds a sequence of the encoder.
     length_option: ClassVar[str] = "length"
+    # Whether {"text": ...} is a whole record of `predict`.
+    takes_text: bool = False
+    # A record of `predict` as its line of JSON.
+    example_record: str
     # The number of `score` that picks the best model; larger is better.
     best_metric: str
 

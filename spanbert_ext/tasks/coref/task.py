@@ -65,6 +65,8 @@ class CorefTask(DownstreamTask[Document, CorefPrediction]):
     """
 
     head = "coreference"
+    takes_text = True
+    example_record = '{"text": "Ada met Charles. She liked him."}'
     length_option = "max_segment_len"
     options: CorefOptions
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,6 +64,9 @@ class GlueTask(DownstreamTask[GlueExample, GluePrediction]):
         super().__init__(name, options, facts)
         self.layout = LAYOUTS[name]
         self.best_metric = self.layout.measure
+        fields = self.layout.texts[0]
+        self.takes_text = len(fields) == 1
+        self.example_record = json.dumps(dict.fromkeys(fields, "It was a good film."))
 
     def read(self, path: str | Path, rejects: Rejects) -> list[GlueExample]:
         """The examples of a file of the benchmark; a test set's have no gold label."""

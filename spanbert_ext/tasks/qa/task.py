@@ -33,6 +33,7 @@ class QATask(DownstreamTask[QAExample, QAPrediction]):
     """
 
     head = "question-answering"
+    example_record = '{"question": "Who wrote it?", "context": "Ada wrote it in 1843."}'
 
     def __init__(self, name: str, options: QAOptions, facts: dict[str, Any] | None = None):
         super().__init__(name, options, facts)

@@ -49,6 +49,10 @@ class RelationTask(DownstreamTask[RelationExample, RelationPrediction]):
 
     head: ClassVar[Head] = "sequence-classification"
     best_metric = "f1"
+    example_record = (
+        '{"text": "Ada worked for Babbage.", "subject": [0, 3], "object": [15, 22], '
+        '"subject_type": "PERSON", "object_type": "PERSON"}'
+    )
 
     def __init__(self, name: str, options: Any, facts: dict[str, Any] | None = None):
         super().__init__(name, options, facts)

@@ -74,6 +74,8 @@ class TaggingTask(DownstreamTask[TaggedExample, Tagging]):
     """
 
     head = "token-classification"
+    takes_text = True
+    example_record = '{"text": "Ada met Charles in London."}'
     best_metric = "f1"
     options: TaggingOptions
 
