@@ -173,6 +173,15 @@ class DownstreamTask(ABC, Generic[Example, Prediction]):
         """
         return
 
+    def trivial_predictions(
+        self, examples: Sequence[Example]
+    ) -> tuple[str, list[Prediction]] | None:
+        """What needs no model: in words, as "no entity everywhere", and one for each example.
+
+        A model that scores no better has not learned the task. None: there is no such thing.
+        """
+        return None
+
     @abstractmethod
     def as_json(self, example: Example, prediction: Prediction) -> dict[str, Any]:
         """The line `predict` writes, JSON types only, without the id."""

@@ -128,6 +128,12 @@ class CorefTask(DownstreamTask[Document, CorefPrediction]):
             scores.setdefault(feature.word_span(*span), output.scores[span])
         return CorefPrediction(clusters, scores)
 
+    def trivial_predictions(
+        self, examples: Sequence[Document]
+    ) -> tuple[str, list[CorefPrediction]]:
+        """No cluster."""
+        return "no cluster anywhere", [CorefPrediction((), {}) for _ in examples]
+
     def score(
         self, examples: Sequence[Document], predictions: Sequence[CorefPrediction]
     ) -> dict[str, float]:

@@ -108,6 +108,10 @@ class QATask(DownstreamTask[QAExample, QAPrediction]):
             self.facts["null_threshold"] = scores["best_f1_thresh"]
             self.facts |= {name: scores[name] for name in ("best_f1", "best_exact")}
 
+    def trivial_predictions(self, examples: Sequence[QAExample]) -> tuple[str, list[QAPrediction]]:
+        """No answer to any question."""
+        return "never answering", [QAPrediction((), 1.0, 0.0) for _ in examples]
+
     def score(
         self, examples: Sequence[QAExample], predictions: Sequence[QAPrediction]
     ) -> dict[str, float]:

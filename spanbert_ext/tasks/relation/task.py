@@ -224,6 +224,14 @@ class RelationTask(DownstreamTask[RelationExample, RelationPrediction]):
             for n, row in zip(best, scores, strict=True)
         ]
 
+    def trivial_predictions(
+        self, examples: Sequence[RelationExample]
+    ) -> tuple[str, list[RelationPrediction]]:
+        """The label that most of them have."""
+        ((label, _),) = Counter(example.relation for example in examples).most_common(1)
+        scores = np.zeros(0, np.float32)
+        return f"{label!r} everywhere", [RelationPrediction(label, 1.0, scores) for _ in examples]
+
     def score(
         self, examples: Sequence[RelationExample], predictions: Sequence[RelationPrediction]
     ) -> dict[str, float]:

@@ -213,6 +213,11 @@ class TaggingTask(DownstreamTask[TaggedExample, Tagging]):
         means = tuple(float(sure[span.start : span.end].mean()) for span in spans)
         return Tagging(tuple(spans), means, scores)
 
+    def trivial_predictions(self, examples: Sequence[TaggedExample]) -> tuple[str, list[Tagging]]:
+        """No entity."""
+        nothing = Tagging((), (), np.zeros((0, 0), np.float32))
+        return "no entity anywhere", [nothing for _ in examples]
+
     def score(
         self, examples: Sequence[TaggedExample], predictions: Sequence[Tagging]
     ) -> dict[str, float]:
