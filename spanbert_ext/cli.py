@@ -70,13 +70,10 @@ def run_prepare(words: Sequence[str]) -> int:
     config = parse_settings(VERBS["prepare"], words)
     _quiet_console(loads_models=False)
     from spanbert_ext.data import prepare
-    from spanbert_ext.progress import ByteProgress
+    from spanbert_ext.progress import Progress
 
-    progress = ByteProgress()
-    try:
+    with Progress() as progress:
         corpus = prepare(config, progress)
-    finally:
-        progress.close()
     print(f"{config.output}: {corpus.summary()}")
     if config.verify:
         print("every file has the digest that was written")
@@ -310,6 +307,7 @@ def _run(words: list[str]) -> int:
         who = "spanbert" if rank == "0" else f"spanbert: rank {rank}"
         print(f"{who}: error: {error}", file=sys.stderr)
         return error.exit_code
-    except KeyboardInterrupt:
-        print("spanbert: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        # What was computing may have said what is kept, and whether the command goes on.
+        print(": ".join(["spanbert: interrupted", *map(str, error.args)]), file=sys.stderr)
         return 130

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import time
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -21,6 +22,7 @@ from spanbert_ext.tasks.batching import TrainingOrder
 from spanbert_ext.tasks.best_model import best_scores, keep_best
 from spanbert_ext.tasks.config import FinetuneConfig, steps_of
 from spanbert_ext.tasks.finetune_data import FinetuneData, draw_sample, read_data
+from spanbert_ext.tasks.finetune_warnings import few_updates, no_better_than_chance
 from spanbert_ext.tasks.models import (
     load_checkpoint,
     open_model,
@@ -44,7 +46,11 @@ from spanbert_ext.training.state import (
     whole_weights,
 )
 
+logger = logging.getLogger("spanbert_ext")
+
 METRICS, REJECTS = "metrics.json", "rejects.jsonl"
+_LOG_EVERY, _LOG_LINES = 20, 10
+_EVALS_PER_EPOCH, _EVALS = 2, 2
 
 
 def finetune(config: FinetuneConfig) -> RunResult:
@@ -75,8 +81,12 @@ def finetune(config: FinetuneConfig) -> RunResult:
 
 
 def settings_of(config: FinetuneConfig) -> dict[str, Any]:
-    """The settings with the name of the task, which is not one of them."""
-    return as_flat_dict(config) | {"task": config.task_name}
+    """The settings as a run stores them: with the name of the task, which is not one of them, and
+    what null means where it decides which model is the best."""
+    stored = as_flat_dict(config) | {"task": config.task_name}
+    if config.evals_per_epoch is None:
+        stored["evals_per_epoch"] = _EVALS_PER_EPOCH
+    return stored
 
 
 class FinetuneRun(Run):
@@ -109,8 +119,8 @@ class FinetuneRun(Run):
             lengths = np.array([self.tokens_of(feature) for feature in self.features])
             self.order = TrainingOrder(lengths, config.batch.examples, config.seed)
             entry = registry.entry_of(task.name)
-            epochs = entry.epochs if config.epochs is None else config.epochs
-            self.steps = steps_of(config, epochs, self.order.batches_per_epoch)
+            self.epochs = entry.epochs if config.epochs is None else config.epochs
+            self.steps = steps_of(config, self.epochs, self.order.batches_per_epoch)
             super().__init__(config, run, start, device, ranks)
 
     def _make_features(self, folder: Path, config: FinetuneConfig, start: Path | None) -> None:
@@ -201,7 +211,7 @@ class FinetuneRun(Run):
             warmup_steps=int(optimizer.warmup * self.steps),
             clip_norm=optimizer.clip_norm,
             precision=self.precision,
-            log_every=self.config.log_every,
+            log_every=self.config.log_every or min(_LOG_EVERY, max(1, self.steps // _LOG_LINES)),
             numerics=self.config.numerics,
         )
 
@@ -209,8 +219,11 @@ class FinetuneRun(Run):
         return step * self.config.batch.examples
 
     def _validates_after(self, step: int) -> bool:
-        times = self.config.evals_per_epoch
-        every = max(1, self.order.batches_per_epoch // times) if times else self.steps
+        times, batches = self.config.evals_per_epoch, self.order.batches_per_epoch
+        if times is None:
+            every = max(1, min(batches // _EVALS_PER_EPOCH, -(-self.steps // _EVALS)))
+        else:
+            every = max(1, batches // times) if times else self.steps
         return step % every == 0
 
     def _validate(self) -> dict[str, float]:
@@ -263,7 +276,9 @@ class FinetuneRun(Run):
             checkpoint.write_text(self.run / REJECTS, self.data.rejects)
 
     def finish(self) -> RunResult:
-        """Train to the last step, then write metrics.json."""
+        """Train to the last step, then write metrics.json; warn of what cannot have worked."""
+        if self.start is None:
+            self._warn(few_updates(self.config, self.steps, self.epochs))
         result = super().finish()
         state = result.state
         if not state.best:  # nothing was left to train: it went on from another run's last step
@@ -284,7 +299,21 @@ class FinetuneRun(Run):
         }
         text = json.dumps(summary, indent=1, ensure_ascii=False)
         checkpoint.write_text(self.run / METRICS, text + "\n")
+        self._warn(
+            no_better_than_chance(
+                self.downstream,
+                self.config,
+                self.data.dev,
+                state.best,
+                state.starting_losses,
+                self.epochs,
+            )
+        )
         return result
+
+    def _warn(self, line: str | None) -> None:
+        if line is not None:
+            logger.warning("%s", line)
 
 
 def _digest_of(values: Sequence[Any]) -> str:

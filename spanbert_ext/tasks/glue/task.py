@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,6 +65,9 @@ class GlueTask(DownstreamTask[GlueExample, GluePrediction]):
         super().__init__(name, options, facts)
         self.layout = LAYOUTS[name]
         self.best_metric = self.layout.measure
+        fields = self.layout.texts[0]
+        self.takes_text = len(fields) == 1
+        self.example_record = json.dumps(dict.fromkeys(fields, "It was a good film."))
 
     def read(self, path: str | Path, rejects: Rejects) -> list[GlueExample]:
         """The examples of a file of the benchmark; a test set's have no gold label."""
@@ -125,6 +130,16 @@ class GlueTask(DownstreamTask[GlueExample, GluePrediction]):
             scores = dict(zip(self.layout.labels, (weights / weights.sum()).tolist(), strict=True))
             predictions.append(LabelPrediction(self.layout.labels[int(output.argmax())], scores))
         return predictions
+
+    def trivial_predictions(
+        self, examples: Sequence[GlueExample]
+    ) -> tuple[str, list[GluePrediction]] | None:
+        """The label that most of them have; None for a regression."""
+        gold = Counter(example.gold for example in examples if example.gold is not None)
+        if not self.layout.labels or not gold:
+            return None
+        ((label, _),) = gold.most_common(1)
+        return f"{label!r} everywhere", [LabelPrediction(label, {label: 1.0}) for _ in examples]
 
     def score(
         self, examples: Sequence[GlueExample], predictions: Sequence[GluePrediction]
