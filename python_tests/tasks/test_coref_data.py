@@ -136,7 +136,7 @@ def test_folders_and_files_that_cannot_be_read(tmp_path):
     with pytest.raises(DataError, match="there is no record"):
         read(tmp_path, "")
     (tmp_path / "bad").write_bytes(b"#begin document (d); part 0\nd 0 0 \xff -\n")
-    with pytest.raises(DataError, match="bad:2: not UTF-8"):
+    with pytest.raises(DataError, match="bad:2: record d_0: not UTF-8"):
         conll.read(tmp_path / "bad", Rejects())
     folder = tmp_path / "tree"
     (folder / "a" / "b").mkdir(parents=True)

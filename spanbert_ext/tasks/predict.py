@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,12 +13,13 @@ from tqdm import tqdm
 
 from spanbert_ext.data.storage import new_digest
 from spanbert_ext.errors import DataError, StorageError
+from spanbert_ext.records import UnreadableLine, read_objects
 from spanbert_ext.tasks.config import PredictConfig
 from spanbert_ext.tasks.marked_text import MarkedText
-from spanbert_ext.tasks.predict_files import OutputFiles, json_line
+from spanbert_ext.tasks.predict_files import OutputFiles
 from spanbert_ext.tasks.predictor import Predictor
 from spanbert_ext.tasks.task_file import model_folder
-from spanbert_ext.training.checkpoint import digest_file, fail_point
+from spanbert_ext.training.checkpoint import digest_file, fail_point, json_text
 from spanbert_ext.training.settings import as_flat_dict
 
 CHUNK = 256  # records
@@ -114,11 +114,11 @@ def _predict_chunk(
     lines, marks = [], []
     for place in range(len(chunk)):
         if place in faults:
-            lines.append(json_line(faults[place]))
+            lines.append(json_text(faults[place]))
             marks.append(MarkedText(str(faults[place]["id"]), "", facts=(("error", "unusable"),)))
         else:
             example = examples[place]
-            lines.append(json_line({"id": example.id} | task.as_json(example, found[place])))
+            lines.append(json_text({"id": example.id} | task.as_json(example, found[place])))
             marks.append(task.marked(example, found[place]))
     return lines, marks, len(faults)
 
@@ -126,20 +126,10 @@ def _predict_chunk(
 def _records(path: Path) -> Iterator[tuple[str, Any]]:
     """(place, object) of every line that is not blank; in place of what is no object a
     DataError."""
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            where = f"{path.name}:{number}"
-            try:
-                record = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                yield where, DataError(f"{where}: not a JSON object in UTF-8: {error}")
-                continue
-            if not isinstance(record, dict):
-                yield where, DataError(f"{where}: expected a JSON object")
-                continue
-            yield where, record
+    for number, record in read_objects(path):
+        where = f"{path.name}:{number}"
+        unreadable = isinstance(record, UnreadableLine)
+        yield where, DataError(f"{where}: {record.reason}") if unreadable else record
 
 
 def _identity(config: PredictConfig) -> dict[str, Any]:

@@ -12,7 +12,6 @@ rule. Plain text: `text` alone. A `genre` may be named, else `doc_key` says it.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from spanbert_ext.errors import DataError
+from spanbert_ext.records import UnreadableLine, read_objects
 from spanbert_ext.tasks.coref.documents import (
     Document,
     Shared,
@@ -31,9 +31,9 @@ from spanbert_ext.tasks.coref.documents import (
     genre_of,
     sorted_clusters,
 )
-from spanbert_ext.tasks.coref.lines import read_lines, write_lines
 from spanbert_ext.tasks.coref.segments import SegmentedDocument, lay_out
 from spanbert_ext.tasks.rejects import Rejects
+from spanbert_ext.training.checkpoint import json_text, write_text
 
 _NOBODY = ("", "-", "[SPL]")
 _CONTINUATION = "##"
@@ -114,17 +114,11 @@ def read_pieces(
 
 
 def _records(path: str | Path, rejects: Rejects):
-    for number, line in enumerate(read_lines(path), 1):
+    for number, record in read_objects(path):
         where = f"{path}:{number}"
-        if line.strip():
-            try:
-                record = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                rejects.add(where, where, f"not JSON: {error}", line)
-                continue
-            if not isinstance(record, dict):
-                rejects.add(where, where, f"an object is needed, not {type(record).__name__}", line)
-                continue
+        if isinstance(record, UnreadableLine):
+            rejects.add(where, where, record.reason, record.excerpt)
+        else:
             yield where, record
 
 
@@ -335,4 +329,4 @@ def write(path: str | Path, documents: Iterable[SegmentedDocument], tokenizer: A
         StorageError: the file cannot be written.
     """
     records = (record_of(document, tokenizer) for document in documents)
-    write_lines(path, (json.dumps(record, ensure_ascii=False) for record in records))
+    write_text(Path(path), "".join(json_text(record) + "\n" for record in records))
