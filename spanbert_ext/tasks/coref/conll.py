@@ -98,6 +98,7 @@ class _Draft:
                 self.clusters.setdefault(label, []).append((place, place))
         for match in found:
             if label := match["begin"]:
+                self.clusters.setdefault(label, [])  # in the order of the reference scorer
                 self.begun.setdefault(label, []).append((place, number))
         for match in found:
             if label := match["end"]:
@@ -128,16 +129,16 @@ class _Draft:
         return document, repeated
 
 
-def read(path: str | Path, rejects: Rejects, shared: Shared = "merge") -> list[Document]:
+def read(path: str | Path, rejects: Rejects, shared: Shared = "keep") -> list[Document]:
     """Documents of a CoNLL-2012 file, or of all `*conll` files in a folder, in order.
 
     A document's id is its name and the number of its part ("bc/cctv/00/cctv_0000_0"), its genre the
     first part of the name where that is one of OntoNotes'. A whole document is rejected where one
-    of its lines cannot be used. A mention repeated in its cluster is dropped, with a warning.
+    of its lines cannot be used.
 
     Args:
-        shared: what to do with a mention in two clusters: `merge` joins the clusters, `error`
-            rejects the document.
+        shared: what to do with a mention in two clusters, see `documents.sorted_clusters`; `error`
+            rejects the document. A mention repeated in its cluster is warned of.
 
     Raises:
         DataError: as `rejects` says; a file that is not UTF-8, or a folder without files.
@@ -166,7 +167,7 @@ def read(path: str | Path, rejects: Rejects, shared: Shared = "merge") -> list[D
             documents.append(document)
             repeated += dropped
     if repeated:
-        logger.warning("%s: dropped %d mentions repeated in their cluster", path, repeated)
+        logger.warning("%s: %d mentions stand twice in their cluster", path, repeated)
     rejects.check(path, len(documents))
     return documents
 

@@ -76,7 +76,7 @@ class PieceDocument:
         return lay_out(self.document, ids, sizes, self.cuts, specials, singletons, max_speakers)
 
 
-def read(path: str | Path, rejects: Rejects, shared: Shared = "merge") -> list[Document]:
+def read(path: str | Path, rejects: Rejects, shared: Shared = "keep") -> list[Document]:
     """Documents of a file in any of the layouts, in order.
 
     Args:
@@ -95,9 +95,7 @@ def read(path: str | Path, rejects: Rejects, shared: Shared = "merge") -> list[D
     return found
 
 
-def read_pieces(
-    path: str | Path, rejects: Rejects, shared: Shared = "merge"
-) -> list[PieceDocument]:
+def read_pieces(path: str | Path, rejects: Rejects, shared: Shared = "keep") -> list[PieceDocument]:
     """Documents of a file in the original layout, with its pieces and segments.
 
     Raises:
@@ -133,7 +131,7 @@ def _genre(record: dict[str, Any], key: str, where: str) -> str | None:
     return genre or genre_of(key)
 
 
-def document_of(record: dict[str, Any], where: str, shared: Shared = "merge") -> Document:
+def document_of(record: dict[str, Any], where: str, shared: Shared = "keep") -> Document:
     """The document of one record in any of the layouts.
 
     Args:
@@ -166,7 +164,7 @@ def document_of(record: dict[str, Any], where: str, shared: Shared = "merge") ->
     )
 
 
-def pieces_of(record: dict[str, Any], where: str, shared: Shared = "merge") -> PieceDocument:
+def pieces_of(record: dict[str, Any], where: str, shared: Shared = "keep") -> PieceDocument:
     """A record of the original layout, with its pieces and segments.
 
     Raises:
@@ -281,7 +279,12 @@ def _clusters(record: dict[str, Any], length: int, where: str) -> list[list[Span
                 raise DataError(f"{where}: mention {list(pair)} is out of range 0..{length - 1}")
             mentions.append((pair[0], pair[1]))
         found.append(mentions)
-    return found
+    return sorted((cluster for cluster in found if cluster), key=_appearance)
+
+
+def _appearance(cluster: list[Span]) -> tuple[int, bool, int]:
+    """Where a cluster begins in the CoNLL-2012 file that would be written of the document."""
+    return min((first, first != last, -last) for first, last in cluster)
 
 
 def record_of(segmented: SegmentedDocument, tokenizer: Any) -> dict[str, Any]:

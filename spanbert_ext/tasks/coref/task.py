@@ -11,7 +11,14 @@ from typing import Any
 
 from spanbert_ext.errors import DataError
 from spanbert_ext.tasks.coref import conll, jsonlines
-from spanbert_ext.tasks.coref.documents import Clusters, Document, Span, without_singletons
+from spanbert_ext.tasks.coref.documents import (
+    Clusters,
+    Document,
+    Shared,
+    Span,
+    merged,
+    without_singletons,
+)
 from spanbert_ext.tasks.coref.metrics import CONLL, CorefScorer
 from spanbert_ext.tasks.coref.options import CorefOptions
 from spanbert_ext.tasks.coref.resolve import cluster_mentions, resolved_document, with_text
@@ -76,12 +83,17 @@ class CorefTask(DownstreamTask[Document, CorefPrediction]):
     def read(self, path: str | Path, rejects: Rejects) -> list[Document]:
         """Documents of a JSON lines file (`jsonlines`, by its ending), or of CoNLL columns."""
         layout = jsonlines if Path(path).suffix in _JSON_LINES else conll
-        return layout.read(path, rejects, self.options.shared)
+        return layout.read(path, rejects, self._shared)
 
     def parse(self, record: dict[str, Any], where: str) -> Document:
         """The document of a record with `text`, `words` or `sentences`; `id`, `genre`, and with
         words `speakers`, may be there too."""
-        return jsonlines.document_of(record, where, self.options.shared)
+        return jsonlines.document_of(record, where, self._shared)
+
+    @property
+    def _shared(self) -> Shared:
+        # Clusters are joined for training alone (`features`); gold clusters are scored as they are.
+        return "error" if self.options.shared == "error" else "keep"
 
     def learn(self, examples: Sequence[Document], tokenizer: Any) -> None:
         """Find the genres.
@@ -105,7 +117,8 @@ class CorefTask(DownstreamTask[Document, CorefPrediction]):
         return {"coref": self.options.model_options(self.facts.get("genres")).to_dict()}
 
     def features(self, examples: Sequence[Document], tokenizer: Any) -> list[SegmentedDocument]:
-        """The documents in segments."""
+        """The documents in segments, clusters that share a mention joined."""
+        examples = [merged(document) for document in examples]
         return segment(examples, tokenizer, self.options.max_segment_len, self.options.singletons)
 
     def decode(
