@@ -210,7 +210,7 @@ def test_mentions_of_a_cluster_that_cross_cannot_be_written(tmp_path):
     # A shared word is enough: the format would end the mention that begins there.
     touching = dataclasses.replace(document, clusters=(((0, 1), (1, 2)),))
     assert conll.write(tmp_path / "out", [touching], crossing="drop") == 1
-    with pytest.raises(DataError, match="a tab or line feed in word 0"):
+    with pytest.raises(DataError, match="a tab or line end in word 0"):
         conll.write(tmp_path / "out", [Document("d", ("a\tb",), (0,))])
 
 

@@ -36,6 +36,7 @@ logger = logging.getLogger("spanbert_ext")
 
 _WORD, _SPEAKER, _FEWEST = 3, 9, 5
 _BLANKS = re.compile(" +")
+_CONTROL = re.compile("[\t\r\n]")
 _NOTHING = ("", "-", "_", "*")
 _BEGIN = re.compile(r"#\s*begin document ?(.*)$")
 _END = re.compile(r"#\s*end document")
@@ -245,7 +246,7 @@ def write(path: str | Path, documents: Iterable[Document], crossing: str = "erro
         How many mentions were dropped.
 
     Raises:
-        DataError: such a mention, or a word with a tab or line feed in it.
+        DataError: such a mention, or a word with a tab or line end in it.
         StorageError: the file cannot be written.
     """
     lines: list[str] = []
@@ -263,8 +264,9 @@ def _document_lines(document: Document, crossing: str, lines: list[str]) -> int:
         if numbered := _NUMBERED.match(document.id):
             name, part = numbered[1], int(numbered[2])
         header = f"({name}); part {part:03d}"
+    header = _CONTROL.sub(" ", header)
     name = _NAME.match(header)
-    first = [name[1], str(int(name[2] or 0))] if name else [document.id, "0"]
+    first = [name[1], str(int(name[2] or 0))] if name else [_CONTROL.sub(" ", document.id), "0"]
     spans, dropped = _writable(document, crossing)
     cells = _cells(spans, len(document.words))
     lines.append(f"#begin document {header}")
@@ -276,8 +278,8 @@ def _document_lines(document: Document, crossing: str, lines: list[str]) -> int:
             before, count = sentence, 0
         speaker = (document.speakers[place] if document.speakers else None) or "-"
         columns = [*first, str(count), word, "-", "*", "-", "-", "-", speaker, "*", cells[place]]
-        if any("\t" in column or "\n" in column for column in columns):
-            raise DataError(f"document {document.id}: a tab or line feed in word {place}")
+        if any(_CONTROL.search(column) for column in columns):
+            raise DataError(f"document {document.id}: a tab or line end in word {place}")
         lines.append("\t".join(columns))
         count += 1
     lines += ["", "#end document"]

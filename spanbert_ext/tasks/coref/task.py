@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,7 @@ logger = logging.getLogger("spanbert_ext")
 
 _JSON_LINES = (".jsonl", ".jsonlines", ".json")
 _METRICS = ("mentions", *CONLL, "lea")
+_CONTROL = re.compile("[\t\r\n]")
 _ALONE = "alone"  # the colour of mentions that nothing refers to
 
 
@@ -201,11 +203,11 @@ class CorefTask(DownstreamTask[Document, CorefPrediction]):
 
     def write_predictions(
         self, path: Path, examples: Sequence[Document], predictions: Sequence[CorefPrediction]
-    ) -> None:
+    ) -> list[Path]:
         """CoNLL columns under the names of the gold file, for the official scorer.
 
         A mention that crosses another one of its cluster, which the columns cannot express, is left
-        out.
+        out. Tabs and line ends in a word become `_`.
         """
         dropped = conll.write(path, _predicted(examples, predictions), crossing="drop")
         if dropped:
@@ -215,6 +217,7 @@ class CorefTask(DownstreamTask[Document, CorefPrediction]):
                 path,
                 dropped,
             )
+        return [Path(path)]
 
     def plot(
         self, path: Path, examples: Sequence[Document], predictions: Sequence[CorefPrediction]
@@ -234,7 +237,13 @@ def _predicted(
     examples: Sequence[Document], predictions: Sequence[CorefPrediction]
 ) -> Iterable[Document]:
     for document, prediction in zip(examples, predictions, strict=True):
-        yield dataclasses.replace(document, clusters=prediction.clusters)
+        words, speakers = (
+            None if texts is None else tuple(text and _CONTROL.sub("_", text) for text in texts)
+            for texts in (document.words, document.speakers)
+        )
+        yield dataclasses.replace(
+            document, words=words, speakers=speakers, clusters=prediction.clusters
+        )
 
 
 def task_of_model(config: Any) -> CorefTask:
