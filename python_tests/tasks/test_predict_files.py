@@ -178,10 +178,14 @@ def test_a_text_alone_is_no_record_of_some_tasks(trained, tmp_path, capsys, task
     ("name", "data", "reason"),
     [
         ("in.txt", b"one\ntwo \xe9\n", "in.txt:2: not UTF-8: byte 0xe9 at column 5"),
-        ("in.txt", "a".encode("utf-16"), "in.txt:1: not UTF-8: byte 0xff at column 1 (is it UTF"),
+        (
+            "in.txt",
+            "a".encode("utf-16"),
+            "in.txt:1: not UTF-8: byte 0xff at column 1; is the file UTF",
+        ),
         ("in.jsonl", b'{"text": "\xe9"}', "in.jsonl:1: not UTF-8: byte 0xe9 at column 11"),
         ("in.jsonl", b"Once upon\n", "in.jsonl:1: not valid JSON (Expecting value, column 1); a"),
-        ("in.jsonl", b"[1]", "in.jsonl:1: expected a JSON object, got list"),
+        ("in.jsonl", b"[1]", "in.jsonl:1: expected a JSON object, found a list"),
         ("in.jsonl", b'\n{"text": }', "in.jsonl:2: not valid JSON (Expecting value, column 10)"),
     ],
 )

@@ -13,11 +13,11 @@ from spanbert_ext.errors import ConfigError, DataError, StorageError
 from spanbert_ext.progress import Progress, watched_by
 from spanbert_ext.tasks.config import PredictConfig
 from spanbert_ext.tasks.marked_text import MarkedText
-from spanbert_ext.tasks.predict_files import OutputFiles, json_line
+from spanbert_ext.tasks.predict_files import OutputFiles
 from spanbert_ext.tasks.predict_records import Item, chunks, items_of
 from spanbert_ext.tasks.predictor import Predictor
 from spanbert_ext.tasks.task_file import model_folder
-from spanbert_ext.training.checkpoint import digest_file, fail_point
+from spanbert_ext.training.checkpoint import digest_file, fail_point, json_text
 from spanbert_ext.training.settings import as_flat_dict, options
 from spanbert_ext.training.stored_settings import completed
 
@@ -95,7 +95,7 @@ def _predict_rest(config: PredictConfig, records: Path, files: OutputFiles) -> t
                 continue
             if not added:
                 files.keep_lines(kept)
-                whole(doing, position, size)
+                whole(doing, min(position, size), size)  # a packed file holds more than its size
             shown = chunk[0].where + (f" to {chunk[-1].where}" if len(chunk) > 1 else "")
             with watched_by(lambda part, *far, of=shown: inside(f"{of}: {part}", *far)):
                 lines, marks, faults = _predict_chunk(predictor, chunk, config.on_error)
@@ -103,7 +103,7 @@ def _predict_rest(config: PredictConfig, records: Path, files: OutputFiles) -> t
             files.append(lines, marks)
             fail_point("after_chunk")
             added, unusable = added + len(lines), unusable + faults
-            whole(doing, chunk[-1].end, size)
+            whole(doing, min(chunk[-1].end, size), size)
     files.keep_lines(kept + added)
     return kept, kept + added, unusable
 
@@ -139,11 +139,11 @@ def _predict_chunk(
     lines, marks = [], []
     for place in range(len(chunk)):
         if place in faults:
-            lines.append(json_line(faults[place]))
+            lines.append(json_text(faults[place]))
             marks.append(MarkedText(str(faults[place]["id"]), "", facts=(("error", "unusable"),)))
         else:
             example = examples[place]
-            lines.append(json_line({"id": example.id} | task.as_json(example, found[place])))
+            lines.append(json_text({"id": example.id} | task.as_json(example, found[place])))
             marks.append(task.marked(example, found[place]))
     return lines, marks, len(faults)
 

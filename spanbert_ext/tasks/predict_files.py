@@ -21,7 +21,7 @@ from typing import Any
 from spanbert_ext.errors import ConfigError
 from spanbert_ext.tasks import html
 from spanbert_ext.tasks.marked_text import Mark, MarkedText
-from spanbert_ext.training.checkpoint import fail_point, write_text
+from spanbert_ext.training.checkpoint import fail_point, json_text, write_text
 
 
 class OutputFiles:
@@ -85,7 +85,7 @@ class OutputFiles:
             for path in (self._output, self._marks):
                 if path is not None:
                     path.unlink(missing_ok=True)
-        write_text(self._state, json_line(identity))
+        write_text(self._state, json_text(identity))
         return False
 
     def count_lines(self) -> int:
@@ -102,7 +102,7 @@ class OutputFiles:
         _append(self._part, "".join(line + "\n" for line in lines))
         if self._marks is not None:
             fail_point("between_files")
-            rows = (json_line(dataclasses.asdict(block)) + "\n" for block in marks)
+            rows = (json_text(dataclasses.asdict(block)) + "\n" for block in marks)
             _append(self._marks, "".join(rows))
 
     def finish(self, title: str) -> None:
@@ -140,16 +140,6 @@ class OutputFiles:
         except (OSError, ValueError):
             return None
         return found if isinstance(found, dict) else None
-
-
-def json_line(value: dict[str, Any]) -> str:
-    """JSON in one line. Lone surrogates, which JSON can carry and UTF-8 cannot, stay escaped."""
-    text = json.dumps(value, ensure_ascii=False)
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        text = json.dumps(value)
-    return text
 
 
 def _locked(part: Path, output: Path) -> int:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from spanbert_ext.errors import DataError
+from spanbert_ext.records import UnreadableLine, parse_object, read_lines
 from spanbert_ext.tasks.task import DownstreamTask
 
 TEXT_SUFFIX = ".txt"
@@ -73,40 +73,28 @@ def _text_of(path: Path, task: DownstreamTask) -> Item:
 
 def _lines_of(path: Path) -> Iterator[Item]:
     end = 0
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            end += len(line)
-            if line.strip():
-                yield Item(f"{path.name}:{number}", _record(line, path, number), len(line), end)
+    for number, line in enumerate(read_lines(path), 1):
+        found = line if isinstance(line, UnreadableLine) else parse_object(line)
+        text = found.excerpt if isinstance(line, UnreadableLine) else line
+        size = len(text.encode("utf-8")) + 1
+        end += size
+        if not text.strip():
+            continue
+        if isinstance(found, UnreadableLine):
+            hint = f"; a file that is one text must end in {TEXT_SUFFIX}" if number == 1 else ""
+            found = DataError(f"{path.name}:{number}: {found.reason}{hint}")
+        yield Item(f"{path.name}:{number}", found, size, end)
 
 
-def _record(line: bytes, path: Path, number: int) -> dict[str, Any] | DataError:
-    where = f"{path.name}:{number}"
-    text = _decoded(line, path.name, number)
-    if isinstance(text, DataError):
-        return text
-    hint = f"; a file that is one text must end in {TEXT_SUFFIX}" if number == 1 else ""
-    try:
-        record = json.loads(text)
-    except json.JSONDecodeError as error:
-        return DataError(f"{where}: not valid JSON ({error.msg}, column {error.colno}){hint}")
-    except (ValueError, RecursionError) as error:
-        return DataError(f"{where}: not valid JSON ({error})")
-    if not isinstance(record, dict):
-        return DataError(f"{where}: expected a JSON object, got {type(record).__name__}{hint}")
-    return record
-
-
-def _decoded(data: bytes, name: str, line: int = 1) -> str | DataError:
-    """The text of some bytes that begin at a line of the file."""
-    if line == 1:
-        data = data.removeprefix(_BOM)
+def _decoded(data: bytes, name: str) -> str | DataError:
+    """The text of a file."""
+    data = data.removeprefix(_BOM)
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
-        line += data.count(b"\n", 0, error.start)
+        line = 1 + data.count(b"\n", 0, error.start)
         column = error.start - data.rfind(b"\n", 0, error.start)
-        hint = " (is it UTF-16?)" if data[:2] in _UTF16 else ""
+        hint = "; is the file UTF-16?" if data[:2] in _UTF16 else ""
         return DataError(
             f"{name}:{line}: not UTF-8: byte 0x{data[error.start]:02x} at column {column}{hint}"
         )

@@ -192,11 +192,14 @@ class DownstreamTask(ABC, Generic[Example, Prediction]):
 
     def write_predictions(
         self, path: Path, examples: Sequence[Example], predictions: Sequence[Prediction]
-    ) -> None:
+    ) -> list[Path]:
         """Predictions of `evaluate` in the layout the task's official scorer reads.
 
+        Returns:
+            The files: `path`, and what stands beside it.
+
         Raises:
-            StorageError: the file cannot be written.
+            StorageError: a file cannot be written; each is whole or absent.
         """
         raise ConfigError(f"{self.name} has no official prediction file")
 

@@ -11,14 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from spanbert_ext.data.storage import write_whole
-from spanbert_ext.errors import DataError, StorageError
+from spanbert_ext.errors import DataError
 from spanbert_ext.tasks.glue.layouts import HIGHEST, LAYOUTS, LOWEST
 from spanbert_ext.tasks.glue.metrics import confusion, measures
 from spanbert_ext.tasks.glue.reading import GlueExample, parse_record, read_file
 from spanbert_ext.tasks.marked_text import MarkedText
 from spanbert_ext.tasks.rejects import Rejects
 from spanbert_ext.tasks.task import DownstreamTask, Feature
+from spanbert_ext.training.checkpoint import write_text
 
 # Texts tokenised at a time: what the tokenizer gives for one is far larger than its numbers.
 _BATCH = 4096
@@ -201,7 +201,7 @@ class GlueTask(DownstreamTask[GlueExample, GluePrediction]):
         path: Path,
         examples: Sequence[GlueExample],
         predictions: Sequence[GluePrediction],
-    ) -> None:
+    ) -> list[Path]:
         """The file the benchmark's site takes: index, tab, label or score with three decimals
         within the scale.
 
@@ -215,10 +215,8 @@ class GlueTask(DownstreamTask[GlueExample, GluePrediction]):
             else:
                 shown = prediction.label
             lines.append(f"{example.id}\t{shown}")
-        try:
-            write_whole(Path(path), ("\n".join(lines) + "\n").encode("utf-8"))
-        except OSError as error:
-            raise StorageError(f"cannot write {path}: {error.strerror}") from error
+        write_text(Path(path), "\n".join(lines) + "\n")
+        return [Path(path)]
 
 
 def _tokenised(texts: list[str], tokenizer: Any, length: int) -> dict[str, np.ndarray]:
