@@ -14,6 +14,7 @@ from typing import Any
 import numpy
 import torch
 import transformers
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.distributed.tensor import DTensor
@@ -28,6 +29,8 @@ from spanbert_ext.training.settings import options
 from spanbert_ext.training.stored_settings import completed
 
 logger = logging.getLogger("spanbert_ext")
+
+_IDLE = "idle"  # in the optimizer's file: parameters without state, which never had a gradient
 
 
 @dataclass
@@ -137,7 +140,9 @@ def write_training_state(
     if tokenizer_dir is not None:
         for path in sorted(p for p in Path(tokenizer_dir).iterdir() if p.is_file()):
             shutil.copyfile(path, directory / path.name)
-    save_file(snapshot.moments, directory / OPTIMIZER)
+    owners = _owners(snapshot.moments)
+    idle = [name for name, _ in model.named_parameters() if name not in owners]
+    save_file(snapshot.moments, directory / OPTIMIZER, metadata={_IDLE: json.dumps(idle)})
     fail_point("after_optimizer")
     for rank, tensors in enumerate(snapshot.generators):
         save_file(tensors, directory / f"{GENERATORS}{rank}.safetensors")
@@ -180,20 +185,30 @@ def optimizer_tensors(
 def load_optimizer(directory: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Restore what `optimizer_tensors` gave.
 
+    A parameter that never had a gradient (it is frozen, or the head does not read it) has no state;
+    the file lists these. They get one with their first gradient, as in a run that never stopped.
+
     Raises:
-        StorageError: names parameters without state, or state without a parameter.
+        StorageError: names parameters that lack their state, or state without a parameter.
     """
     path = directory / OPTIMIZER
     if not path.is_file():
         raise StorageError(f"{path} is missing; without it the run cannot continue exactly")
-    stored = load_file(path)
+    with safe_open(path, "pt") as file:
+        stored = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        listed = (file.metadata() or {}).get(_IDLE)
     parameters = dict(model.named_parameters())
-    owners = {key.rpartition(":")[0] for key in stored}
-    if owners - parameters.keys() or (stored and parameters.keys() - owners):
-        odd = sorted(owners ^ parameters.keys())
+    owners = _owners(stored)
+    # A file without the list was written before there was one: what has no state there is idle.
+    idle = parameters.keys() - owners if listed is None else set(json.loads(listed))
+    if owners | idle != parameters.keys():
+        odd = sorted((owners | idle) ^ parameters.keys())
         raise StorageError(
             f"{path} does not fit the model; differing parameters: {', '.join(odd[:5])}"
         )
+    for name in idle:  # after steps that a run goes back behind, it may have some
+        for value in optimizer.state.get(parameters[name], {}).values():
+            value.zero_()
     for key, value in stored.items():
         name, _, slot = key.rpartition(":")
         slots, own = optimizer.state[parameters[name]], divided_like(value, parameters[name])
@@ -201,6 +216,11 @@ def load_optimizer(directory: Path, model: nn.Module, optimizer: torch.optim.Opt
             slots[slot].copy_(own)
         else:
             slots[slot] = own
+
+
+def _owners(moments: Mapping[str, torch.Tensor]) -> set[str]:
+    """Names of the parameters that optimizer state belongs to."""
+    return {key.rpartition(":")[0] for key in moments}
 
 
 def generator_tensors(device: torch.device) -> dict[str, torch.Tensor]:
