@@ -117,9 +117,9 @@ MRQA_FAULTS = {
     "no answers": (question(answers=[]), "there is no answer"),
     "empty context": (changed(context=" "), "context: is empty"),
     "no questions": (changed(qas=None), "no list 'qas'"),
-    "half a line": (lambda record: json.dumps(record)[:40], "not JSON: Invalid control character"),
-    "not UTF-8": (lambda record: json.dumps(record)[:-9] + "\udcff", "can't decode byte 0xff"),
-    "a list": (lambda _: [1], "expected an object"),
+    "half a line": (lambda record: json.dumps(record)[:40], "not valid JSON (Unterminated string"),
+    "not UTF-8": (lambda record: json.dumps(record)[:-9] + "\udcff", "not UTF-8: byte 0xff"),
+    "a list": (lambda _: [1], "expected a JSON object, found a list"),
 }
 
 
@@ -201,7 +201,7 @@ def tsv_faults(text, columns, missing):
         "and its name": (lambda row: row[:-1], missing),
         "a tab in a text": (cells(**{place: "a\tfilm"}), "is there a tab in a text?"),
         "empty text": (cells(**{place: " "}), "the text is empty"),
-        "not UTF-8": (cells(**{place: "w\udcffs"}), "not UTF-8 at byte"),
+        "not UTF-8": (cells(**{place: "w\udcffs"}), "not UTF-8: byte 0xff at column"),
     }
 
 

@@ -6,11 +6,11 @@ import time
 from fractions import Fraction as F
 
 import numpy as np
+import official_scorers
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spanbert_ext.errors import DataError
 from spanbert_ext.tasks.coref.assignment import best_total
 from spanbert_ext.tasks.coref.documents import without_singletons
 from spanbert_ext.tasks.coref.metrics import CONLL, METRICS, CorefScorer
@@ -105,10 +105,54 @@ def test_a_repeated_mention_counts_where_the_response_has_it_first():
     assert scorer.fractions() == scored((["ab", "cd"], ["ab", "cd"])).fractions()
 
 
-@pytest.mark.parametrize("key", [["ab", "bc"], ["aab"]])
-def test_a_key_with_a_mention_twice_is_refused(key):
-    with pytest.raises(DataError, match="in two clusters, or twice"):
-        CorefScorer().update(key, ["ab"])
+# Recall and precision of keys and responses with repetitions, worked on paper by the rules of the
+# reference scorer.
+REPEATED = {
+    # a stands in two chains; the second is the one it is compared with. MUC: a and b are linked
+    # rightly, the link to d is one too many; B-cubed: three mentions of two thirds each, two whole.
+    ("ad ab ef", "abd ef"): {
+        "mentions": (F(1), F(1)),
+        "muc": (F(2, 3), F(2, 3)),
+        "bcub": (F(5, 6), F(4, 5)),
+        "ceafe": (F(9, 15), F(9, 10)),
+        "ceafm": (F(4, 6), F(4, 5)),
+    },
+    # Compared with the last chain, so their order counts: with "ad" behind, b is the one apart.
+    ("ab ad", "ab"): {"muc": (F(0), F(0)), "bcub": (F(3, 8), F(3, 4))},
+    ("ad ab", "ab"): {"muc": (F(1, 2), F(1)), "bcub": (F(2, 4), F(1))},
+    # Twice in one chain: three mentions, two links, of which the response has one.
+    ("aab", "ab"): {
+        "mentions": (F(1), F(1)),
+        "muc": (F(1, 2), F(1)),
+        "bcub": (F(4, 3) / 3, F(1)),
+        "ceafm": (F(1), F(3, 2)),
+    },
+    # In the response what the key has goes the second time; what it has not stays.
+    ("ab", "ab bc"): {"muc": (F(1), F(1)), "bcub": (F(1), F(2, 3))},
+    ("ab", "ab xc xd"): {"mentions": (F(1), F(2, 5)), "muc": (F(1), F(1, 3)), "bcub": (1, F(2, 6))},
+}
+
+
+@pytest.mark.parametrize("texts", REPEATED, ids=str)
+def test_repeated_mentions_worked_by_hand(texts):
+    documents = tuple(text.split() for text in texts)
+    found = scored(documents).fractions()
+    plain = official_scorers.conll2012([tuple(list(map(list, side)) for side in documents)])
+    for name, expected in REPEATED[texts].items():
+        assert found[name][:2] == expected, name
+        assert plain[name][:2] == pytest.approx(tuple(map(float, expected))), name
+
+
+_CHAINS = st.lists(st.lists(st.sampled_from("abcdef"), min_size=1, max_size=4), max_size=4)
+
+
+@settings(max_examples=300)
+@given(st.lists(st.tuples(_CHAINS, _CHAINS), min_size=1, max_size=2))
+def test_any_repetitions_count_as_in_the_reference_scorer(documents):
+    found = scored(*documents).fractions()
+    plain = official_scorers.conll2012(documents)
+    for name, values in plain.items():
+        assert [float(x) for x in found[name]] == pytest.approx(values), name
 
 
 # Plain definitions, by pairs and permutations.
@@ -175,6 +219,14 @@ def clusterings(draw, most=9, clusters=5):
         if owner:
             groups.setdefault(owner, set()).add(letter)
     return list(groups.values())
+
+
+@settings(max_examples=100)
+@given(clusterings(), clusterings(), st.randoms(use_true_random=False))
+def test_without_repetitions_no_order_counts(key, response, draw):
+    sides = [[sorted(cluster) for cluster in side] for side in (key, response)]
+    shuffled = [[draw.sample(c, len(c)) for c in draw.sample(s, len(s))] for s in sides]
+    assert scored(sides).fractions() == scored(shuffled).fractions()
 
 
 @settings(max_examples=200)

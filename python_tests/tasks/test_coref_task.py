@@ -7,6 +7,7 @@ import signal
 import numpy as np
 import pytest
 import torch
+from coref_cases import TOKENIZER
 from coref_runs import config_of, coref_words, story, story_file
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, RobertaConfig, RobertaModel
@@ -317,3 +318,27 @@ def segment_of_pieces(document):
 
     sizes = np.array([2, 1])
     return lay_out(document, np.array([7, 8, 9]), sizes, [3], (2, 3), True, 20)
+
+
+def test_a_gold_mention_in_two_clusters_is_scored_as_it_stands_and_joined_for_training(tmp_path):
+    task = CorefTask("coref", CorefOptions())
+    assert task.options.shared == "merge"
+    record = {"doc_key": "x", "sentences": [list("abcdef")]}
+    clusters = [[[2, 2], [0, 0]], [[4, 4], [5, 5]], [[3, 3], [0, 0]]]
+    path = tmp_path / "d.jsonl"
+    path.write_text(json.dumps(record | {"clusters": clusters}))
+    (document,) = task.read(path, Rejects())
+    # By their first mentions, those of the same one as the file has them: so they would be written.
+    assert document.clusters == (((0, 0), (2, 2)), ((0, 0), (3, 3)), ((4, 4), (5, 5)))
+    found = task.score(
+        [document], [CorefPrediction((((0, 0), (2, 2), (3, 3)), ((4, 4), (5, 5))), {})]
+    )
+    assert found["muc.f1"] == pytest.approx(200 / 3)
+    assert found["bcub.f1"] == pytest.approx(100 * 2 * 0.8 / (1 + 0.8 * 6 / 5))
+    assert found["ceafe.f1"] == pytest.approx(72)
+    (feature,) = task.features([document], TOKENIZER)
+    first, *rest = feature.gold_clusters[np.argsort(feature.gold_starts)].tolist()
+    assert rest[:2] == [first, first] and rest[2] == rest[3] != first
+    strict = CorefTask("coref", CorefOptions(shared="error"))
+    with pytest.raises(DataError, match=r"mention 0\.\.0 stands in two clusters"):
+        strict.read(path, Rejects())

@@ -74,7 +74,7 @@ def replaced(words, **changes):
 def test_other_settings_are_refused_by_name(finished, changes):
     """Also where the run is finished: nothing is to do only for the same command."""
     words, _ = finished
-    with pytest.raises(ConfigError, match="cannot be continued with other mathematics") as caught:
+    with pytest.raises(ConfigError, match="cannot be continued with other settings") as caught:
         finetune(replaced(words, **changes))
     for name in changes:
         assert f"\n  - {name.replace('__', '.')} was " in str(caught.value)

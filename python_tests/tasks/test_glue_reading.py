@@ -135,7 +135,7 @@ FAULTS = [
     ("sst-2", "fine\tgood", "unknown label; known are 0, 1 ('good')"),
     ("sst-2", "fine\t", "unknown label; known are 0, 1"),
     ("sst-2", " \u3000\t1", "the text is empty"),
-    ("sst-2", b"caf\xe9 \t1", "not UTF-8 at byte 3 of the line"),
+    ("sst-2", b"caf\xe9 \t1", "not UTF-8: byte 0xe9 at column 4"),
     ("qqp", "\tWas it? What?\t0", "3 columns where 6 are expected, column question1 is missing"),
     ("qqp", "5\t1\t2\twhy\t\t0", "the text is empty"),
     ("mnli", "0\ta\tb\t-", "unknown label; known are contradiction, entailment, neutral ('-')"),
@@ -167,7 +167,7 @@ def test_a_faulty_line_goes_by_the_policy(tmp_path, name, line, said):
 def test_the_first_line_of_a_file_without_a_header_goes_by_the_policy_too(tmp_path):
     found, (reject,) = read(tmp_path, "cola", b"a\t1\t\tcaf\xe9\na\t0\t*\tfine\n", "skip")
     assert [example.id for example in found] == ["2"]
-    assert reject.reason == "not UTF-8 at byte 8 of the line"
+    assert reject.reason == "not UTF-8: byte 0xe9 at column 9"
 
 
 def test_blank_lines_are_passed_over(tmp_path):

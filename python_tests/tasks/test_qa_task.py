@@ -114,8 +114,9 @@ def test_prediction_files(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["v1.json"]
     task = QATask("squad2", QAOptions(), {"null_threshold": 1.0})
     task.write_predictions(tmp_path / "v2.json", examples, predictions)
-    assert json.loads((tmp_path / "v2.json").read_bytes()) == {"a": "", "ü": "Paris"}
+    assert json.loads((tmp_path / "v2.json").read_bytes()) == {"a": "1889", "ü": "Paris"}
     assert json.loads((tmp_path / "v2_na.json").read_bytes()) == {"a": 1.5, "ü": 0.5}
+    assert json.loads((tmp_path / "v2_thresholded.json").read_bytes()) == {"a": "", "ü": "Paris"}
 
 
 def test_lines_of_predict():

@@ -181,9 +181,11 @@ def test_score_and_confusion(trained):
 def test_the_file_of_predictions(trained, tmp_path):
     made, examples, _ = trained
     guesses = [prediction(made, name) for name in RELATIONS]
-    made.write_predictions(tmp_path / "predictions.txt", examples, guesses)
-    lines = (tmp_path / "predictions.txt").read_text("utf-8").splitlines()
-    assert lines == [f"r{n}\t{name}" for n, name in enumerate(RELATIONS)]
+    files = made.write_predictions(tmp_path / "predictions.txt", examples, guesses)
+    assert [path.name for path in files] == ["predictions.txt", "predictions_ids.txt"]
+    labels, ids = (path.read_text("utf-8").splitlines() for path in files)
+    assert labels == list(RELATIONS)
+    assert ids == [f"r{n}" for n in range(len(RELATIONS))]
 
 
 def test_the_marked_text(trained):

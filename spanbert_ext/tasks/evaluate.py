@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from spanbert_ext.errors import DataError, StorageError
+from spanbert_ext.progress import Progress, watched_by
 from spanbert_ext.tasks import html
 from spanbert_ext.tasks.config import EvaluateConfig
 from spanbert_ext.tasks.predictor import Predictor
@@ -39,7 +40,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     if not examples:
         raise DataError(f"{', '.join(config.data)}: there is nothing to evaluate")
     began = time.monotonic()
-    predictions = predictor(examples)
+    predictions = _predictions(predictor, examples)
     seconds = time.monotonic() - began
     numbers = task.score(examples, predictions)
     try:
@@ -59,6 +60,24 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         text = json.dumps(result, indent=1, ensure_ascii=False)
         write_text(Path(config.metrics), text + "\n")
     return result
+
+
+def _predictions(predictor: Predictor, examples: list[Any]) -> list[Any]:
+    """One for each example, while somebody watches."""
+    predictions: list[Any] = []
+    with (
+        Progress(unit=" examples", stream="stderr") as whole,
+        Progress(unit="", stream="stderr", passing=True) as inside,
+        watched_by(inside),
+    ):
+        whole("evaluating", 0, len(examples))
+        try:
+            for _, prediction in predictor.stream(iter(examples)):
+                predictions.append(prediction)
+                whole("evaluating", len(predictions), len(examples))
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt("nothing was written; an evaluation begins anew") from None
+    return predictions
 
 
 def _write(

@@ -3,7 +3,7 @@
 Lines go to `OUT.part`, a chunk at a time; when all are there the file takes its name. A hidden file
 beside it says which model, records and settings they are of. A command that was killed goes on
 after the last whole chunk: chunks are cut at the same records every time, so that the bytes are
-those of a run that was never interrupted.
+those of a run that was never interrupted (what is computed together decides the last digits).
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ import glob
 import json
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from spanbert_ext.errors import ConfigError
 from spanbert_ext.tasks import html
 from spanbert_ext.tasks.marked_text import Mark, MarkedText
-from spanbert_ext.training.checkpoint import fail_point, write_text
+from spanbert_ext.training.checkpoint import fail_point, json_text, write_text
 
 
 class OutputFiles:
@@ -30,16 +30,16 @@ class OutputFiles:
     Args:
         output: the file with a line for each record.
         page: of the same predictions, or None.
-        chunk: records whose lines are added together.
 
     Raises:
         ConfigError: another process writes this output.
     """
 
-    def __init__(self, output: Path, page: Path | None, chunk: int):
-        self._output, self._page, self._chunk = output, page, chunk
+    def __init__(self, output: Path, page: Path | None):
+        self._output, self._page = output, page
         self._part = output.with_name(output.name + ".part")
         self._marks = output.with_name(f".{output.name}.marks") if page is not None else None
+        self._parts = [self._part] if page is None else [self._part, self._marks]
         self._state = output.with_name(f".{output.name}.state")
         self._output.parent.mkdir(parents=True, exist_ok=True)
         self._lock = _locked(self._part, output)
@@ -52,17 +52,24 @@ class OutputFiles:
             self._part.unlink()
         os.close(self._lock)  # not before: until then the file is ours
 
-    def are_finished(self, identity: dict[str, Any], overwrite: bool) -> bool:
-        """Whether nothing is left to do; otherwise `resume` says how many lines there are.
+    def are_finished(
+        self,
+        identity: dict[str, Any],
+        overwrite: bool,
+        complete: Callable[[dict[str, Any]], dict[str, Any]],
+    ) -> bool:
+        """Whether nothing is left to do; otherwise `count_lines` says how many are there.
 
         Args:
             identity: what the bytes depend on.
+            complete: makes one that an earlier version stored comparable.
             overwrite: also files of another command, or finished ones.
 
         Raises:
             ConfigError: the files belong to another command.
         """
-        same = self._stored_identity() == identity
+        stored = self._stored_identity()
+        same = stored is not None and complete(stored) == identity
         whole = self._output.is_file() and (self._page is None or self._page.is_file())
         if same and whole and not overwrite:
             self._clear_debris()
@@ -78,24 +85,24 @@ class OutputFiles:
             for path in (self._output, self._marks):
                 if path is not None:
                     path.unlink(missing_ok=True)
-        write_text(self._state, json_line(identity))
+        write_text(self._state, json_text(identity))
         return False
 
-    def resume(self) -> int:
-        """Cut the files after the last whole chunk; the number of records there."""
-        parts = [self._part] if self._marks is None else [self._part, self._marks]
-        lines = min(_whole_lines(part) for part in parts)
-        kept = lines - lines % self._chunk
-        for part in parts:
-            _keep_lines(part, kept)
-        return kept
+    def count_lines(self) -> int:
+        """Records whose lines are there whole; the last ones may be of a chunk that is not."""
+        return min(_whole_lines(part) for part in self._parts)
+
+    def keep_lines(self, count: int) -> None:
+        """Cut the files after so many records."""
+        for part in self._parts:
+            _keep_lines(part, count)
 
     def append(self, lines: list[str], marks: list[MarkedText]) -> None:
         """Add a chunk, durably."""
         _append(self._part, "".join(line + "\n" for line in lines))
         if self._marks is not None:
             fail_point("between_files")
-            rows = (json_line(dataclasses.asdict(block)) + "\n" for block in marks)
+            rows = (json_text(dataclasses.asdict(block)) + "\n" for block in marks)
             _append(self._marks, "".join(rows))
 
     def finish(self, title: str) -> None:
@@ -127,21 +134,12 @@ class OutputFiles:
         for path in self._page.parent.glob(own):
             path.unlink(missing_ok=True)
 
-    def _stored_identity(self) -> Any:
+    def _stored_identity(self) -> dict[str, Any] | None:
         try:
-            return json.loads(self._state.read_text("utf-8"))
+            found = json.loads(self._state.read_text("utf-8"))
         except (OSError, ValueError):
             return None
-
-
-def json_line(value: dict[str, Any]) -> str:
-    """JSON in one line. Lone surrogates, which JSON can carry and UTF-8 cannot, stay escaped."""
-    text = json.dumps(value, ensure_ascii=False)
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        text = json.dumps(value)
-    return text
+        return found if isinstance(found, dict) else None
 
 
 def _locked(part: Path, output: Path) -> int:

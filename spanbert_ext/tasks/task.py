@@ -76,6 +76,10 @@ class DownstreamTask(ABC, Generic[Example, Prediction]):
     head: ClassVar[Head]
     # The option that bounds a sequence of the encoder.
     length_option: ClassVar[str] = "length"
+    # Whether {"text": ...} is a whole record of `predict`.
+    takes_text: bool = False
+    # A record of `predict` as its line of JSON.
+    example_record: str
     # The number of `score` that picks the best model; larger is better.
     best_metric: str
 
@@ -169,6 +173,15 @@ class DownstreamTask(ABC, Generic[Example, Prediction]):
         """
         return
 
+    def trivial_predictions(
+        self, examples: Sequence[Example]
+    ) -> tuple[str, list[Prediction]] | None:
+        """What needs no model: in words, as "no entity everywhere", and one for each example.
+
+        A model that scores no better has not learned the task. None: there is no such thing.
+        """
+        return None
+
     @abstractmethod
     def as_json(self, example: Example, prediction: Prediction) -> dict[str, Any]:
         """The line `predict` writes, JSON types only, without the id."""
@@ -179,11 +192,14 @@ class DownstreamTask(ABC, Generic[Example, Prediction]):
 
     def write_predictions(
         self, path: Path, examples: Sequence[Example], predictions: Sequence[Prediction]
-    ) -> None:
+    ) -> list[Path]:
         """Predictions of `evaluate` in the layout the task's official scorer reads.
 
+        Returns:
+            The files: `path`, and what stands beside it.
+
         Raises:
-            StorageError: the file cannot be written.
+            StorageError: a file cannot be written; each is whole or absent.
         """
         raise ConfigError(f"{self.name} has no official prediction file")
 

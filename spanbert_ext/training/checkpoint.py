@@ -13,12 +13,14 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import os
 import shutil
 import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 
@@ -270,15 +272,48 @@ def _sync(path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace a small file atomically and durably."""
+    """Replace a small file atomically and durably; a device or a pipe is written to.
+
+    Raises:
+        StorageError: it cannot be written; what was there is there still.
+    """
     temporary = path.with_name(f".tmp-{path.name}")
+    data = text.encode("utf-8")
     try:
-        temporary.write_text(text, "utf-8")
-        _sync(temporary)
-        os.replace(temporary, path)
+        if path.exists() and not path.is_file():
+            path.write_bytes(data)
+            return
+        try:
+            temporary.write_bytes(data)
+            _sync(temporary)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
         _sync(path.parent)
     except OSError as error:
         raise StorageError(f"cannot write {path}: {error.strerror}") from error
+
+
+def json_text(value: Any, indent: int | None = None) -> str:
+    """Valid JSON: numbers that are not finite become null, and half surrogate pairs, which UTF-8
+    has no bytes for, stay escaped."""
+    value = _without_nan(value)
+    text = json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        text = json.dumps(value, indent=indent, allow_nan=False)
+    return text
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {name: _without_nan(own) for name, own in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_nan(own) for own in value]
+    return value
 
 
 def retain(run: Path, step: int, keep: int) -> None:

@@ -307,9 +307,12 @@ def train(
             )
             log.train(progress.step, losses, rate, norm, tokens / elapsed)
             began, tokens = time.monotonic(), 0
-        paused = time.monotonic()
-        after_step(progress.step)
+        paused, reached = time.monotonic(), progress.step
+        after_step(reached)
         began += time.monotonic() - paused
+        if progress.step < reached:  # it went back: what was added up since then did not happen
+            run_step.totals.read()
+            began, tokens = time.monotonic(), 0
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ import logging
 import platform
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,8 @@ from spanbert_ext.training.checkpoint import GENERATORS, OPTIMIZER, fail_point
 from spanbert_ext.training.config import FREE_ON_RESUME
 from spanbert_ext.training.ranks import ALONE, Ranks
 from spanbert_ext.training.replica import divided_like, whole
+from spanbert_ext.training.settings import options
+from spanbert_ext.training.stored_settings import completed
 
 logger = logging.getLogger("spanbert_ext")
 
@@ -154,10 +156,19 @@ def read_state(directory: Path) -> RunState:
     Raises:
         StorageError: state.json is missing or not ours.
     """
+    path = directory / "state.json"
     try:
-        return RunState(**json.loads((directory / "state.json").read_text("utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise StorageError(f"{directory / 'state.json'} cannot be read: {error}") from error
+        content = json.loads(path.read_text("utf-8"))
+        unknown = content.keys() - {f.name for f in fields(RunState)}
+        if unknown:
+            writer = content.get("versions", {}).get("spanbert_ext", "another version")
+            raise ValueError(
+                f"this version does not know {', '.join(sorted(unknown))}; it was written by "
+                f"spanbert_ext {writer}"
+            )
+        return RunState(**content)
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise StorageError(f"{path} cannot be read: {error}") from error
 
 
 def optimizer_tensors(
@@ -261,17 +272,51 @@ def seed_generators(seed: int, rank: int, step: int) -> None:
     torch.manual_seed(mixed % (1 << 63))
 
 
-def check_same_run(stored: RunState, current: RunState, directory: Path) -> None:
-    """Refuse to continue with settings or data that change the mathematics of the run.
+def differing_settings(
+    stored: RunState, current: Mapping[str, Any], cls: type, where: Path
+) -> list[str]:
+    """One line for every setting that changes the updates of a run, where it differs.
+
+    Args:
+        stored: state of a checkpoint, also of an earlier version.
+        current: settings with dotted names; a precision of auto may be any.
+        cls: class of the settings.
+        where: the checkpoint.
+
+    Raises:
+        ConfigError: the checkpoint has a setting that this version does not know.
+    """
+    tasks = [settings.get("task", "pre-training") for settings in (stored.settings, current)]
+    if tasks[0] != tasks[1]:  # which have other settings
+        return [f"task was {tasks[0]}, is {tasks[1]}"]
+    written_by = stored.versions.get("spanbert_ext")
+    file = where / "state.json"
+    then = completed(stored.settings, cls, file, written_by, wanted=current.keys())
+    lines = []
+    for name in sorted(then.keys() | current.keys()):
+        before, now = then.get(name), current.get(name)
+        if before == now or name in FREE_ON_RESUME or (name, now) == ("precision", "auto"):
+            continue
+        why = " (every step's learning rate depends on it)" if name in _SCHEDULE else ""
+        lines.append(f"{name} was {before}, is {now}{why}")
+    return lines
+
+
+_SCHEDULE = ("steps", "epochs", "max_steps")
+
+
+def check_same_run(stored: RunState, current: RunState, directory: Path, cls: type) -> None:
+    """Refuse to continue with settings or data that change the updates of the run.
+
+    Args:
+        stored, current: of a checkpoint, and of the run that is to continue it.
+        directory: the checkpoint.
+        cls: class of the settings.
 
     Raises:
         ConfigError: lists every differing setting with both values.
     """
-    faults = []
-    for name in sorted(stored.settings.keys() | current.settings.keys()):
-        before, now = stored.settings.get(name), current.settings.get(name)
-        if before != now and name not in FREE_ON_RESUME:
-            faults.append(f"{name} was {before}, is {now}")
+    faults = differing_settings(stored, current.settings, cls, directory)
     if stored.corpus != current.corpus:
         faults.append(f"the corpus had fingerprint {stored.corpus}, has {current.corpus}")
     elif stored.corpus_sample not in ("", current.corpus_sample):  # "": by an earlier version
@@ -283,9 +328,12 @@ def check_same_run(stored: RunState, current: RunState, directory: Path) -> None
         faults.append(f"the tokenizer had hash {stored.vocabulary}, has {current.vocabulary}")
     if faults:
         lines = "\n".join(f"  - {fault}" for fault in faults)
+        start = "init" if any(option.name == "init" for option in options(cls)) else "model"
         raise ConfigError(
-            f"{directory} cannot be continued with other mathematics:\n{lines}\n"
-            "Restore these, or start a new run in another output (init can take its weights)"
+            f"{directory} cannot be continued with other settings or data:\n{lines}\n"
+            f"To continue it, give the earlier ones ({directory.parent / 'config.yaml'} has the "
+            "settings). To train with these, name another --output; there, "
+            f"--{start} {directory} begins with its weights"
         )
     changed = {k: v for k, v in current.versions.items() if stored.versions.get(k) != v}
     if changed:

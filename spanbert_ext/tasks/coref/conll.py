@@ -1,9 +1,10 @@
 """CoNLL-2012 files: OntoNotes' columns, LitBank's, and any others with the coreference last.
 
-One word a line; columns separated by tabs, or by blanks where a line has no tab. Column 3 (from 0)
-is the word, column 9 the speaker where there are at least 11, the last one the coreference: `(7` a
-mention of cluster 7 begins, `7)` one ends, `(7)` is the word alone, several are joined by `|`, and
-`-`, `_`, `*` or nothing say that there are none. An empty line ends a sentence.
+One word a line; columns separated by tabs, or by blanks where a line has no tab; a tab at the end
+of all lines begins no column. Column 3 (from 0) is the word, column 9 the speaker where there are
+at least 11, the last one the coreference: `(7` a mention of cluster 7 begins, `7)` one ends, `(7)`
+is the word alone, several are joined by `|`, and `-`, `_`, `*` or nothing say that there are none.
+An empty line ends a sentence.
 
 In one cell the mentions of one word are taken first, then those that begin, then those that end,
 each from left to right; an end closes the mention of its cluster that began last. So does the
@@ -20,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from spanbert_ext.errors import DataError
+from spanbert_ext.records import UnreadableLine, read_lines, used_columns, without_empty_end
 from spanbert_ext.tasks.coref.documents import (
     Document,
     Shared,
@@ -27,18 +29,21 @@ from spanbert_ext.tasks.coref.documents import (
     genre_of,
     sorted_clusters,
 )
-from spanbert_ext.tasks.coref.lines import read_lines, write_lines
 from spanbert_ext.tasks.rejects import Rejects
+from spanbert_ext.training.checkpoint import write_text
 
 logger = logging.getLogger("spanbert_ext")
 
 _WORD, _SPEAKER, _FEWEST = 3, 9, 5
+_BLANKS = re.compile(" +")
+_CONTROL = re.compile("[\t\r\n]")
 _NOTHING = ("", "-", "_", "*")
 _BEGIN = re.compile(r"#\s*begin document ?(.*)$")
 _END = re.compile(r"#\s*end document")
 _NAME = re.compile(r"\s*\((.*)\);\s*(?:part\s+(\d+))?\s*$")
 _NUMBERED = re.compile(r"(.+)_(0|[1-9]\d*)$", re.DOTALL)
 _BRACKET = re.compile(r"\((?P<alone>[^()|]+)\)|\((?P<begin>[^()|]+)|(?P<end>[^()|]+)\)|\|")
+_NUMBERED_BRACKETS = re.compile(r"[()|\d]+")
 _UNESCAPED = {"/.": ".", "/?": "?"}
 
 
@@ -69,8 +74,7 @@ class _Draft:
             return self.header.strip()
         return name[1] if name[2] is None else f"{name[1]}_{int(name[2])}"
 
-    def add(self, line: str, number: int) -> None:
-        columns = line.split("\t") if "\t" in line else line.split()
+    def add(self, columns: list[str], number: int) -> None:
         if len(columns) < _FEWEST:
             raise _Fault(f"{len(columns)} columns where at least {_FEWEST} are needed")
         if not columns[_WORD]:
@@ -95,6 +99,7 @@ class _Draft:
                 self.clusters.setdefault(label, []).append((place, place))
         for match in found:
             if label := match["begin"]:
+                self.clusters.setdefault(label, [])  # in the order of the reference scorer
                 self.begun.setdefault(label, []).append((place, number))
         for match in found:
             if label := match["end"]:
@@ -125,16 +130,16 @@ class _Draft:
         return document, repeated
 
 
-def read(path: str | Path, rejects: Rejects, shared: Shared = "merge") -> list[Document]:
+def read(path: str | Path, rejects: Rejects, shared: Shared = "keep") -> list[Document]:
     """Documents of a CoNLL-2012 file, or of all `*conll` files in a folder, in order.
 
     A document's id is its name and the number of its part ("bc/cctv/00/cctv_0000_0"), its genre the
     first part of the name where that is one of OntoNotes'. A whole document is rejected where one
-    of its lines cannot be used. A mention repeated in its cluster is dropped, with a warning.
+    of its lines cannot be used.
 
     Args:
-        shared: what to do with a mention in two clusters: `merge` joins the clusters, `error`
-            rejects the document.
+        shared: what to do with a mention in two clusters, see `documents.sorted_clusters`; `error`
+            rejects the document. A mention repeated in its cluster is warned of.
 
     Raises:
         DataError: as `rejects` says; a file that is not UTF-8, or a folder without files.
@@ -163,40 +168,67 @@ def read(path: str | Path, rejects: Rejects, shared: Shared = "merge") -> list[D
             documents.append(document)
             repeated += dropped
     if repeated:
-        logger.warning("%s: dropped %d mentions repeated in their cluster", path, repeated)
+        logger.warning("%s: %d mentions stand twice in their cluster", path, repeated)
     rejects.check(path, len(documents))
     return documents
 
 
 def _drafts(file: Path) -> Iterator[tuple[_Draft, int, str, str]]:
     """Each document, what is wrong with it ("": nothing), with the line's number and text."""
+    lines = list(read_lines(file))
+    columns = _columns([_cells_of(line) for line in lines if _is_row(line)])
     draft, fault, place, excerpt = None, "", 0, ""
     number = 0
-    for number, line in enumerate(read_lines(file), 1):
-        begin = _BEGIN.match(line)
-        end = draft is not None and _END.match(line)
+    for number, line in enumerate(lines, 1):
+        unreadable = isinstance(line, UnreadableLine)
+        begin = None if unreadable else _BEGIN.match(line)
+        end = draft is not None and not unreadable and _END.match(line)
         if begin or end:
             if draft is not None:
                 if begin and not fault:
                     fault, excerpt = "no #end document before the next begins", line
                 yield draft, place or number, fault, excerpt
             draft, fault, place, excerpt = _Draft(begin[1]) if begin else None, "", 0, ""
+        elif unreadable:
+            if not fault:
+                draft, place = draft or _Draft("(no name)"), number
+                fault, excerpt = line.reason, line.excerpt
         elif not line.strip(" \t"):
             if draft is not None:
                 draft.breaks = True
-        elif line.startswith("#") and len(line.split("\t")) < _FEWEST:
+        elif not _is_row(line):
             continue  # a comment
         elif draft is None:
             draft, place, excerpt = _Draft("(no name)"), number, line
             fault = "a word outside #begin document ... #end document"
         elif not fault:
             try:
-                draft.add(line, number)
+                draft.add(without_empty_end(_cells_of(line), columns), number)
             except _Fault as error:
                 fault, place, excerpt = str(error), number, line
     if draft is not None:
         fault = fault or "the file ends before #end document"
         yield draft, place or number, fault, excerpt
+
+
+def _columns(rows: list[list[str]]) -> int:
+    """Columns of a file; the last is the coreference, which may be empty in all rows."""
+    used = used_columns(rows)
+    last = (row[used - 1].strip() for row in rows if len(row) >= used > 0)
+    if all(cell in _NOTHING or _NUMBERED_BRACKETS.fullmatch(cell) for cell in last):
+        return used
+    return max(map(len, rows), default=0)  # what stands there last is another annotation
+
+
+def _cells_of(line: str) -> list[str]:
+    return line.split("\t") if "\t" in line else _BLANKS.split(line.strip(" "))
+
+
+def _is_row(line: str | UnreadableLine) -> bool:
+    """Whether a word stands in the line, which may be a `#`."""
+    if isinstance(line, UnreadableLine) or not line.strip(" \t"):
+        return False
+    return not line.startswith("#") or len(line.split("\t")) >= _FEWEST
 
 
 def write(path: str | Path, documents: Iterable[Document], crossing: str = "error") -> int:
@@ -214,14 +246,14 @@ def write(path: str | Path, documents: Iterable[Document], crossing: str = "erro
         How many mentions were dropped.
 
     Raises:
-        DataError: such a mention, or a word with a tab or line feed in it.
+        DataError: such a mention, or a word with a tab or line end in it.
         StorageError: the file cannot be written.
     """
     lines: list[str] = []
     dropped = 0
     for document in documents:
         dropped += _document_lines(document, crossing, lines)
-    write_lines(path, lines)
+    write_text(Path(path), "".join(f"{line}\n" for line in lines))
     return dropped
 
 
@@ -232,8 +264,9 @@ def _document_lines(document: Document, crossing: str, lines: list[str]) -> int:
         if numbered := _NUMBERED.match(document.id):
             name, part = numbered[1], int(numbered[2])
         header = f"({name}); part {part:03d}"
+    header = _CONTROL.sub(" ", header)
     name = _NAME.match(header)
-    first = [name[1], str(int(name[2] or 0))] if name else [document.id, "0"]
+    first = [name[1], str(int(name[2] or 0))] if name else [_CONTROL.sub(" ", document.id), "0"]
     spans, dropped = _writable(document, crossing)
     cells = _cells(spans, len(document.words))
     lines.append(f"#begin document {header}")
@@ -245,8 +278,8 @@ def _document_lines(document: Document, crossing: str, lines: list[str]) -> int:
             before, count = sentence, 0
         speaker = (document.speakers[place] if document.speakers else None) or "-"
         columns = [*first, str(count), word, "-", "*", "-", "-", "-", speaker, "*", cells[place]]
-        if any("\t" in column or "\n" in column for column in columns):
-            raise DataError(f"document {document.id}: a tab or line feed in word {place}")
+        if any(_CONTROL.search(column) for column in columns):
+            raise DataError(f"document {document.id}: a tab or line end in word {place}")
         lines.append("\t".join(columns))
         count += 1
     lines += ["", "#end document"]

@@ -1,11 +1,13 @@
 """A document of words with its sentences, speakers and clusters of mentions.
 
 A mention is a pair (first word, last word), both inclusive, counted from 0 over the document. A
-cluster is a tuple of mentions; a mention belongs to one cluster only.
+cluster is a tuple of mentions. Gold clusters are what the file says, so a mention may stand in
+several, or twice in one; `merged` joins them for training.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -17,7 +19,7 @@ from spanbert_ext.errors import DataError
 Span = tuple[int, int]
 Clusters = tuple[tuple[Span, ...], ...]
 # What becomes of a mention that stands in two clusters.
-Shared = Literal["merge", "error"]
+Shared = Literal["keep", "merge", "error"]
 
 GENRES = ("bc", "bn", "mz", "nw", "pt", "tc", "wb")
 
@@ -85,38 +87,40 @@ def _fault_of(document: Document) -> str | None:
         return f"{len(words)} words but {len(document.speakers)} speakers"
     if document.word_offsets is not None and len(document.word_offsets) != len(words):
         return f"{len(words)} words but {len(document.word_offsets)} offsets"
-    seen = set()
-    for span in (span for cluster in document.clusters for span in cluster):
-        first, last = span
+    for first, last in (span for cluster in document.clusters for span in cluster):
         if not 0 <= first <= last < len(words):
             return f"mention {first}..{last} is out of range, there are {len(words)} words"
-        if span in seen:
-            return f"mention {first}..{last} occurs twice; see sorted_clusters"
-        seen.add(span)
     return None
 
 
 def sorted_clusters(
     clusters: Iterable[Iterable[Sequence[int]]], shared: Shared = "merge"
 ) -> tuple[Clusters, int]:
-    """Clusters in the one order used everywhere, every mention once.
+    """Clusters in the one order used everywhere, every mention once unless it is to be kept.
 
     Mentions are sorted by first and last word, clusters by their first mention; empty clusters
     vanish.
 
     Args:
         shared: what to do with a mention in two clusters: `merge` joins them into one, as the
-            preprocessing of the original implementation does.
+            preprocessing of the original implementation does. `keep` leaves all clusters as they
+            are, repetitions inside one too, and in their order if any mention stands there twice:
+            scores depend on it (`metrics.CorefScorer`).
 
     Returns:
-        The clusters, and how many repetitions of a mention inside its cluster were dropped.
+        The clusters, and how many repetitions of a mention inside its cluster there were.
 
     Raises:
         DataError: with shared=error, names such a mention.
     """
     repeated, owner, joined = 0, {}, []
-    for cluster in clusters:
-        mentions = [(int(first), int(last)) for first, last in cluster]
+    given = [[(int(first), int(last)) for first, last in cluster] for cluster in clusters]
+    if shared == "keep":
+        kept = [tuple(sorted(cluster)) for cluster in given if cluster]
+        every = [span for cluster in kept for span in cluster]
+        repeated = sum(len(cluster) - len(set(cluster)) for cluster in kept)
+        return tuple(kept if len(set(every)) < len(every) else sorted(kept)), repeated
+    for mentions in given:
         group = set(mentions)
         repeated += len(mentions) - len(group)
         for other in sorted({owner[span] for span in group if span in owner}):
@@ -130,9 +134,14 @@ def sorted_clusters(
     return tuple(sorted(tuple(sorted(group)) for group in joined if group)), repeated
 
 
+def merged(document: Document) -> Document:
+    """The document with every gold mention in one cluster: those that share one are joined."""
+    return dataclasses.replace(document, clusters=sorted_clusters(document.clusters)[0])
+
+
 def without_singletons(clusters: Clusters) -> Clusters:
     """The clusters of at least two mentions."""
-    return tuple(cluster for cluster in clusters if len(cluster) > 1)
+    return tuple(cluster for cluster in clusters if len(set(cluster)) > 1)
 
 
 def genre_of(id: str) -> str | None:

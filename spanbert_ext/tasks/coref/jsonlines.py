@@ -12,7 +12,6 @@ rule. Plain text: `text` alone. A `genre` may be named, else `doc_key` says it.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from spanbert_ext.errors import DataError
+from spanbert_ext.records import UnreadableLine, read_objects
 from spanbert_ext.tasks.coref.documents import (
     Document,
     Shared,
@@ -31,9 +31,9 @@ from spanbert_ext.tasks.coref.documents import (
     genre_of,
     sorted_clusters,
 )
-from spanbert_ext.tasks.coref.lines import read_lines, write_lines
 from spanbert_ext.tasks.coref.segments import SegmentedDocument, lay_out
 from spanbert_ext.tasks.rejects import Rejects
+from spanbert_ext.training.checkpoint import json_text, write_text
 
 _NOBODY = ("", "-", "[SPL]")
 _CONTINUATION = "##"
@@ -76,7 +76,7 @@ class PieceDocument:
         return lay_out(self.document, ids, sizes, self.cuts, specials, singletons, max_speakers)
 
 
-def read(path: str | Path, rejects: Rejects, shared: Shared = "merge") -> list[Document]:
+def read(path: str | Path, rejects: Rejects, shared: Shared = "keep") -> list[Document]:
     """Documents of a file in any of the layouts, in order.
 
     Args:
@@ -95,9 +95,7 @@ def read(path: str | Path, rejects: Rejects, shared: Shared = "merge") -> list[D
     return found
 
 
-def read_pieces(
-    path: str | Path, rejects: Rejects, shared: Shared = "merge"
-) -> list[PieceDocument]:
+def read_pieces(path: str | Path, rejects: Rejects, shared: Shared = "keep") -> list[PieceDocument]:
     """Documents of a file in the original layout, with its pieces and segments.
 
     Raises:
@@ -114,17 +112,11 @@ def read_pieces(
 
 
 def _records(path: str | Path, rejects: Rejects):
-    for number, line in enumerate(read_lines(path), 1):
+    for number, record in read_objects(path):
         where = f"{path}:{number}"
-        if line.strip():
-            try:
-                record = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                rejects.add(where, where, f"not JSON: {error}", line)
-                continue
-            if not isinstance(record, dict):
-                rejects.add(where, where, f"an object is needed, not {type(record).__name__}", line)
-                continue
+        if isinstance(record, UnreadableLine):
+            rejects.add(where, where, record.reason, record.excerpt)
+        else:
             yield where, record
 
 
@@ -139,7 +131,7 @@ def _genre(record: dict[str, Any], key: str, where: str) -> str | None:
     return genre or genre_of(key)
 
 
-def document_of(record: dict[str, Any], where: str, shared: Shared = "merge") -> Document:
+def document_of(record: dict[str, Any], where: str, shared: Shared = "keep") -> Document:
     """The document of one record in any of the layouts.
 
     Args:
@@ -172,7 +164,7 @@ def document_of(record: dict[str, Any], where: str, shared: Shared = "merge") ->
     )
 
 
-def pieces_of(record: dict[str, Any], where: str, shared: Shared = "merge") -> PieceDocument:
+def pieces_of(record: dict[str, Any], where: str, shared: Shared = "keep") -> PieceDocument:
     """A record of the original layout, with its pieces and segments.
 
     Raises:
@@ -287,7 +279,12 @@ def _clusters(record: dict[str, Any], length: int, where: str) -> list[list[Span
                 raise DataError(f"{where}: mention {list(pair)} is out of range 0..{length - 1}")
             mentions.append((pair[0], pair[1]))
         found.append(mentions)
-    return found
+    return sorted((cluster for cluster in found if cluster), key=_appearance)
+
+
+def _appearance(cluster: list[Span]) -> tuple[int, bool, int]:
+    """Where a cluster begins in the CoNLL-2012 file that would be written of the document."""
+    return min((first, first != last, -last) for first, last in cluster)
 
 
 def record_of(segmented: SegmentedDocument, tokenizer: Any) -> dict[str, Any]:
@@ -335,4 +332,4 @@ def write(path: str | Path, documents: Iterable[SegmentedDocument], tokenizer: A
         StorageError: the file cannot be written.
     """
     records = (record_of(document, tokenizer) for document in documents)
-    write_lines(path, (json.dumps(record, ensure_ascii=False) for record in records))
+    write_text(Path(path), "".join(json_text(record) + "\n" for record in records))

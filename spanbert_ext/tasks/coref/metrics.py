@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Hashable, Iterable
 from fractions import Fraction
+from itertools import combinations, product
 
-from spanbert_ext.errors import DataError
 from spanbert_ext.tasks.coref.assignment import best_total
 
 # The mean of their F1 is the CoNLL score.
@@ -20,7 +20,8 @@ CONLL = ("muc", "bcub", "ceafe")
 METRICS = ("mentions", *CONLL, "ceafm", "blanc", "lea")
 
 Mentions = Iterable[Iterable[Hashable]]
-Ratio = tuple[Fraction, Fraction]
+Ratio = tuple[Fraction | int, Fraction | int]
+Link = tuple[int, int]
 
 
 class CorefScorer:
@@ -43,28 +44,19 @@ class CorefScorer:
     def update(self, key: Mentions, response: Mentions) -> None:
         """Add one document.
 
-        A mention that the response gives twice counts where it stands first, and in `repeated`. The
-        reference scorer does the same, and refuses to score beyond ten of them.
-
-        Raises:
-            DataError: the key has a mention twice.
+        Of a mention that the key has twice, all of its clusters count, and the last one is the one
+        that MUC, B-cubed and LEA compare with. A mention of the key that the response gives twice
+        counts where it stands first; any other counts twice. `repeated` counts the former; the
+        reference scorer refuses to score beyond ten of them.
         """
-        keys, twice = _distinct(key)
-        if twice:
-            raise DataError("the key has a mention in two clusters, or twice in one; merge them")
-        responses, repeated = _distinct(response)
+        keys = [list(cluster) for cluster in key]
+        responses, repeated = _first_ones(response, {m for cluster in keys for m in cluster})
         self.repeated += repeated
         self.documents += 1
-        pair = _Pair(keys, responses)
-        for name, ratio in pair.ratios().items():
-            self._add(self._recall, name, ratio)
-        for name, ratio in pair.mirrored().ratios().items():
-            self._add(self._precision, name, ratio)
-        similarity = {"ceafe": pair.ceafe(), "ceafm": pair.ceafm()}
-        for side, clusters in ((self._recall, keys), (self._precision, responses)):
-            sizes = {"ceafe": len(clusters), "ceafm": sum(map(len, clusters))}
-            for name, size in sizes.items():
-                self._add(side, name, (similarity[name], Fraction(size)))
+        pair = _Pair([cluster for cluster in keys if cluster], responses)
+        for name, (recall, precision) in pair.ratios().items():
+            self._add(self._recall, name, recall)
+            self._add(self._precision, name, precision)
 
     @staticmethod
     def _add(side: dict[str, Ratio], name: str, ratio: tuple[Fraction | int, int | Fraction]):
@@ -105,96 +97,150 @@ def _scores(recall: Ratio, precision: Ratio) -> tuple[Fraction, Fraction, Fracti
     return r, p, 2 * r * p / (r + p) if r + p else Fraction(0)
 
 
-def _distinct(clusters: Mentions) -> tuple[list[set[Hashable]], int]:
+def _first_ones(clusters: Mentions, known: set[Hashable]) -> tuple[list[list[Hashable]], int]:
+    """The response's clusters without repetitions of the key's mentions, and how many these are."""
     seen: set[Hashable] = set()
     repeated, kept = 0, []
     for cluster in clusters:
-        mentions = list(cluster)
-        fresh = set(mentions) - seen
-        repeated += len(mentions) - len(fresh)
-        seen |= fresh
+        fresh = []
+        for mention in cluster:
+            if mention in seen:
+                repeated += 1
+                continue
+            fresh.append(mention)
+            if mention in known:
+                seen.add(mention)
         if fresh:
             kept.append(fresh)
     return kept, repeated
 
 
 class _Pair:
-    """One document's two clusterings and how many mentions each two clusters share.
+    """One document's two clusterings, and what each two of their clusters share.
 
-    Everything but CEAF is a ratio over the first clustering (recall); precision is the same ratio
-    with the two exchanged.
+    The three counts over (key cluster, response cluster) differ only where the key has a mention
+    twice: `owned` are mentions of the response whose last cluster in the key it is, `within`
+    mentions of the response that stand in the key's cluster, `matched` mentions of the key's
+    cluster, repetitions too, that stand in the response's.
     """
 
-    def __init__(self, keys: list[set[Hashable]], responses: list[set[Hashable]]):
-        cluster_of = {m: k for k, cluster in enumerate(keys) for m in cluster}
-        common: Counter[tuple[int, int]] = Counter()
-        for r, cluster in enumerate(responses):
-            common.update((cluster_of[m], r) for m in cluster if m in cluster_of)
+    def __init__(self, keys: list[list[Hashable]], responses: list[list[Hashable]]):
+        clusters_of: dict[Hashable, list[int]] = {}
+        for k, cluster in enumerate(keys):
+            for mention in cluster:
+                clusters_of.setdefault(mention, []).append(k)
+        self.lists = keys, responses
         self.keys = [len(cluster) for cluster in keys]
         self.responses = [len(cluster) for cluster in responses]
-        self.common = dict(common)
+        self.owned: Counter[Link] = Counter()
+        self.within: Counter[Link] = Counter()
+        self.matched: Counter[Link] = Counter()
+        self.distinct = len(clusters_of), len({m for cluster in responses for m in cluster})
+        self.is_partition = self.distinct == (sum(self.keys), sum(self.responses))
+        for r, cluster in enumerate(responses):
+            for own in (clusters_of[m] for m in cluster if m in clusters_of):
+                self.owned[own[-1], r] += 1
+                self.within.update((k, r) for k in set(own))
+                self.matched.update((k, r) for k in own)
 
-    def mirrored(self) -> _Pair:
-        """The same with key and response exchanged."""
-        pair = object.__new__(_Pair)
-        pair.keys, pair.responses = self.responses, self.keys
-        pair.common = {(r, k): n for (k, r), n in self.common.items()}
-        return pair
-
-    def ratios(self) -> dict[str, tuple[Fraction | int, int]]:
-        """Numerator and denominator of recall."""
-        mentions = sum(self.keys)
-        blanc = self._blanc()
-        return {
-            "mentions": (sum(self.common.values()), mentions),
-            "muc": (sum(n - 1 for n in self.common.values()), mentions - len(self.keys)),
-            "bcub": (self._weighted(lambda k, r, n: (n * n, self.keys[k])), mentions),
-            "lea": (self._weighted(self._lea), mentions),
-            "blanc.links": blanc[0],
-            "blanc.others": blanc[1],
+    def ratios(self) -> dict[str, tuple[Ratio, Ratio]]:
+        """Numerator and denominator of recall and of precision."""
+        mentions = sum(self.keys), sum(self.responses)
+        links = sum(n - 1 for n in self.owned.values())
+        ceafe, ceafm = self._ceafe(), best_total(self.matched)
+        pairs = {
+            "mentions": ((self.owned.total(), self.owned.total()), self.distinct),
+            "muc": (
+                (links, links),
+                (mentions[0] - len(self.keys), mentions[1] - len(self.responses)),
+            ),
+            "bcub": (
+                (
+                    _sum((n * self.within[k, r], self.keys[k]) for (k, r), n in self.owned.items()),
+                    _sum(
+                        (n * self.within[k, r], self.responses[r])
+                        for (k, r), n in self.owned.items()
+                    ),
+                ),
+                mentions,
+            ),
+            "lea": (
+                (
+                    _sum(
+                        _resolved(n, self.keys[k], self.responses[r])
+                        for (k, r), n in self.matched.items()
+                    ),
+                    _sum(
+                        _resolved(n, self.responses[r], self.keys[k])
+                        for (k, r), n in self.owned.items()
+                    ),
+                ),
+                mentions,
+            ),
+            "ceafe": ((ceafe, ceafe), (len(self.keys), len(self.responses))),
+            "ceafm": ((ceafm, ceafm), mentions),
         }
+        for name, (right, all_of) in self._links().items():
+            pairs[name] = ((right, right), all_of)
+        return {name: tuple(zip(*values, strict=True)) for name, values in pairs.items()}
 
-    def _weighted(self, part) -> Fraction:
-        """The sum of n/d over pairs of clusters that share mentions; few denominators occur."""
-        tops: Counter[int] = Counter()
-        for (k, r), n in self.common.items():
-            top, bottom = part(k, r, n)
-            tops[bottom] += top
-        return sum((Fraction(top, bottom) for bottom, top in tops.items()), Fraction(0))
-
-    def _lea(self, k: int, r: int, n: int) -> tuple[int, int]:
-        """Importance (size) times the share of links resolved; a singleton links to itself."""
-        size = self.keys[k]
-        if size == 1:
-            return int(self.responses[r] == 1), 1
-        return n * (n - 1), size - 1
-
-    def _blanc(self) -> tuple[tuple[int, int], tuple[int, int]]:
-        """Links inside clusters, and between them, that both clusterings have."""
-        both, in_key, in_response = Counter(), Counter(), Counter()
-        for (k, r), n in self.common.items():
-            both[k, r], in_key[k], in_response[r] = n, in_key[k] + n, in_response[r] + n
-        links = _links(self.keys)
-        others = _links([sum(self.keys)]) - links
-        right = _links(both.values())
+    def _links(self) -> dict[str, tuple[int, tuple[int, int]]]:
+        """BLANC's links inside clusters and those between them: in both, and (key, response)."""
+        if not self.is_partition:
+            sides = [_link_sets(clusters) for clusters in self.lists]
+            return {
+                name: (len(a & b), (len(a), len(b)))
+                for name, a, b in zip(("blanc.links", "blanc.others"), *sides, strict=True)
+            }
+        in_key: Counter[int] = Counter()
+        in_response: Counter[int] = Counter()
+        for (k, r), n in self.owned.items():
+            in_key[k] += n
+            in_response[r] += n
+        inside = _pairs(self.keys), _pairs(self.responses)
+        between = tuple(
+            _pairs([sum(sizes)]) - own
+            for sizes, own in zip((self.keys, self.responses), inside, strict=True)
+        )
+        right = _pairs(self.owned.values())
         # Pairs of shared mentions, less those linked in one or the other.
-        apart = _links([sum(both.values())]) - _links(in_key.values())
-        apart += right - _links(in_response.values())
-        return (right, links), (apart, others)
+        apart = _pairs([self.owned.total()]) - _pairs(in_key.values())
+        apart += right - _pairs(in_response.values())
+        return {"blanc.links": (right, inside), "blanc.others": (apart, between)}
 
-    def ceafm(self) -> Fraction:
-        """The most mentions that a one-to-one map of clusters has in common (phi 3)."""
-        return best_total(self.common)
-
-    def ceafe(self) -> Fraction:
-        """The largest total similarity of such a map, 2 common / (sum of the sizes) (phi 4)."""
+    def _ceafe(self) -> Fraction:
+        """The largest total similarity of a one-to-one map of clusters, 2 common / (sum of the
+        sizes) (phi 4); that of CEAF-m counts common mentions (phi 3)."""
         return best_total(
             {
                 (k, r): Fraction(2 * n, self.keys[k] + self.responses[r])
-                for (k, r), n in self.common.items()
+                for (k, r), n in self.matched.items()
             }
         )
 
 
-def _links(sizes: Iterable[int]) -> int:
+def _sum(parts: Iterable[tuple[int, int]]) -> Fraction:
+    """The sum of fractions, few of whose denominators differ."""
+    tops: Counter[int] = Counter()
+    for top, bottom in parts:
+        tops[bottom] += top
+    return sum((Fraction(top, bottom) for bottom, top in tops.items()), Fraction(0))
+
+
+def _resolved(shared: int, size: int, other: int) -> tuple[int, int]:
+    """LEA: importance (size) times the share of links resolved; a singleton links to itself."""
+    return (int(other == 1), 1) if size == 1 else (shared * (shared - 1), size - 1)
+
+
+def _pairs(sizes: Iterable[int]) -> int:
     return sum(size * (size - 1) // 2 for size in sizes)
+
+
+def _link_sets(clusters: list[list[Hashable]]) -> tuple[set[frozenset], set[frozenset]]:
+    """Links inside clusters and between them, as sets; where mentions repeat, one may be both."""
+    inside, between = set(), set()
+    for place, cluster in enumerate(clusters):
+        inside.update(map(frozenset, combinations(cluster, 2)))
+        for other in clusters[:place]:
+            between.update(map(frozenset, product(cluster, other)))
+    return inside, between

@@ -27,7 +27,8 @@ class CorefOptions(CorefModelOptions, TaskOptions):
         max_segment_len: most pieces of a segment, which the encoder reads alone, special tokens
             included; at most the model's positions.
         shared: what becomes of a mention that stands in two clusters of a file: merge joins the
-            clusters, error rejects the document.
+            clusters for training, and an evaluation scores them as they are, like the reference
+            scorer; error rejects the document.
         resolved: let predict write the text too with its mentions replaced by the most telling one
             of their cluster.
     """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,14 @@ from typing import Any
 
 from spanbert_ext.errors import DataError
 from spanbert_ext.tasks.coref import conll, jsonlines
-from spanbert_ext.tasks.coref.documents import Clusters, Document, Span, without_singletons
+from spanbert_ext.tasks.coref.documents import (
+    Clusters,
+    Document,
+    Shared,
+    Span,
+    merged,
+    without_singletons,
+)
 from spanbert_ext.tasks.coref.metrics import CONLL, CorefScorer
 from spanbert_ext.tasks.coref.options import CorefOptions
 from spanbert_ext.tasks.coref.resolve import cluster_mentions, resolved_document, with_text
@@ -24,6 +32,7 @@ logger = logging.getLogger("spanbert_ext")
 
 _JSON_LINES = (".jsonl", ".jsonlines", ".json")
 _METRICS = ("mentions", *CONLL, "lea")
+_CONTROL = re.compile("[\t\r\n]")
 _ALONE = "alone"  # the colour of mentions that nothing refers to
 
 
@@ -65,6 +74,8 @@ class CorefTask(DownstreamTask[Document, CorefPrediction]):
     """
 
     head = "coreference"
+    takes_text = True
+    example_record = '{"text": "Ada met Charles. She liked him."}'
     length_option = "max_segment_len"
     options: CorefOptions
 
@@ -76,12 +87,17 @@ class CorefTask(DownstreamTask[Document, CorefPrediction]):
     def read(self, path: str | Path, rejects: Rejects) -> list[Document]:
         """Documents of a JSON lines file (`jsonlines`, by its ending), or of CoNLL columns."""
         layout = jsonlines if Path(path).suffix in _JSON_LINES else conll
-        return layout.read(path, rejects, self.options.shared)
+        return layout.read(path, rejects, self._shared)
 
     def parse(self, record: dict[str, Any], where: str) -> Document:
         """The document of a record with `text`, `words` or `sentences`; `id`, `genre`, and with
         words `speakers`, may be there too."""
-        return jsonlines.document_of(record, where, self.options.shared)
+        return jsonlines.document_of(record, where, self._shared)
+
+    @property
+    def _shared(self) -> Shared:
+        # Clusters are joined for training alone (`features`); gold clusters are scored as they are.
+        return "error" if self.options.shared == "error" else "keep"
 
     def learn(self, examples: Sequence[Document], tokenizer: Any) -> None:
         """Find the genres.
@@ -105,7 +121,8 @@ class CorefTask(DownstreamTask[Document, CorefPrediction]):
         return {"coref": self.options.model_options(self.facts.get("genres")).to_dict()}
 
     def features(self, examples: Sequence[Document], tokenizer: Any) -> list[SegmentedDocument]:
-        """The documents in segments."""
+        """The documents in segments, clusters that share a mention joined."""
+        examples = [merged(document) for document in examples]
         return segment(examples, tokenizer, self.options.max_segment_len, self.options.singletons)
 
     def decode(
@@ -125,6 +142,12 @@ class CorefTask(DownstreamTask[Document, CorefPrediction]):
         for span in (span for cluster in output.clusters for span in cluster):
             scores.setdefault(feature.word_span(*span), output.scores[span])
         return CorefPrediction(clusters, scores)
+
+    def trivial_predictions(
+        self, examples: Sequence[Document]
+    ) -> tuple[str, list[CorefPrediction]]:
+        """No cluster."""
+        return "no cluster anywhere", [CorefPrediction((), {}) for _ in examples]
 
     def score(
         self, examples: Sequence[Document], predictions: Sequence[CorefPrediction]
@@ -188,11 +211,11 @@ class CorefTask(DownstreamTask[Document, CorefPrediction]):
 
     def write_predictions(
         self, path: Path, examples: Sequence[Document], predictions: Sequence[CorefPrediction]
-    ) -> None:
+    ) -> list[Path]:
         """CoNLL columns under the names of the gold file, for the official scorer.
 
         A mention that crosses another one of its cluster, which the columns cannot express, is left
-        out.
+        out. Tabs and line ends in a word become `_`.
         """
         dropped = conll.write(path, _predicted(examples, predictions), crossing="drop")
         if dropped:
@@ -202,6 +225,7 @@ class CorefTask(DownstreamTask[Document, CorefPrediction]):
                 path,
                 dropped,
             )
+        return [Path(path)]
 
     def plot(
         self, path: Path, examples: Sequence[Document], predictions: Sequence[CorefPrediction]
@@ -221,7 +245,13 @@ def _predicted(
     examples: Sequence[Document], predictions: Sequence[CorefPrediction]
 ) -> Iterable[Document]:
     for document, prediction in zip(examples, predictions, strict=True):
-        yield dataclasses.replace(document, clusters=prediction.clusters)
+        words, speakers = (
+            None if texts is None else tuple(text and _CONTROL.sub("_", text) for text in texts)
+            for texts in (document.words, document.speakers)
+        )
+        yield dataclasses.replace(
+            document, words=words, speakers=speakers, clusters=prediction.clusters
+        )
 
 
 def task_of_model(config: Any) -> CorefTask:

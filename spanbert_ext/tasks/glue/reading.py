@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from spanbert_ext.errors import DataError
+from spanbert_ext.records import UnreadableLine, read_lines, without_empty_end
 from spanbert_ext.tasks.glue.layouts import HIGHEST, ID_NAMES, LOWEST, Layout
 from spanbert_ext.tasks.rejects import Rejects
 
 logger = logging.getLogger("spanbert_ext")
-
-_BOM = b"\xef\xbb\xbf"
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,10 +69,13 @@ def read_file(path: str | Path, layout: Layout, rejects: Rejects) -> list[GlueEx
     path = Path(path)
     examples: list[GlueExample] = []
     columns = None
-    for number, line in _lines(path):
+    for number, line in enumerate(read_lines(path), 1):
+        if not line:
+            continue
         if columns is None:
             # Where the first line is data, what is wrong with it is found below.
-            first = line.decode("utf-8", "replace").split("\t")
+            first = (line if isinstance(line, str) else line.excerpt).split("\t")
+            first = without_empty_end(first, 1)
             columns = _columns(first, layout, f"{path}:{number}")
             if columns.label is None:
                 named = " or ".join(layout.label)
@@ -96,19 +98,6 @@ def read_file(path: str | Path, layout: Layout, rejects: Rejects) -> list[GlueEx
     return examples
 
 
-def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Lines that are not blank, without their ends, and their numbers from 1."""
-    try:
-        with path.open("rb") as stream:
-            for number, line in enumerate(stream, 1):
-                line = line.rstrip(b"\r\n")
-                line = line.removeprefix(_BOM) if number == 1 else line
-                if line:
-                    yield number, line
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
-
-
 def _columns(first: Sequence[str], layout: Layout, where: str) -> Columns:
     """From a file's first line."""
     names = [name.strip().lower() for name in first]
@@ -128,23 +117,21 @@ def _columns(first: Sequence[str], layout: Layout, where: str) -> Columns:
     )
 
 
-def _fields(line: bytes, columns: Columns, layout: Layout) -> list[str]:
-    try:
-        fields = line.decode("utf-8").split("\t")
-    except UnicodeDecodeError as error:
-        wrong = line[error.start : error.start + 8]
-        raise _Fault(f"not UTF-8 at byte {error.start} of the line", repr(wrong)) from None
+def _fields(line: str | UnreadableLine, columns: Columns, layout: Layout) -> list[str]:
+    if isinstance(line, UnreadableLine):
+        raise _Fault(line.reason, line.excerpt)
     count = len(columns.names) or layout.bare[2]
+    fields = without_empty_end(line.split("\t"), count)
     if len(fields) < count:
         missing = columns.names[len(fields)] if columns.names else f"number {len(fields) + 1}"
         raise _Fault(
             f"{len(fields)} columns where {count} are expected, column {missing} is missing",
-            line.decode("utf-8"),
+            line,
         )
     if len(fields) > count:
         raise _Fault(
             f"{len(fields)} columns where {count} are expected: is there a tab in a text?",
-            line.decode("utf-8"),
+            line,
         )
     return fields
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,8 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from spanbert_ext.data.storage import write_whole
-from spanbert_ext.errors import DataError, StorageError
+from spanbert_ext.errors import DataError
 from spanbert_ext.tasks.glue.layouts import HIGHEST, LAYOUTS, LOWEST
 from spanbert_ext.tasks.glue.metrics import confusion, measures
 from spanbert_ext.tasks.glue.reading import GlueExample, parse_record, read_file
@@ -18,6 +19,7 @@ from spanbert_ext.tasks.layout import PairLayout, around_text
 from spanbert_ext.tasks.marked_text import MarkedText
 from spanbert_ext.tasks.rejects import Rejects
 from spanbert_ext.tasks.task import DownstreamTask, Feature
+from spanbert_ext.training.checkpoint import write_text
 
 # Texts tokenised at a time: what the tokenizer gives for one is far larger than its numbers.
 _BATCH = 4096
@@ -64,6 +66,9 @@ class GlueTask(DownstreamTask[GlueExample, GluePrediction]):
         super().__init__(name, options, facts)
         self.layout = LAYOUTS[name]
         self.best_metric = self.layout.measure
+        fields = self.layout.texts[0]
+        self.takes_text = len(fields) == 1
+        self.example_record = json.dumps(dict.fromkeys(fields, "It was a good film."))
 
     def read(self, path: str | Path, rejects: Rejects) -> list[GlueExample]:
         """The examples of a file of the benchmark; a test set's have no gold label."""
@@ -130,6 +135,16 @@ class GlueTask(DownstreamTask[GlueExample, GluePrediction]):
             predictions.append(LabelPrediction(self.layout.labels[int(output.argmax())], scores))
         return predictions
 
+    def trivial_predictions(
+        self, examples: Sequence[GlueExample]
+    ) -> tuple[str, list[GluePrediction]] | None:
+        """The label that most of them have; None for a regression."""
+        gold = Counter(example.gold for example in examples if example.gold is not None)
+        if not self.layout.labels or not gold:
+            return None
+        ((label, _),) = gold.most_common(1)
+        return f"{label!r} everywhere", [LabelPrediction(label, {label: 1.0}) for _ in examples]
+
     def score(
         self, examples: Sequence[GlueExample], predictions: Sequence[GluePrediction]
     ) -> dict[str, float]:
@@ -190,7 +205,7 @@ class GlueTask(DownstreamTask[GlueExample, GluePrediction]):
         path: Path,
         examples: Sequence[GlueExample],
         predictions: Sequence[GluePrediction],
-    ) -> None:
+    ) -> list[Path]:
         """The file the benchmark's site takes: index, tab, label or score with three decimals
         within the scale.
 
@@ -204,10 +219,8 @@ class GlueTask(DownstreamTask[GlueExample, GluePrediction]):
             else:
                 shown = prediction.label
             lines.append(f"{example.id}\t{shown}")
-        try:
-            write_whole(Path(path), ("\n".join(lines) + "\n").encode("utf-8"))
-        except OSError as error:
-            raise StorageError(f"cannot write {path}: {error.strerror}") from error
+        write_text(Path(path), "\n".join(lines) + "\n")
+        return [Path(path)]
 
 
 def _tokenised(texts: list[str], tokenizer: Any, length: int) -> dict[str, np.ndarray]:

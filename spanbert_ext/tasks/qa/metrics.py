@@ -36,7 +36,10 @@ def f1(answer: str, gold: str, empty_matches: bool = False) -> float:
     if not words or not gold_words:
         return float(empty_matches and words == gold_words)
     common = sum((Counter(words) & Counter(gold_words)).values())
-    return 2 * common / (len(words) + len(gold_words))
+    if not common:
+        return 0.0
+    precision, recall = common / len(words), common / len(gold_words)
+    return 2 * precision * recall / (precision + recall)
 
 
 def squad_scores(golds: Sequence[Sequence[str]], answers: Sequence[str]) -> dict[str, float]:
@@ -64,10 +67,11 @@ class BestThreshold(NamedTuple):
 def best_threshold(scores: np.ndarray, diffs: np.ndarray, answerable: np.ndarray) -> BestThreshold:
     """The threshold on the difference of scores above which it is best to say "no answer".
 
-    As the SQuAD 2.0 scorer, but the threshold always reaches the score. The scorer counts within
-    equal differences, which pass a threshold together; it names 0 where every question is best left
-    without an answer, here a number below all differences if 0 is not; and it takes a point off
-    for an answer of nothing but articles to a question without one, which it then counts as right.
+    As the SQuAD 2.0 scorer adds up, but the threshold always reaches the score. The scorer counts
+    within equal differences, which pass a threshold together; it names 0 where every question is
+    best left without an answer, here a number below all differences if 0 is not; and it takes a
+    point off for an answer of nothing but articles to a question without one, which it then counts
+    as right.
 
     Args:
         scores: [n] in [0, 1], of each question's best answer, without any threshold.
@@ -76,16 +80,36 @@ def best_threshold(scores: np.ndarray, diffs: np.ndarray, answerable: np.ndarray
     """
     if not len(diffs):
         return BestThreshold(0.0, 0.0)
-    order = np.argsort(diffs, kind="stable")
     # A question whose answer is let through: one without gold answers had a point before.
-    totals = np.sum(~answerable) + np.cumsum((scores - ~answerable)[order])
-    diffs = diffs[order]
-    reachable = np.flatnonzero(np.append(diffs[1:] != diffs[:-1], True))
-    best = reachable[np.argmax(totals[reachable])]
-    if totals[best] > np.sum(~answerable):
-        return BestThreshold(100.0 * float(totals[best]) / len(diffs), float(diffs[best]))
-    below = 0.0 if diffs[0] > 0 else float(diffs[0]) - 1.0
-    return BestThreshold(100.0 * float(np.mean(~answerable)), below)
+    gains = scores - ~answerable
+    order = _by_threshold(gains, diffs)
+    total = best = int(np.sum(~answerable))
+    threshold = 0.0 if diffs[order[0]] > 0 else float(diffs[order[0]]) - 1.0
+    for place in order.tolist():
+        total += float(gains[place])
+        if total > best:
+            best, threshold = total, float(diffs[place])
+    return BestThreshold(100.0 * best / len(diffs), threshold)
+
+
+def _by_threshold(gains: np.ndarray, diffs: np.ndarray) -> np.ndarray:
+    """Questions in the order in which a rising threshold lets their answers through. Of equal
+    differences, which pass together, losses come first: no sum between them exceeds both ends."""
+    return np.lexsort((gains, diffs))
+
+
+def search_order(
+    golds: Sequence[Sequence[str]], answers: Sequence[str], diffs: Sequence[float]
+) -> list[int]:
+    """The order of questions in which the SQuAD 2.0 scorer, which sorts them by their differences
+    and keeps the order of equal ones, finds the score that `best_threshold` finds for F1.
+
+    Args:
+        golds, answers, diffs: as for `squad2_scores`.
+    """
+    answerable = np.array([len(gold) > 0 for gold in golds], dtype=bool)
+    scores = np.array([_squad2("f1", *pair) for pair in zip(answers, golds, strict=True)])
+    return _by_threshold(scores - ~answerable, np.array(diffs, np.float64)).tolist()
 
 
 def squad2_scores(
@@ -137,4 +161,5 @@ def _squad2(name: str, answer: str, golds: Sequence[str]) -> float:
 
 
 def _percent(values: Sequence[float] | np.ndarray) -> float:
-    return 100.0 * float(np.mean(values)) if len(values) else 0.0
+    # Added up one after the other like the official scorers, to the last digit.
+    return 100.0 * sum(map(float, values)) / len(values) if len(values) else 0.0

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import gzip
 import hashlib
-import json
-import zlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 from spanbert_ext.errors import DataError
+from spanbert_ext.records import UnreadableLine, read_objects
 from spanbert_ext.tasks.qa.reading import QAExample, Unusable, id_of, shown_id, text_of
 from spanbert_ext.tasks.rejects import Rejects
 
-_GZIP = b"\x1f\x8b"
 _HALVES = {"dev": 0, "test": 1}
 
 
@@ -52,12 +48,10 @@ def read_mrqa(
     examples: list[QAExample] = []
     seen: set[str] = set()
     split, first = None, True
-    for number, line in _lines(path):
+    for number, record in read_objects(path):
         where = f"{path}:{number}"
-        try:
-            record = _record(line)
-        except Unusable as fault:
-            rejects.add(f"line {number}", where, fault.reason, fault.excerpt)
+        if isinstance(record, UnreadableLine):
+            rejects.add(f"line {number}", where, record.reason, record.excerpt)
             continue
         header = record.get("header") if first else None
         if isinstance(header, dict):
@@ -68,7 +62,7 @@ def read_mrqa(
                 where,
                 'the first line is not {"header": {"dataset": ..., "split": ...}}; the tasks squad '
                 "and squad2 read SQuAD files",
-                line[:200].decode("utf-8", "replace"),
+                repr(record),
             )
         first = False
         if header is not None:
@@ -152,31 +146,3 @@ def _spans(answer: Any, context: str) -> list[tuple[int, int]]:
             raise Unusable(f"char_spans: nothing but white space at [{first}, {last}]")
         found.append((first, last))
     return found
-
-
-def _record(line: bytes) -> dict[str, Any]:
-    try:
-        record = json.loads(line.decode("utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        raise Unusable(f"not JSON: {error}", line[:200].decode("utf-8", "replace")) from None
-    if not isinstance(record, dict):
-        raise Unusable("expected an object", repr(record))
-    return record
-
-
-def _lines(path: str | Path) -> Iterator[tuple[int, bytes]]:
-    """Numbers and content of the lines that are not blank."""
-    try:
-        with open(path, "rb") as raw:
-            compressed = raw.read(2) == _GZIP
-            raw.seek(0)
-            stream = gzip.GzipFile(fileobj=raw) if compressed else raw
-            for number, line in enumerate(stream, 1):
-                if not line.isspace():
-                    yield number, line
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise DataError(
-            f"{path}: truncated or damaged gzip data ({error}); fetch the file again"
-        ) from None
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from spanbert_ext.tasks.qa.decoding import NO_ANSWER, Answer, QAPrediction
 from spanbert_ext.tasks.qa.reading import QAExample
 from spanbert_ext.tasks.rejects import Rejects
 from spanbert_ext.tasks.task import DownstreamTask, Feature
+from spanbert_ext.training.checkpoint import json_text, write_text
 
 logger = logging.getLogger("spanbert_ext")
 
@@ -33,6 +33,7 @@ class QATask(DownstreamTask[QAExample, QAPrediction]):
     """
 
     head = "question-answering"
+    example_record = '{"question": "Who wrote it?", "context": "Ada wrote it in 1843."}'
 
     def __init__(self, name: str, options: QAOptions, facts: dict[str, Any] | None = None):
         super().__init__(name, options, facts)
@@ -106,6 +107,10 @@ class QATask(DownstreamTask[QAExample, QAPrediction]):
             scores = self._squad2_scores(examples, predictions)
             self.facts["null_threshold"] = scores["best_f1_thresh"]
             self.facts |= {name: scores[name] for name in ("best_f1", "best_exact")}
+
+    def trivial_predictions(self, examples: Sequence[QAExample]) -> tuple[str, list[QAPrediction]]:
+        """No answer to any question."""
+        return "never answering", [QAPrediction((), 1.0, 0.0) for _ in examples]
 
     def score(
         self, examples: Sequence[QAExample], predictions: Sequence[QAPrediction]
@@ -192,22 +197,37 @@ class QATask(DownstreamTask[QAExample, QAPrediction]):
 
     def write_predictions(
         self, path: Path, examples: Sequence[QAExample], predictions: Sequence[QAPrediction]
-    ) -> None:
-        """{id: text} as the official scorers read it; squad2 writes the differences of scores
-        beside it, as NAME_na.json.
+    ) -> list[Path]:
+        """{id: text} as the official scorers read it, the best answer to each question.
 
-        For squad2 the text is "" above the threshold, so that the official scorer gives `exact` and
-        `f1` without more; with the second file it wants --na-prob-thresh with the threshold.
+        squad2 writes two files more. NAME_na.json has the scores of no answer minus those of the
+        best one, in an order that lets evaluate-v2.0.py with --na-prob-file find `best_exact` and
+        `best_f1` exactly; with --na-prob-thresh of the stored threshold it gives `exact` and `f1`.
+        NAME_thresholded.json has "" where the threshold says that there is no answer: without the
+        differences it gives `exact` and `f1` too.
         """
         path = Path(path)
-        answers = {
-            example.id: self.ranked(prediction, 1)[0].text
-            for example, prediction in zip(examples, predictions, strict=True)
-        }
-        _write_json(path, answers)
-        if self.name == "squad2":
-            diffs = {e.id: p.score_diff for e, p in zip(examples, predictions, strict=True)}
-            _write_json(path.with_name(f"{path.stem}_na.json"), diffs)
+        texts = _texts(predictions)
+        if self.name != "squad2":
+            return [_write_json(path, dict(_by_id(examples, texts)))]
+        # To a scorer an answer without words is none, but for its search of a threshold.
+        texts = [text if metrics.normalise(text) else "" for text in texts]
+        diffs = [prediction.score_diff for prediction in predictions]
+        order = metrics.search_order([e.golds for e in examples], texts, diffs)
+        final = [
+            "" if self.says_no_answer(p) else text
+            for p, text in zip(predictions, texts, strict=True)
+        ]
+        return [
+            _write_json(path, dict(_by_id(examples, texts))),
+            _write_json(
+                path.with_name(f"{path.stem}_na.json"),
+                {examples[n].id: diffs[n] for n in order},
+            ),
+            _write_json(
+                path.with_name(f"{path.stem}_thresholded.json"), dict(_by_id(examples, final))
+            ),
+        ]
 
     def plot(
         self, path: Path, examples: Sequence[QAExample], predictions: Sequence[QAPrediction]
@@ -244,5 +264,10 @@ def _shown(answer: Answer) -> str:
     return f"{answer.text or 'no answer'} ({answer.score:.3f})"
 
 
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+def _by_id(examples: Sequence[QAExample], texts: Sequence[str]) -> Iterator[tuple[str, str]]:
+    return zip((example.id for example in examples), texts, strict=True)
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> Path:
+    write_text(path, json_text(content) + "\n")
+    return path

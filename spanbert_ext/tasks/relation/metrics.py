@@ -26,18 +26,25 @@ class RelationScore:
     @property
     def precision(self) -> float:
         """In percent; 100 where nothing was guessed, as TACRED's scorer has it."""
-        return 100.0 * self.correct / self.guessed if self.guessed else 100.0
+        return 100.0 * self._shares[0]
 
     @property
     def recall(self) -> float:
         """In percent; 0 where there is nothing to find, as TACRED's scorer has it."""
-        return 100.0 * self.correct / self.gold if self.gold else 0.0
+        return 100.0 * self._shares[1]
 
     @property
     def f1(self) -> float:
         """In percent; 0 where nothing is correct."""
-        # 2PR / (P + R) without its divisions by zero.
-        return 200.0 * self.correct / (self.gold + self.guessed) if self.correct else 0.0
+        precision, recall = self._shares
+        both = precision + recall
+        return 100.0 * (2.0 * precision * recall / both) if both else 0.0
+
+    @property
+    def _shares(self) -> tuple[float, float]:
+        """Precision and recall in [0, 1], as the scorer computes with them to the last digit."""
+        precision = self.correct / self.guessed if self.guessed else 1.0
+        return precision, self.correct / self.gold if self.gold else 0.0
 
 
 def per_relation(

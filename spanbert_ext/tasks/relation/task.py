@@ -19,6 +19,7 @@ from spanbert_ext.tasks.relation import symbols as naming
 from spanbert_ext.tasks.relation.inputs import InputBuilder
 from spanbert_ext.tasks.relation.reading import RelationExample
 from spanbert_ext.tasks.task import DownstreamTask, Feature, Head
+from spanbert_ext.training.checkpoint import write_text
 
 logger = logging.getLogger("spanbert_ext")
 
@@ -49,6 +50,10 @@ class RelationTask(DownstreamTask[RelationExample, RelationPrediction]):
 
     head: ClassVar[Head] = "sequence-classification"
     best_metric = "f1"
+    example_record = (
+        '{"text": "Ada worked for Babbage.", "subject": [0, 3], "object": [15, 22], '
+        '"subject_type": "PERSON", "object_type": "PERSON"}'
+    )
 
     def __init__(self, name: str, options: Any, facts: dict[str, Any] | None = None):
         super().__init__(name, options, facts)
@@ -220,6 +225,14 @@ class RelationTask(DownstreamTask[RelationExample, RelationPrediction]):
             for n, row in zip(best, scores, strict=True)
         ]
 
+    def trivial_predictions(
+        self, examples: Sequence[RelationExample]
+    ) -> tuple[str, list[RelationPrediction]]:
+        """The label that most of them have."""
+        ((label, _),) = Counter(example.relation for example in examples).most_common(1)
+        scores = np.zeros(0, np.float32)
+        return f"{label!r} everywhere", [RelationPrediction(label, 1.0, scores) for _ in examples]
+
     def score(
         self, examples: Sequence[RelationExample], predictions: Sequence[RelationPrediction]
     ) -> dict[str, float]:
@@ -276,10 +289,14 @@ class RelationTask(DownstreamTask[RelationExample, RelationPrediction]):
         path: Path,
         examples: Sequence[RelationExample],
         predictions: Sequence[RelationPrediction],
-    ) -> None:
-        """One line `id TAB label` for each example; TACRED's scorer reads the second column."""
-        lines = (f"{e.id}\t{p.label}\n" for e, p in zip(examples, predictions, strict=True))
-        path.write_text("".join(lines), "utf-8")
+    ) -> list[Path]:
+        """A label a line, as TACRED's scorer reads them; the ids of the examples likewise in
+        NAME_ids.SUFFIX."""
+        path = Path(path)
+        ids = path.with_name(f"{path.stem}_ids{path.suffix}")
+        write_text(path, "".join(f"{prediction.label}\n" for prediction in predictions))
+        write_text(ids, "".join(f"{example.id}\n" for example in examples))
+        return [path, ids]
 
 
 def _labels(

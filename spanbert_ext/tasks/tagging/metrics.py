@@ -43,14 +43,11 @@ def entity_scores(pairs: Iterable[tuple[Collection[Span], Collection[Span]]]) ->
 
 
 def _scores(right: int, found: int, gold: int) -> dict[str, float]:
-    def share(part: float, whole: float) -> float:
-        return 100.0 * part / whole if whole else 0.0
-
-    return {
-        "f1": share(2 * right, found + gold),
-        "precision": share(right, found),
-        "recall": share(right, gold),
-    }
+    precision = 100.0 * right / found if found else 0.0
+    recall = 100.0 * right / gold if gold else 0.0
+    both = precision + recall
+    f1 = 2 * precision * recall / both if both else 0.0  # conlleval's order, to the last digit
+    return {"f1": f1, "precision": precision, "recall": recall}
 
 
 def word_confusion(

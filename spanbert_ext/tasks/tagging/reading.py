@@ -1,7 +1,8 @@
 """CoNLL files: a word and its tag on a line, a blank line between sentences.
 
 Columns are parted by TABs, or by blanks where most lines have no TAB; there may be others than the
-two that are read, but every line has the same number. Nothing is quoted. `-DOCSTART-` begins a
+two that are read, but every line has the same number, not counting what is empty at the end of all
+lines. Nothing is quoted. `-DOCSTART-` begins a
 document. A line that begins with `# ` is a comment, unless it has the file's number of columns and
 a tag in its place. The scheme is the one that most sentences of the file keep to (`schemes`).
 """
@@ -15,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from spanbert_ext.errors import DataError
+from spanbert_ext.records import UnreadableLine, read_lines, used_columns, without_empty_end
 from spanbert_ext.tasks.rejects import Rejects
 from spanbert_ext.tasks.tagging.config import TaggingOptions
 from spanbert_ext.tasks.tagging.example import TaggedExample
@@ -29,7 +31,6 @@ from spanbert_ext.tasks.tagging.schemes import (
 )
 
 _DOCUMENT = "-DOCSTART-"
-_BOM = b"\xef\xbb\xbf"
 _BLANKS = re.compile("[ \t]+")
 # Words of an example. A document longer than that is cut between two sentences, so that a file
 # without documents does not become one example; large, because a window ends there.
@@ -47,9 +48,9 @@ class _Sentence:
     lines: list[int] = field(default_factory=list)
     fault: tuple[int, str, str] | None = None  # line, reason, excerpt
 
-    def add(self, line: int, cells: list[str] | _Fault, layout: _Layout) -> None:
+    def add(self, line: int, cells: list[str] | UnreadableLine, layout: _Layout) -> None:
         self.lines.append(line)
-        if isinstance(cells, _Fault):
+        if isinstance(cells, UnreadableLine):
             self._note(line, cells.reason, cells.excerpt)
             return
         fault = layout.fault_in(cells)
@@ -64,12 +65,6 @@ class _Sentence:
 
 
 @dataclass(frozen=True, slots=True)
-class _Fault:
-    reason: str
-    excerpt: str = ""
-
-
-@dataclass(frozen=True, slots=True)
 class _Layout:
     """How the lines of one file are taken apart."""
 
@@ -79,7 +74,7 @@ class _Layout:
     tag: int
 
     def cells(self, line: str) -> list[str]:
-        return _cells(line, self.tabs)
+        return without_empty_end(_cells(line, self.tabs), self.columns)
 
     def shown(self, cells: list[str]) -> str:
         return ("\t" if self.tabs else " ").join(cells)
@@ -116,7 +111,7 @@ def read_conll(
         DataError: the file cannot be read or has no such columns, or `rejects` says so.
     """
     path = Path(path)
-    lines = _lines(path)
+    lines = list(read_lines(path))
     layout = _layout(path, [line for line in lines if isinstance(line, str)], options)
     sentences = list(_sentences(lines, layout))
     scheme = recognise(sentence.tags for sentence in sentences if not sentence.fault)
@@ -132,22 +127,6 @@ def read_conll(
     return [_example(path.name, part) for part in _documents(accepted)]
 
 
-def _lines(path: Path) -> list[str | _Fault]:
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
-    return [_decode(line) for line in data.removeprefix(_BOM).split(b"\n")]
-
-
-def _decode(line: bytes) -> str | _Fault:
-    try:
-        return line.removesuffix(b"\r").decode("utf-8")
-    except UnicodeDecodeError as error:
-        reason = f"not UTF-8: byte 0x{line[error.start]:02x} at column {error.start + 1}"
-        return _Fault(reason, line.decode("utf-8", "replace"))
-
-
 def _cells(line: str, tabs: bool) -> list[str]:
     return line.split("\t") if tabs else _BLANKS.split(line.strip(" \t"))
 
@@ -159,7 +138,9 @@ def _is_blank(line: str) -> bool:
 def _layout(path: Path, lines: list[str], options: TaggingOptions) -> _Layout:
     rows = [x for x in lines if not _is_blank(x) and not x.startswith(("# ", _DOCUMENT))]
     tabs = 2 * sum("\t" in line for line in rows) > len(rows)
-    counts = Counter(len(_cells(line, tabs)) for line in rows)
+    cells = [_cells(line, tabs) for line in rows]
+    used = used_columns(cells)
+    counts = Counter(len(without_empty_end(row, used)) for row in cells)
     columns = counts.most_common(1)[0][0] if counts else 0
     places = []
     for name in ("token_column", "tag_column"):
@@ -179,7 +160,7 @@ def _layout(path: Path, lines: list[str], options: TaggingOptions) -> _Layout:
     return _Layout(tabs, columns, *places)
 
 
-def _sentences(lines: Iterable[str | _Fault], layout: _Layout) -> Iterator[_Sentence]:
+def _sentences(lines: Iterable[str | UnreadableLine], layout: _Layout) -> Iterator[_Sentence]:
     document, sentence = 0, None
     for number, line in enumerate(lines, 1):
         if isinstance(line, str):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,8 +31,10 @@ from spanbert_ext.tasks.tagging.schemes import (
 from spanbert_ext.tasks.tagging.windows import Window, windows
 from spanbert_ext.tasks.tagging.words import split_words
 from spanbert_ext.tasks.task import DownstreamTask, Feature
+from spanbert_ext.training.checkpoint import write_text
 
 _IGNORED = -100
+_BLANK = re.compile(r"\s")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +77,8 @@ class TaggingTask(DownstreamTask[TaggedExample, Tagging]):
     """
 
     head = "token-classification"
+    takes_text = True
+    example_record = '{"text": "Ada met Charles in London."}'
     best_metric = "f1"
     options: TaggingOptions
 
@@ -211,6 +216,11 @@ class TaggingTask(DownstreamTask[TaggedExample, Tagging]):
         means = tuple(float(sure[span.start : span.end].mean()) for span in spans)
         return Tagging(tuple(spans), means, scores)
 
+    def trivial_predictions(self, examples: Sequence[TaggedExample]) -> tuple[str, list[Tagging]]:
+        """No entity."""
+        nothing = Tagging((), (), np.zeros((0, 0), np.float32))
+        return "no entity anywhere", [nothing for _ in examples]
+
     def score(
         self, examples: Sequence[TaggedExample], predictions: Sequence[Tagging]
     ) -> dict[str, float]:
@@ -263,17 +273,25 @@ class TaggingTask(DownstreamTask[TaggedExample, Tagging]):
 
     def write_predictions(
         self, path: Path, examples: Sequence[TaggedExample], predictions: Sequence[Tagging]
-    ) -> None:
-        """Word, gold tag and predicted tag in BIO, parted by TABs, as conlleval reads them."""
-        with open(path, "w", encoding="utf-8", newline="\n") as file:
-            for example, prediction in zip(examples, predictions, strict=True):
-                count = len(example.words)
-                gold = example.tags or ("O",) * count
-                found = list(map(tag_text, tags_of(prediction.spans, count)))
-                rows = list(zip(example.words, gold, found, strict=True))
-                for start, stop in example.sentence_ranges():
-                    lines = ("\t".join(row) + "\n" for row in rows[start:stop])
-                    file.write("".join(lines) + "\n")
+    ) -> list[Path]:
+        """Word, gold tag and predicted tag in BIO, parted by single blanks, a blank line behind
+        each sentence, as conlleval reads them; blanks inside a word or a type become `_`."""
+        parts = []
+        for example, prediction in zip(examples, predictions, strict=True):
+            count = len(example.words)
+            gold = example.tags or ("O",) * count
+            found = map(tag_text, tags_of(prediction.spans, count))
+            rows = list(zip(example.words, gold, found, strict=True))
+            for start, stop in example.sentence_ranges():
+                parts += [" ".join(map(_cell, row)) + "\n" for row in rows[start:stop]]
+                parts.append("\n")
+        write_text(Path(path), "".join(parts))
+        return [Path(path)]
+
+
+def _cell(text: str) -> str:
+    """What conlleval takes for one column; a first column -X- would be the end of a sentence."""
+    return "_X_" if text == "-X-" else _BLANK.sub("_", text) or "_"
 
 
 def gold_spans(example: TaggedExample) -> list[Span]:
