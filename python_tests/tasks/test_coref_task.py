@@ -317,3 +317,15 @@ def segment_of_pieces(document):
 
     sizes = np.array([2, 1])
     return lay_out(document, np.array([7, 8, 9]), sizes, [3], (2, 3), True, 20)
+
+
+def test_the_score_plot_draws_no_threshold(monkeypatch, tmp_path):
+    """A mention in a cluster is there by its link, whatever its own score."""
+    drawn = []
+    monkeypatch.setattr("spanbert_ext.tasks.plots.score_plot", lambda *a, **k: drawn.append((a, k)))
+    gold = from_words("d", [["Ada", "saw", "Ada"]], [[(0, 0), (2, 2)]])
+    found = CorefPrediction((((0, 0), (1, 1)),), {(0, 0): -3.0, (1, 1): -4.0})
+    CorefTask("coref", CorefOptions(singletons=True)).plot(tmp_path / "s.png", [gold], [found])
+    (((right, wrong, *_), names),) = drawn
+    assert (right, wrong) == ([-3.0], [-4.0])
+    assert "threshold" not in names and names["quantity"] == "mention score"
