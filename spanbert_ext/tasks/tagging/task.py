@@ -77,6 +77,7 @@ class TaggingTask(DownstreamTask[TaggedExample, Tagging]):
     """
 
     head = "token-classification"
+    confusion_unit = "words"
     takes_text = True
     example_record = '{"text": "Ada met Charles in London."}'
     best_metric = "f1"
