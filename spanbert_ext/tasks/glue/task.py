@@ -17,9 +17,7 @@ from spanbert_ext.tasks.glue.reading import GlueExample, parse_record, read_file
 from spanbert_ext.tasks.marked_text import MarkedText
 from spanbert_ext.tasks.rejects import Rejects
 from spanbert_ext.tasks.task import DownstreamTask, Feature
-
-# Texts tokenised at a time: what the tokenizer gives for one is far larger than its numbers.
-_BATCH = 4096
+from spanbert_ext.text import token_ids
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +87,8 @@ class GlueTask(DownstreamTask[GlueExample, GluePrediction]):
     def features(self, examples: Sequence[GlueExample], tokenizer: Any) -> list[Feature]:
         """[CLS] a [SEP], or [CLS] a [SEP] b [SEP] with token types 0 and 1."""
         length = self.options.length
-        texts = dict.fromkeys(text for example in examples for text in example.texts)
-        pieces = _tokenised(list(texts), tokenizer, length)
+        texts = (text for example in examples for text in example.texts)
+        pieces = token_ids(texts, tokenizer, length)
         cls, sep = (np.array([id]) for id in (tokenizer.cls_token_id, tokenizer.sep_token_id))
         features = []
         for place, example in enumerate(examples):
@@ -204,23 +202,6 @@ class GlueTask(DownstreamTask[GlueExample, GluePrediction]):
             write_whole(Path(path), ("\n".join(lines) + "\n").encode("utf-8"))
         except OSError as error:
             raise StorageError(f"cannot write {path}: {error.strerror}") from error
-
-
-def _tokenised(texts: list[str], tokenizer: Any, length: int) -> dict[str, np.ndarray]:
-    """Text -> its first `length` pieces, [n] int64."""
-    found = {}
-    for start in range(0, len(texts), _BATCH):
-        part = texts[start : start + _BATCH]
-        encoded = tokenizer(
-            part,
-            add_special_tokens=False,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-            verbose=False,
-        )
-        for text, ids in zip(part, encoded["input_ids"], strict=True):
-            found[text] = np.array(ids[:length], np.int64)
-    return found
 
 
 def cut_pair(a: np.ndarray, b: np.ndarray, room: int) -> tuple[np.ndarray, np.ndarray]:
