@@ -33,7 +33,7 @@ from spanbert_ext.tasks.coref.mention_words import (
     head_of,
     kind_of,
 )
-from spanbert_ext.tasks.coref.words import split_words
+from spanbert_ext.text import units
 
 _RANK = {"name": 0, "nominal": 1, "pronoun": 2}
 _POSSESSIVE_END = re.compile(r"(?:\s*['\u2019]s|(?<=s)\s*['\u2019])$", re.IGNORECASE)
@@ -137,7 +137,7 @@ class _Resolver:
             if text[start:end].isspace():
                 raise DataError(f"mention {start}..{end} is white space")
         self.text, self.clusters = text, clusters
-        words = (text[start:end] for start, end in split_words(text))
+        words = (text[start:end] for start, end in units(text, treebank=True))
         self.lower_words = {word for word in words if word[0].islower()}
         self.longest: dict[int, int] = {}
         for start, end in (span for cluster in clusters for span in cluster):
@@ -159,7 +159,7 @@ class _Resolver:
 
     def _words(self, span: Span) -> list[str]:
         part = self.text[slice(*span)]
-        return [part[start:end] for start, end in split_words(part)] or [part]
+        return [part[start:end] for start, end in units(part, treebank=True)] or [part]
 
     def _representative(self, cluster: Sequence[Span]) -> Span | None:
         if len(cluster) < 2:

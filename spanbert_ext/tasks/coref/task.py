@@ -27,6 +27,7 @@ from spanbert_ext.tasks.coref.segments import SegmentedDocument, segment
 from spanbert_ext.tasks.marked_text import Mark, MarkedText
 from spanbert_ext.tasks.rejects import Rejects
 from spanbert_ext.tasks.task import DownstreamTask
+from spanbert_ext.text import marks_blanks
 
 logger = logging.getLogger("spanbert_ext")
 
@@ -70,7 +71,8 @@ class CorefTask(DownstreamTask[Document, CorefPrediction]):
     Args:
         name: coref.
         options: `CorefOptions`.
-        facts: genres, which the training documents name, or null.
+        facts: genres, which the training documents name, or null; blanks, whether the encoder reads
+            words with the blanks between them, where its tokenizer sees any.
     """
 
     head = "coreference"
@@ -100,7 +102,7 @@ class CorefTask(DownstreamTask[Document, CorefPrediction]):
         return "error" if self.options.shared == "error" else "keep"
 
     def learn(self, examples: Sequence[Document], tokenizer: Any) -> None:
-        """Find the genres.
+        """Find the genres, and note that words are read with their blanks.
 
         Raises:
             DataError: the documents hold nothing to learn.
@@ -111,6 +113,8 @@ class CorefTask(DownstreamTask[Document, CorefPrediction]):
             raise DataError(f"none of the training documents {what}: nothing can be learned")
         genres = sorted({doc.genre for doc in examples} - {None})
         self.facts["genres"] = genres if len(genres) > 1 else None
+        if marks_blanks(tokenizer):
+            self.facts["blanks"] = True
 
     def labels(self) -> list[str]:
         """None."""
@@ -122,8 +126,14 @@ class CorefTask(DownstreamTask[Document, CorefPrediction]):
 
     def features(self, examples: Sequence[Document], tokenizer: Any) -> list[SegmentedDocument]:
         """The documents in segments, clusters that share a mention joined."""
-        examples = [merged(document) for document in examples]
-        return segment(examples, tokenizer, self.options.max_segment_len, self.options.singletons)
+        return segment(
+            [merged(document) for document in examples],
+            tokenizer,
+            self.options.max_segment_len,
+            self.options.singletons,
+            # Models of release 0.1.0 have learned words one by one.
+            blanks=self.facts.get("blanks", False),
+        )
 
     def decode(
         self,
@@ -274,4 +284,4 @@ def task_of_model(config: Any) -> CorefTask:
     length = min(CorefOptions.max_segment_len, config.max_position_embeddings)
     options = CorefOptions(**fields, max_segment_len=length)
     options.validate()
-    return CorefTask("coref", options, {"genres": options.genres})
+    return CorefTask("coref", options, {"genres": options.genres, "blanks": True})
