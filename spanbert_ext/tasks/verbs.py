@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -97,18 +98,21 @@ def run_evaluate(words: Sequence[str]) -> int:
     config = _for_task(EVALUATE, EvaluateConfig, words, _stored_defaults)
     from spanbert_ext.tasks.evaluate import evaluate
 
-    result = evaluate(config)
+    evaluate(config, _print_result, lambda path: print(f"wrote {path}", flush=True))
+    return 0
+
+
+def _print_result(result: dict[str, Any]) -> None:
     for line in result["rejected"]:
         print(f"left out: {line}")
     print(f"{result['examples']} examples in {result['seconds']} s")
-    width = max(24, *(len(name) + 2 for name in result["metrics"]))
+    width = max(24, *(len(name) + 2 for name in result["metrics"]), 24)
     for name, value in result["metrics"].items():
         shown = f"{value:.2f}" if isinstance(value, float) else value
         print(f"  {name:{width}s}{shown}")
-    for path in (config.metrics, config.predictions, config.html, config.plot):
-        if path is not None:
-            print(f"wrote {path}")
-    return 0
+    if not result["metrics"]:
+        print("  no gold answers: nothing was scored")
+    sys.stdout.flush()  # whatever becomes of the files
 
 
 def run_predict(words: Sequence[str]) -> int:
@@ -130,7 +134,9 @@ def run_predict(words: Sequence[str]) -> int:
 
 
 def _numbers(best: dict[str, Any]) -> str:
-    shown = [(name, value) for name, value in best.items() if name != "step"][:6]
+    shown = [(name, value) for name, value in best.items() if name != "step" and value is not None][
+        :6
+    ]
     return ", ".join(f"{name} {value:.2f}" for name, value in shown)
 
 

@@ -75,7 +75,12 @@ class CorefTask(DownstreamTask[Document, CorefPrediction]):
 
     head = "coreference"
     length_option = "max_segment_len"
+    gold_hint = "no cluster of mentions; is the coreference in another column or field?"
     options: CorefOptions
+
+    def has_gold(self, example: Document) -> bool:
+        """Whether there is a cluster."""
+        return bool(example.clusters)
 
     @property
     def best_metric(self) -> str:

@@ -58,11 +58,18 @@ class GlueTask(DownstreamTask[GlueExample, GluePrediction]):
     """
 
     head = "sequence-classification"
+    takes_test_sets = True
 
     def __init__(self, name: str, options: Any, facts: dict[str, Any] | None = None):
         super().__init__(name, options, facts)
         self.layout = LAYOUTS[name]
         self.best_metric = self.layout.measure
+        self.gold_hint = (
+            f"no gold label (column {' or '.join(self.layout.label)}); is it a test set?"
+        )
+
+    def has_gold(self, example: GlueExample) -> bool:
+        return example.gold is not None
 
     def read(self, path: str | Path, rejects: Rejects) -> list[GlueExample]:
         """The examples of a file of the benchmark; a test set's have no gold label."""

@@ -50,6 +50,7 @@ class RelationTask(DownstreamTask[RelationExample, RelationPrediction]):
 
     head: ClassVar[Head] = "sequence-classification"
     best_metric = "f1"
+    predictions_by_id = False
 
     def __init__(self, name: str, options: Any, facts: dict[str, Any] | None = None):
         super().__init__(name, options, facts)

@@ -78,7 +78,13 @@ class TaggingTask(DownstreamTask[TaggedExample, Tagging]):
 
     head = "token-classification"
     best_metric = "f1"
+    predictions_by_id = False
+    gold_hint = "every tag is O; is tagging.tag_column right?"
     options: TaggingOptions
+
+    def has_gold(self, example: TaggedExample) -> bool:
+        """Whether there is an entity."""
+        return any(tag != "O" for tag in example.tags or ())
 
     def read(self, path: str | Path, rejects: Rejects) -> list[TaggedExample]:
         """The documents of a CoNLL file (`tagging.reading`)."""
