@@ -134,10 +134,8 @@ def run_predict(words: Sequence[str]) -> int:
 
 
 def _numbers(best: dict[str, Any]) -> str:
-    shown = [(name, value) for name, value in best.items() if name != "step" and value is not None][
-        :6
-    ]
-    return ", ".join(f"{name} {value:.2f}" for name, value in shown)
+    known = {name: value for name, value in best.items() if name != "step" and value is not None}
+    return ", ".join(f"{name} {value:.2f}" for name, value in [*known.items()][:6])
 
 
 FINETUNE = Verb(

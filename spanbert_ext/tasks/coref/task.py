@@ -75,7 +75,7 @@ class CorefTask(DownstreamTask[Document, CorefPrediction]):
 
     head = "coreference"
     length_option = "max_segment_len"
-    gold_hint = "no cluster of mentions; is the coreference in another column or field?"
+    gold_hint = "there is no cluster of mentions: is the coreference elsewhere?"
     options: CorefOptions
 
     def has_gold(self, example: Document) -> bool:

@@ -65,7 +65,7 @@ class GlueTask(DownstreamTask[GlueExample, GluePrediction]):
         self.layout = LAYOUTS[name]
         self.best_metric = self.layout.measure
         self.gold_hint = (
-            f"no gold label (column {' or '.join(self.layout.label)}); is it a test set?"
+            f"there is no gold label (column {' or '.join(self.layout.label)}): is it a test set?"
         )
 
     def has_gold(self, example: GlueExample) -> bool:

@@ -79,7 +79,7 @@ class TaggingTask(DownstreamTask[TaggedExample, Tagging]):
     head = "token-classification"
     best_metric = "f1"
     predictions_by_id = False
-    gold_hint = "every tag is O; is tagging.tag_column right?"
+    gold_hint = "every tag is O: is tagging.tag_column right?"
     options: TaggingOptions
 
     def has_gold(self, example: TaggedExample) -> bool:
