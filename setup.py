@@ -30,21 +30,30 @@ class CMakeBuild(build_ext):
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
             f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={target}",
+            f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY_RELEASE={target}",  # Visual Studio has a folder each
             "-DCMAKE_BUILD_TYPE=Release",
         ]
-        if shutil.which("ninja"):
+        # On Windows ninja would need the environment of a developer's prompt; Visual Studio's
+        # generator finds its compiler itself.
+        if sys.platform != "win32" and shutil.which("ninja"):
             configure += ["-G", "Ninja"]
         architectures = os.environ.get("CMAKE_CUDA_ARCHITECTURES")
         if architectures:
             configure.append(f"-DCMAKE_CUDA_ARCHITECTURES={architectures}")
-        for command in (configure, ["cmake", "--build", str(build), "--target", "_C"]):
+        compile_ = ["cmake", "--build", str(build), "--config", "Release", "--target", "_C"]
+        for command in (configure, compile_):
             try:
                 subprocess.run(command, check=True)
+            except FileNotFoundError:
+                raise SystemExit(
+                    "building spanbert_ext needs cmake, which is not on PATH: install it, or build "
+                    "without --no-build-isolation, so that pip brings it"
+                ) from None
             except subprocess.CalledProcessError as error:
                 raise SystemExit(
                     f"building spanbert_ext failed (exit {error.returncode}): {' '.join(command)}\n"
-                    "The reason stands above. A C++17 compiler with OpenMP is required; nvcc is "
-                    "optional (SPANBERT_EXT_CUDA=0 builds without it)."
+                    "The reason stands above. A C++17 compiler is required (GCC 11, clang 14 or "
+                    "newer); OpenMP and nvcc are optional (SPANBERT_EXT_CUDA=0 builds without nvcc)."
                 ) from None
 
 

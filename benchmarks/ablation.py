@@ -22,7 +22,8 @@ prefer_installed()
 from transformers.utils import logging  # noqa: E402
 
 from benchmarks import environment, records  # noqa: E402
-from spanbert_ext.arguments import config_file, read_yaml, split_arguments  # noqa: E402
+from spanbert_ext.arguments import split_arguments  # noqa: E402
+from spanbert_ext.config_files import config_file, read_yaml  # noqa: E402
 from spanbert_ext.errors import ConfigError, SpanBertError  # noqa: E402
 from spanbert_ext.training import settings  # noqa: E402
 from spanbert_ext.training.config import PretrainConfig  # noqa: E402
@@ -66,7 +67,8 @@ def model_settings(model: str, given: Mapping[str, Any]) -> PretrainConfig:
     Raises:
         ConfigError: lists every impossible setting.
     """
-    chosen = read_yaml(config_file(model)) | SMALL | dict(given)
+    groups = {option.name.rpartition(".")[0] for option in settings.options(PretrainConfig)}
+    chosen = read_yaml(config_file(model), groups) | SMALL | dict(given)
     return settings.build(PretrainConfig, chosen)
 
 
@@ -130,12 +132,13 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--runs", type=Path, help="keep the runs in this directory")
     options, rest = parser.parse_known_args(words)
     logging.disable_progress_bar()
-    given = split_arguments(rest)
+    known = {option.name: option for option in settings.options(PretrainConfig)}
+    given = split_arguments(rest, known)
     models = options.models.split(",")
     with tempfile.TemporaryDirectory() as temporary:
         runs = options.runs or Path(temporary)
         try:
-            if given.positionals or given.files:
+            if given.positionals or given.files or given.faults:
                 raise ConfigError(f"expected settings, `--name value`; got {' '.join(rest)}")
             configs = {
                 model: model_settings(

@@ -5,8 +5,14 @@
 
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
+#ifdef SPANBERT_X86
+#include <cpuid.h>
+#endif
+
+#include "build_facts.h"
 #include "head_rows.h"
 #include "ops.h"
 #include "span_pruning.h"
@@ -21,11 +27,29 @@ struct CpuBuild {
   const Operations* operations;
 };
 
+#ifdef SPANBERT_X86
+// The levels x86-64-v3 and x86-64-v4 feature by feature: GCC knows the levels' names from 12 on, and clang 14 does not
+// know the names of the three features that are read from CPUID. What needs the operating system's help is asked for
+// through the compiler's library, which asks that too.
+bool has_v3() {
+  unsigned eax, ebx, ecx, edx;
+  const bool basic = __get_cpuid(1, &eax, &ebx, &ecx, &edx) && (ecx & bit_F16C) && (ecx & bit_MOVBE);
+  const bool lzcnt = __get_cpuid(0x80000001u, &eax, &ebx, &ecx, &edx) && (ecx & bit_LZCNT);
+  return basic && lzcnt && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+         __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2");
+}
+
+bool has_v4() {
+  return has_v3() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+}
+#endif
+
 CpuBuild choose_cpu() {
 #ifdef SPANBERT_X86
   __builtin_cpu_init();
-  if (__builtin_cpu_supports("x86-64-v4")) return {"avx512", &avx512::kOperations};
-  if (__builtin_cpu_supports("x86-64-v3")) return {"avx2", &avx2::kOperations};
+  if (has_v4()) return {"avx512", &avx512::kOperations};
+  if (has_v3()) return {"avx2", &avx2::kOperations};
 #endif
   return {"baseline", &baseline::kOperations};
 }
@@ -251,6 +275,8 @@ PYBIND11_MODULE(_C, m) {
   m.attr("has_cuda") = false;
   m.attr("cuda_architectures") = "";
 #endif
+  m.attr("no_cuda_reason") = SPANBERT_NO_CUDA_REASON;
+  m.attr("no_openmp_reason") = SPANBERT_NO_OPENMP_REASON;
   m.attr("cpu_isa") = kCpu.name;
   m.attr("capacity_exceeded") = kCapacityExceeded;
   m.attr("out_of_order") = kOutOfOrder;

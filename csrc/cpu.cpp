@@ -56,8 +56,7 @@ int64_t span_mask_as(const SpanMaskArgs& args) {
   int64_t* targets = args.row_counts;
   int64_t* spans = args.row_counts + args.sequences + 1;
   int64_t bad = args.total;
-  const int threads = threads_for(args.total, kSerialTokens);
-#pragma omp parallel num_threads(threads)
+#pragma omp parallel num_threads(threads_for(args.total, kSerialTokens))
   {
 #pragma omp for schedule(static) reduction(min : bad)
     for (int64_t row = 0; row < args.sequences; ++row) {

@@ -3,7 +3,11 @@
 // would merge their copies across instruction sets).
 #pragma once
 
+#ifdef _OPENMP
 #include <omp.h>
+#endif
+
+#include <cstdlib>
 
 #include "ops.h"
 #include "portable.h"
@@ -17,14 +21,18 @@ constexpr OneThread kAlone;
 constexpr int64_t kSerialTokens = 4096;
 constexpr int64_t kSerialElements = 32768;
 
+#ifdef _OPENMP
 int threads_for(int64_t work, int64_t serial_work) { return work <= serial_work ? 1 : omp_get_max_threads(); }
+#else
+[[maybe_unused]] int threads_for(int64_t, int64_t) { return 1; }
+#endif
 
 // Working storage of one thread, of the size a row needs; freed at the end of the parallel region.
 template <class W>
 class Scratch {
  public:
-  explicit Scratch(int64_t count) : data_(static_cast<W*>(__builtin_malloc(sizeof(W) * (count > 0 ? count : 1)))) {}
-  ~Scratch() { __builtin_free(data_); }
+  explicit Scratch(int64_t count) : data_(static_cast<W*>(std::malloc(sizeof(W) * (count > 0 ? count : 1)))) {}
+  ~Scratch() { std::free(data_); }
   Scratch(const Scratch&) = delete;
   Scratch& operator=(const Scratch&) = delete;
   W* data() const { return data_; }

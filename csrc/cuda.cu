@@ -123,15 +123,12 @@ namespace {
 template <class Function>
 Function driver_function(const char* name) {
   void* address = nullptr;
-  cudaDriverEntryPointQueryResult found{};
 #if CUDART_VERSION >= 12050
-  check(cudaGetDriverEntryPointByVersion(name, &address, 12000, cudaEnableDefault, &found), name);
+  check(cudaGetDriverEntryPointByVersion(name, &address, 12000, cudaEnableDefault), name);
 #else
-  check(cudaGetDriverEntryPoint(name, &address, cudaEnableDefault, &found), name);
+  check(cudaGetDriverEntryPoint(name, &address, cudaEnableDefault), name);  // before 12.0 it reports nothing else
 #endif
-  if (found != cudaDriverEntryPointSuccess) {
-    throw std::runtime_error(std::string("spanbert_ext: this CUDA driver has no ") + name);
-  }
+  if (!address) throw std::runtime_error(std::string("spanbert_ext: this CUDA driver has no ") + name);
   return reinterpret_cast<Function>(address);
 }
 
@@ -142,7 +139,7 @@ struct Driver {
 };
 
 const Driver& driver() {
-  static const Driver functions;
+  static const Driver functions{};
   return functions;
 }
 

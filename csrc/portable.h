@@ -11,11 +11,20 @@
 #ifdef __CUDACC__
 #include <cuda_fp16.h>
 #define SPANBERT_HD __host__ __device__ __forceinline__
+#elif defined(_MSC_VER)
+#define SPANBERT_HD __forceinline
 #else
 #define SPANBERT_HD inline __attribute__((always_inline))
 #endif
+#ifdef _MSC_VER
+#include <intrin.h>
+#endif
+#if defined(__F16C__) && !defined(__CUDACC__)
+#include <immintrin.h>
+#endif
 
-#ifdef __CUDACC__
+// Hints for loops that the compiler would not vectorise by itself; MSVC knows OpenMP without them.
+#if defined(__CUDACC__) || defined(_MSC_VER)
 #define SPANBERT_SIMD
 #define SPANBERT_SIMD_SUM(...)
 #define SPANBERT_SIMD_MAX(...)
@@ -66,11 +75,36 @@ using working_t = typename Working<T>::type;
 SPANBERT_HD float load(float x) { return x; }
 SPANBERT_HD double load(double x) { return x; }
 SPANBERT_HD float load(bf16 x) { return bit_cast<float>(uint32_t(x.bits) << 16); }
+
+// fp16 without the type _Float16, which C++ compilers have only from GCC 12 and clang 15 on. Both directions give the
+// bits of the F16C instructions for every input, also for denormals and for the payload of a NaN, which becomes quiet.
+SPANBERT_HD float half_to_float(uint16_t half) {
+  const uint32_t sign = uint32_t(half & 0x8000u) << 16, rest = uint32_t(half & 0x7FFFu) << 13;
+  // 2^-14 + m * 2^-24 has m in the mantissa: subtracting 2^-14 leaves the denormal half without touching a denormal
+  // float, which a thread may have switched off.
+  const float tiny = bit_cast<float>(rest + 0x38800000u) - bit_cast<float>(0x38800000u);
+  const uint32_t finite = rest < 0x00800000u ? bit_cast<uint32_t>(tiny) : rest + (112u << 23);
+  const uint32_t quiet = rest > 0x0F800000u ? 0x00400000u : 0u;
+  return bit_cast<float>(sign | (rest < 0x0F800000u ? finite : rest | 0x7F800000u | quiet));
+}
+
+SPANBERT_HD uint16_t float_to_half(float x) {
+  const uint32_t bits = bit_cast<uint32_t>(x), sign = (bits >> 16) & 0x8000u, rest = bits & 0x7FFFFFFFu;
+  // To nearest, ties to even: below 2^-14 by adding 0.5, whose last bit is 2^-24; above by adding half of what is cut
+  // off. A carry goes on into the exponent, from 65520 on to infinity.
+  const uint32_t tiny = bit_cast<uint32_t>(bit_cast<float>(rest) + 0.5f) - 0x3F000000u;
+  const uint32_t normal = (rest - (112u << 23) + 0xFFFu + ((rest >> 13) & 1u)) >> 13;
+  const uint32_t huge = rest > 0x7F800000u ? 0x7E00u | ((rest >> 13) & 0x3FFu) : 0x7C00u;
+  return uint16_t(sign | (rest < 0x38800000u ? tiny : (rest < 0x47800000u ? normal : huge)));
+}
+
 SPANBERT_HD float load(fp16 x) {
-#ifdef __CUDACC__
+#if defined(__CUDACC__)
   return __half2float(__half(__half_raw{x.bits}));
+#elif defined(__F16C__)
+  return _cvtsh_ss(x.bits);
 #else
-  return float(bit_cast<_Float16>(x.bits));
+  return half_to_float(x.bits);
 #endif
 }
 
@@ -93,10 +127,12 @@ SPANBERT_HD bf16 store<bf16>(float x) {
 }
 template <>
 SPANBERT_HD fp16 store<fp16>(float x) {
-#ifdef __CUDACC__
+#if defined(__CUDACC__)
   return fp16{__half_raw(__float2half_rn(x)).x};
+#elif defined(__F16C__)
+  return fp16{uint16_t(_cvtss_sh(x, _MM_FROUND_TO_NEAREST_INT))};
 #else
-  return fp16{bit_cast<uint16_t>(_Float16(x))};
+  return fp16{float_to_half(x)};
 #endif
 }
 
@@ -170,8 +206,12 @@ SPANBERT_HD Gelu<double> gelu(double x) {
 }
 
 SPANBERT_HD int popcount(uint64_t w) {
-#ifdef __CUDA_ARCH__
+#if defined(__CUDA_ARCH__)
   return __popcll(w);
+#elif defined(_MSC_VER)
+  w -= (w >> 1) & 0x5555555555555555ull;
+  w = (w & 0x3333333333333333ull) + ((w >> 2) & 0x3333333333333333ull);
+  return int((((w + (w >> 4)) & 0x0F0F0F0F0F0F0F0Full) * 0x0101010101010101ull) >> 56);
 #else
   return __builtin_popcountll(w);
 #endif
@@ -179,15 +219,23 @@ SPANBERT_HD int popcount(uint64_t w) {
 
 // Index of the lowest and highest set bit; w must not be 0.
 SPANBERT_HD int lowest_bit(uint64_t w) {
-#ifdef __CUDA_ARCH__
+#if defined(__CUDA_ARCH__)
   return __ffsll(w) - 1;
+#elif defined(_MSC_VER)
+  unsigned long index;
+  _BitScanForward64(&index, w);
+  return int(index);
 #else
   return __builtin_ctzll(w);
 #endif
 }
 SPANBERT_HD int highest_bit(uint64_t w) {
-#ifdef __CUDA_ARCH__
+#if defined(__CUDA_ARCH__)
   return 63 - __clzll(w);
+#elif defined(_MSC_VER)
+  unsigned long index;
+  _BitScanReverse64(&index, w);
+  return int(index);
 #else
   return 63 - __builtin_clzll(w);
 #endif

@@ -48,8 +48,8 @@ def test_help_names_both_kinds_of_defaults(capsys):
     with pytest.raises(SystemExit):
         main(["pretrain", "--help"])
     text = " ".join(capsys.readouterr().out.split())
-    assert "number of updates. [without --corpus: 1200] (type: int, default: 2400000)" in text
-    assert "[without --corpus: spanbert-demo] (type: str, default: spanbert-run)" in text
+    assert "number of updates. [without --corpus: 1200] (whole number; default: 2400000)" in text
+    assert "[without --corpus: spanbert-demo] (text; default: spanbert-run)" in text
     ours, demonstration = as_flat_dict(PretrainConfig()), as_flat_dict(DEMONSTRATION)
     assert text.count("[without --corpus: ") == sum(ours[n] != demonstration[n] for n in ours)
 

@@ -6,7 +6,7 @@ from strategies import run_python
 def test_masker_and_head_need_torch_and_numpy_alone():
     code = """
 import sys
-BLOCKED = {"transformers", "tokenizers", "jsonargparse", "pyarrow", "datatrove", "xxhash", "tqdm",
+BLOCKED = {"transformers", "tokenizers", "yaml", "pyarrow", "datatrove", "xxhash", "tqdm",
            "safetensors", "scipy"}
 class Wall:
     def find_spec(self, name, *rest):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from spanbert_ext.progress import ByteProgress, format_seconds
+from spanbert_ext.progress import Progress, format_seconds
 
 
 @pytest.mark.parametrize(
@@ -12,11 +12,11 @@ def test_format_seconds(seconds, text):
     assert format_seconds(seconds) == text
 
 
-def test_byte_progress_gives_rate_and_rest(capsys, monkeypatch):
+def test_progress_gives_rate_and_rest(capsys, monkeypatch):
     """A second pass has its own rate, and what was there before does not count for it."""
     clock = [0.0]
     monkeypatch.setattr("time.monotonic", lambda: clock[0])
-    progress = ByteProgress(seconds=1.0)
+    progress = Progress(seconds=1.0)
     for doing, moments in {
         "counting": [(0, 0), (0.5, 500_000), (2, 1_000_000)],
         "encoding": [(10, 2_000_000), (14, 3_000_000), (14.5, 4_000_000)],

@@ -6,21 +6,21 @@ sources are reported at once.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, get_origin
 
 import yaml
-from jsonargparse import ArgumentParser
 
+from spanbert_ext.config_files import config_file, read_yaml
 from spanbert_ext.errors import ConfigError
 from spanbert_ext.training import settings
+from spanbert_ext.training.setting_names import GUESSES
+from spanbert_ext.training.settings import Option
 
-# The paper's models: settings that `--config` takes by name.
-NAMED_CONFIGS = Path(__file__).parent / "configs"
-_FLAGS = ("--help", "-h", "--debug", "--print_config")
+_HELP = ("--help", "-h")
+_FLAGS = (*_HELP, "--debug", "--print_config")
+_BOOLEANS = ("true", "false", "yes", "no", "on", "off", "1", "0")
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,7 @@ class Verb:
         settings: the class of its settings; None for a verb that takes them apart itself.
         positional: the setting that bare words belong to.
         other_case: when other defaults hold than the class's own, for the help.
+        examples: commands, for the help.
     """
 
     name: str
@@ -40,123 +41,136 @@ class Verb:
     settings: Callable[[], type] | None = None
     positional: str | None = None
     other_case: str = ""
+    examples: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
+@dataclass
 class Arguments:
-    """A command line taken apart, nothing interpreted yet.
+    """A command line taken apart.
 
     Args:
-        values: setting -> text, in the order given; None where the value is missing.
+        values: setting -> its text, the items of a list, or True where a boolean stands alone.
         files: YAML files of --config.
         positionals: words that belong to no option.
+        faults: one line for every word that cannot be used.
     """
 
-    values: dict[str, str | None]
-    files: tuple[str, ...]
-    positionals: tuple[str, ...]
+    values: dict[str, Any] = field(default_factory=dict)
+    files: list[str] = field(default_factory=list)
+    positionals: list[str] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)
 
 
-def split_arguments(words: Sequence[str]) -> Arguments:
-    """Take a command line apart: every option but the flags has exactly one value.
-
-    Raises:
-        ConfigError: an option with one dash, or no file behind --config.
-    """
-    values: dict[str, str | None] = {}
-    files, positionals = [], []
-    rest = iter(words)
-    for word in rest:
-        if word in _FLAGS or word.startswith("--print_config="):
-            continue
-        if word.startswith("-") and not word.startswith("--"):
-            raise ConfigError(f"{word}: no such option; settings are `--name value`")
-        if not word.startswith("--"):
-            positionals.append(word)
-            continue
-        name, equals, value = word[2:].partition("=")
-        if not equals:
-            value = next(rest, None)
-        if name == "config":
-            if value is None:
-                raise ConfigError("--config: a YAML file or a name is required")
-            files.append(config_file(value))
-        else:
-            values[name.replace("-", "_")] = value
-    return Arguments(values, tuple(files), tuple(positionals))
+def asks_for_help(words: Sequence[str]) -> bool:
+    """Whether --help stands among the options."""
+    return any(word in _HELP for word in _before_separator(words))
 
 
-def config_names() -> list[str]:
-    """Names that `--config` takes in place of a file."""
-    return sorted(path.stem for path in NAMED_CONFIGS.glob("*.yaml"))
+def _before_separator(words: Sequence[str]) -> Sequence[str]:
+    return words[: list(words).index("--")] if "--" in words else words
 
 
-def config_file(value: str) -> str:
-    """The YAML file that `--config` means: a path, or a bare name of `config_names`.
+def split_arguments(
+    words: Sequence[str], known: Mapping[str, Option], positional: str | None = None
+) -> Arguments:
+    """Take a command line apart.
 
-    Raises:
-        ConfigError: a bare name that is neither.
-    """
-    if Path(value).suffix or Path(value).name != value or Path(value).is_file():
-        return value
-    if value not in config_names():
-        raise ConfigError(
-            f"--config {value}: there is no such file, and no settings of this name (names: "
-            f"{', '.join(config_names())})"
-        )
-    return str(NAMED_CONFIGS / f"{value}.yaml")
-
-
-def read_yaml(path: str) -> dict[str, Any]:
-    """A YAML file as dotted names.
-
-    Raises:
-        ConfigError: it cannot be read, is not YAML or not a mapping.
-    """
-    try:
-        loaded = yaml.safe_load(Path(path).read_text("utf-8"))
-    except OSError as error:
-        raise ConfigError(f"--config {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--config {path}: not a YAML file: {error}") from error
-    if loaded is None:
-        return {}
-    if not isinstance(loaded, dict):
-        raise ConfigError(
-            f"--config {path}: expected names and values, got {type(loaded).__name__}"
-        )
-    return settings.flatten(loaded)
-
-
-def make_parser(verb: Verb, defaults: Any, other_defaults: Any = None) -> ArgumentParser:
-    """A parser with one option for every setting of a verb.
+    An option has one value, as `--name value` or `--name=value`; given twice, the last one counts.
+    A boolean may stand alone, which means true. A list takes all words up to the next option, and
+    may be given several times; where the verb takes bare words it has one word, so that it leaves
+    them alone. Behind `--` there are bare words only.
 
     Args:
-        defaults: an instance whose values are the defaults, None for the class's own.
-        other_defaults: what holds where nothing is given, named in the help where it differs.
+        known: the settings by name.
+        positional: the setting that bare words belong to, if any.
+
+    Raises:
+        ConfigError: no file behind --config.
     """
-    cls = verb.settings()
-    parser = ArgumentParser(
-        prog=f"spanbert {verb.name}",
-        usage=verb.usage,
-        description=verb.description,
-        exit_on_error=False,
-    )
-    others = settings.options(cls, other_defaults) if other_defaults is not None else []
-    other_values = {option.name: option.default for option in others}
-    parser.add_argument(
-        "--config",
-        action="config",
-        help="YAML file of these settings; options override it. Pre-training also takes the name "
-        f"of one of the paper's models: {', '.join(config_names())}.",
-    )
-    for option in settings.options(cls, defaults):
-        text = option.help
-        other = other_values.get(option.name, option.default)
-        if other != option.default:
-            text += f" [{verb.other_case}: {other}]"
-        parser.add_argument(f"--{option.name}", type=option.type, default=option.default, help=text)
-    return parser
+    found = Arguments()
+    options = list(_before_separator(words))
+    found.positionals += words[len(options) + 1 :]
+    place = 0
+
+    def take(several: bool = False) -> list[str]:
+        nonlocal place
+        taken = []
+        while place < len(options) and not options[place].startswith("--"):
+            if taken and (not several or _is_short(options[place])):
+                break
+            taken.append(options[place])
+            place += 1
+        return taken
+
+    bare: list[str] = []
+    while place < len(options):
+        word = options[place]
+        place += 1
+        name, equals, value = word.lstrip("-").partition("=")
+        name = name.replace("-", "_")
+        if word in _FLAGS:
+            continue
+        if _is_short(word):
+            take()
+            found.faults.append(_unknown_short(name, known))
+        elif not word.startswith("--"):
+            bare.append(word)
+        elif name == "config":
+            files = [value] if equals else take()
+            if not files or not files[0]:
+                raise ConfigError("--config: a YAML file or a name is required")
+            found.files.append(config_file(files[0]))
+        elif name == "print_config":
+            found.faults.append("--print_config: takes no value")
+        elif name not in known:
+            found.values[name] = value if equals else "".join(take())
+        elif known[name].type is bool and not equals:
+            follows = options[place] if place < len(options) else "--"
+            alone = follows.startswith("--") or (positional and follows.lower() not in _BOOLEANS)
+            found.values[name] = True if alone else take()[0]
+        else:
+            several = positional in (None, name)
+            given = [value] if equals else take(several and _is_list(known[name]))
+            if given:
+                _add(found, known[name], given)
+            else:
+                found.faults.append(f"--{name}: a value is required ({known[name].help})")
+    found.positionals[:0] = bare
+    return found
+
+
+def _is_short(word: str) -> bool:
+    return len(word) > 1 and word[0] == "-" and not word[1].isdecimal() and word[1] not in "-."
+
+
+def _is_list(option: Option) -> bool:
+    return get_origin(settings.optional(option.type)[0]) in (list, tuple)
+
+
+def _add(found: Arguments, option: Option, words: list[str]) -> None:
+    """The value of an option; items of a list that is there already go before the new ones."""
+    name = option.name
+    if not _is_list(option):
+        found.values[name] = words[0]
+        return
+    if name not in found.values and len(words) == 1:
+        found.values[name] = words[0]  # which may be null
+        return
+    kind = settings.optional(option.type)[0]
+    before = found.values.get(name, [])
+    given = [before] if isinstance(before, str) else []
+    try:
+        items = [item for word in (*given, *words) for item in settings.split_list(word, kind)]
+    except ValueError as error:
+        found.faults.append(f"{name}: {error}")
+        return
+    found.values[name] = items if isinstance(before, str) else before + items
+
+
+def _unknown_short(name: str, known: Mapping[str, Option]) -> str:
+    meant = [guess for guess in GUESSES.get(name, ()) if guess in known or guess == "config"]
+    remedy = f", did you mean --{meant[0]}?" if meant else "; settings are `--name value`"
+    return f"-{name}: no such option{remedy}"
 
 
 def parse_settings(
@@ -172,41 +186,30 @@ def parse_settings(
         ConfigError: lists every fault.
     """
     cls = verb.settings()
-    if any(word in ("--help", "-h") for word in words):
-        other = defaults_for({}) if defaults_for else None
-        make_parser(verb, None, other).parse_args(["--help"])
-    arguments = split_arguments(words)
-    _check_values(arguments, {option.name: option for option in settings.options(cls, None)})
+    if asks_for_help(words):
+        from spanbert_ext.verb_help import help_text
+
+        print(help_text(verb, defaults_for({}) if defaults_for else None))
+        raise SystemExit(0)
+    known = {option.name: option for option in settings.options(cls)}
+    groups = {name.rpartition(".")[0] for name in known}
+    arguments = split_arguments(words, known, verb.positional)
     given: dict[str, Any] = {}
     for path in arguments.files:
-        given |= read_yaml(path)
-    given |= arguments.values
-    if arguments.positionals:
-        if verb.positional is None:
-            raise ConfigError(
-                f"unexpected argument {arguments.positionals[0]!r}; settings are `--name value`"
-            )
-        given[verb.positional] = list(arguments.positionals)
-    defaults = defaults_for(given) if defaults_for else None
-    # Reports every fault; jsonargparse would stop at the first.
-    built = settings.as_flat_dict(settings.build(cls, given, defaults))
-    parser = make_parser(verb, defaults)
-    options = [f"--config={path}" for path in arguments.files]
-    options += [
-        f"--{name}={json.dumps(built[name]) if isinstance(built[name], list) else value}"
-        for name, value in arguments.values.items()
-    ]
-    if arguments.positionals:
-        options.append(f"--{verb.positional}={json.dumps(arguments.positionals)}")
-    options += [word for word in words if word.startswith("--print_config")]
-    parsed = parser.parse_args(options).as_dict()
-    own = {k: v for k, v in settings.flatten(parsed).items() if k != "config"}
-    return settings.build(cls, own, defaults)
-
-
-def _check_values(arguments: Arguments, known: dict[str, Any]) -> None:
-    for name, value in arguments.values.items():
-        if value is None and name not in known:
-            raise ConfigError(settings.unknown_name(name, known))
-        if value is None:
-            raise ConfigError(f"--{name}: a value is required ({known[name].help})")
+        given |= settings.renamed(read_yaml(path, groups), known)
+    given |= settings.renamed(arguments.values, known)
+    faults = list(arguments.faults)
+    if arguments.positionals and verb.positional is None:
+        faults.append(
+            f"unexpected argument {arguments.positionals[0]!r}; settings are `--name value`"
+        )
+    elif arguments.positionals:
+        given[verb.positional] = arguments.positionals
+    good, wrong = settings.converted(cls, given)
+    defaults = defaults_for(good) if defaults_for else None
+    config = settings.assemble(cls, good, faults + wrong, defaults)
+    if "--print_config" in _before_separator(words):
+        flat = settings.as_flat_dict(config)
+        print(yaml.safe_dump(settings.nest(flat), sort_keys=False, allow_unicode=True), end="")
+        raise SystemExit(0)
+    return config

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import spanbert_ext
-from spanbert_ext.arguments import Verb, parse_settings, split_arguments
+from spanbert_ext.arguments import Verb, asks_for_help, parse_settings, split_arguments
 from spanbert_ext.console import patient_output, plain_console
 from spanbert_ext.errors import ConfigError, ReportedElsewhere, SpanBertError
 from spanbert_ext.tasks.verbs import EVALUATE, FINETUNE, PREDICT
@@ -36,7 +36,7 @@ def _prepare_settings() -> type:
 def _pretrain_defaults(given: dict[str, Any]) -> Any:
     from spanbert_ext.training.config import DEMONSTRATION
 
-    return DEMONSTRATION if given.get("corpus") in (None, "null") else None
+    return DEMONSTRATION if given.get("corpus") is None else None
 
 
 def run_pretrain(words: Sequence[str]) -> int:
@@ -70,13 +70,10 @@ def run_prepare(words: Sequence[str]) -> int:
     config = parse_settings(VERBS["prepare"], words)
     _quiet_console(loads_models=False)
     from spanbert_ext.data import prepare
-    from spanbert_ext.progress import ByteProgress
+    from spanbert_ext.progress import Progress
 
-    progress = ByteProgress()
-    try:
+    with Progress() as progress:
         corpus = prepare(config, progress)
-    finally:
-        progress.close()
     print(f"{config.output}: {corpus.summary()}")
     if config.verify:
         print("every file has the digest that was written")
@@ -87,11 +84,12 @@ def run_prepare(words: Sequence[str]) -> int:
 def run_export(words: Sequence[str]) -> int:
     """`spanbert export MODEL OUTPUT`."""
     verb = VERBS["export"]
-    if any(word in ("--help", "-h") for word in words):
+    if asks_for_help(words):
         print(f"usage: {verb.usage}\n\n{verb.description}")
         return 0
-    arguments = split_arguments(words)
-    if len(arguments.positionals) != 2 or arguments.values or arguments.files:
+    arguments = split_arguments(words, {}, "model")
+    odd = arguments.values or arguments.files or arguments.faults
+    if len(arguments.positionals) != 2 or odd:
         raise ConfigError(f"expected a model, a directory and nothing else: {verb.usage}")
     source, target = map(Path, arguments.positionals)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
@@ -177,7 +175,7 @@ def run_plot(words: Sequence[str]) -> int:
 def run_doctor(words: Sequence[str]) -> int:
     """`spanbert doctor`."""
     verb = VERBS["doctor"]
-    if any(word in ("--help", "-h") for word in words):
+    if asks_for_help(words):
         print(f"usage: {verb.usage}\n\n{verb.description}")
         return 0
     if [word for word in words if word != "--debug"]:
@@ -309,6 +307,7 @@ def _run(words: list[str]) -> int:
         who = "spanbert" if rank == "0" else f"spanbert: rank {rank}"
         print(f"{who}: error: {error}", file=sys.stderr)
         return error.exit_code
-    except KeyboardInterrupt:
-        print("spanbert: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        # What was computing may have said what is kept, and whether the command goes on.
+        print(": ".join(["spanbert: interrupted", *map(str, error.args)]), file=sys.stderr)
         return 130

@@ -27,8 +27,7 @@ _REQUIRED = (
     ("transformers", "no models, no tokenizers: only SpanMasker, SBOHead and the loss work"),
     ("safetensors", "no checkpoints"),
     ("tokenizers", "`spanbert prepare` cannot learn or apply a vocabulary"),
-    ("jsonargparse", "no command line; the Python interface is unaffected"),
-    ("PyYAML", "no configuration files"),
+    ("PyYAML", "no command line, no training; masker, head and loss are unaffected"),
     ("tqdm", "no progress bar"),
 )
 # (distribution, what is lost without it, what pip installs)

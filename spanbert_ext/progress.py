@@ -1,11 +1,36 @@
-"""How far a command is: durations, and progress over bytes. Nothing here imports torch."""
+"""How far a command is: durations, and bars or lines that show it. Nothing here imports torch."""
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from typing import Literal
 
 from tqdm import tqdm
+
+Listener = Callable[[str, int, int], None]
+# Of the thread that computes; whoever waits for it sets one, what computes deep inside tells it.
+_listener: ContextVar[Listener | None] = ContextVar("listener", default=None)
+
+
+@contextlib.contextmanager
+def watched_by(listener: Listener) -> Iterator[None]:
+    """Let `tell` reach a listener inside this block."""
+    token = _listener.set(listener)
+    try:
+        yield
+    finally:
+        _listener.reset(token)
+
+
+def tell(doing: str, done: int, total: int) -> None:
+    """`done` of `total` parts of a long computation are done; does nothing where nobody watches."""
+    listener = _listener.get()
+    if listener is not None:
+        listener(doing, done, total)
 
 
 def format_seconds(seconds: float) -> str:
@@ -20,22 +45,40 @@ def format_seconds(seconds: float) -> str:
     return f"{seconds // 86400}d{seconds % 86400 // 3600:02d}h"
 
 
-class ByteProgress:
-    """Shows how far `prepare` is: a bar for each pass on a terminal, else a line every few seconds.
+class Progress:
+    """Shows how far a command is: a bar for each pass on a terminal, else a line every few seconds.
 
     Args:
         seconds: between lines.
+        unit: "B" counts bytes; others are words behind the numbers, as in " records".
+        stream: the lines go to stdout or to stderr.
+        passing: the bar of a pass appears when it takes longer than a line would, and goes away at
+            its end.
     """
 
-    def __init__(self, seconds: float = 5.0):
-        self._seconds = seconds
-        self._doing = ""
+    def __init__(
+        self,
+        seconds: float = 5.0,
+        unit: str = "B",
+        stream: Literal["stdout", "stderr"] = "stdout",
+        passing: bool = False,
+    ):
+        self._seconds, self._unit, self._stream = seconds, unit, stream
+        self._look = {"leave": False, "delay": seconds} if passing else {}
+        self._doing, self._done = "", 0
         self._bar: tqdm | None = None
 
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
     def __call__(self, doing: str, done: int, total: int) -> None:
-        """`done` of `total` bytes of a pass; what is done at its first call was done before."""
-        if doing != self._doing:
+        """`done` of `total` of a pass; what is done at its first call was done before."""
+        if doing != self._doing or done < self._done:
             self._begin(doing, done, total)
+        self._done = done
         if self._bar is not None:
             self._bar.update(done - self._bar.n)
             return
@@ -43,11 +86,16 @@ class ByteProgress:
         if now - self._said >= self._seconds and done > self._before:
             rate = (done - self._before) / (now - self._began)
             left = format_seconds((total - done) / rate)
-            print(
-                f"{doing} {done / 1e6:.1f}/{total / 1e6:.1f} MB  {rate / 1e6:.2f} MB/s  ETA {left}",
-                flush=True,
-            )
+            shown = self._amounts(done, total, rate)
+            print(f"{doing} {shown}  ETA {left}", flush=True, file=getattr(sys, self._stream))
             self._said = now
+
+    def _amounts(self, done: int, total: int, rate: float) -> str:
+        if self._unit != "B":
+            return f"{done:,}/{total:,}{self._unit}"
+        size, unit = (1e6, "MB") if total >= 1e6 else (1e3, "kB")
+        digits = 2 if unit == "MB" else 1
+        return f"{done / size:.1f}/{total / size:.1f} {unit}  {rate / size:.{digits}f} {unit}/s"
 
     def _begin(self, doing: str, done: int, total: int) -> None:
         self.close()
@@ -55,11 +103,13 @@ class ByteProgress:
         self._began = self._said = time.monotonic()
         if sys.stderr.isatty():
             self._bar = tqdm(
-                total=total, initial=done, desc=doing, unit="B", unit_scale=True, dynamic_ncols=True
-            )
+                total=total, initial=done, desc=doing, unit=self._unit, unit_scale=True,
+                dynamic_ncols=True, **self._look,
+            )  # fmt: skip
 
     def close(self) -> None:
         """End the bar."""
+        self._doing = ""
         if self._bar is not None:
             self._bar.close()
             self._bar = None

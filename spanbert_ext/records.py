@@ -91,14 +91,19 @@ def read_objects(path: str | Path) -> Iterator[tuple[int, dict[str, Any] | Unrea
         if isinstance(line, UnreadableLine):
             yield number, line
         elif line.strip():
-            yield number, _object(line)
+            yield number, parse_object(line)
 
 
-def _object(line: str) -> dict[str, Any] | UnreadableLine:
+def parse_object(line: str) -> dict[str, Any] | UnreadableLine:
+    """The JSON object in a line, or why there is none."""
     try:
         found = json.loads(line)
+    except json.JSONDecodeError as error:
+        return UnreadableLine(
+            f"not valid JSON ({error.msg}, column {error.colno})", line[:_EXCERPT]
+        )
     except (ValueError, RecursionError) as error:
-        return UnreadableLine(f"not JSON: {error}", line[:_EXCERPT])
+        return UnreadableLine(f"not valid JSON ({error})", line[:_EXCERPT])
     if not isinstance(found, dict):
         kind = {list: "a list", str: "a string", type(None): "null"}.get(type(found), "a number")
         return UnreadableLine(f"expected a JSON object, found {kind}", line[:_EXCERPT])

@@ -215,6 +215,27 @@ def test_predict_killed_at_its_points(predicted, tmp_path, page):
     check_prediction(tmp_path, predicted, page)
 
 
+def test_predict_keeps_every_long_record(predicted, clean, tmp_path):
+    """Few long texts are chunks of their own: each is kept as soon as it is there."""
+    draw, warm = random.Random(SEED), Command(tmp_path, warm=True)
+    texts = [" ".join(draw.choices([*GOOD, *BAD, *PLAIN], k=k)) for k in (900, 3, 900, 4, 5, 900)]
+    source = "".join(json.dumps({"sentence": text}) + "\n" for text in texts)
+    (tmp_path / "long.jsonl").write_text(source)
+    words = ["predict", "sst-2", "long.jsonl", "out.jsonl", f"--model={clean.home}/run"]
+    words += ["--precision=fp32", "--device=cpu", "--batch_tokens=512"]
+    whole = [*words[:3], "whole.jsonl", *words[4:]]
+    assert warm.run(*whole)[0] == 0
+    lines = (tmp_path / "whole.jsonl").read_bytes().splitlines(True)
+    assert len(lines) == 6
+    for kept in (1, 2, 3, 5):  # records; the fourth and the fifth are short: one chunk
+        code, output = warm.run(*words, fail_point="after_chunk")
+        assert code == -signal.SIGKILL, output
+        assert (tmp_path / "out.jsonl.part").read_bytes() == b"".join(lines[:kept])
+    code, output = warm.run(*words)
+    assert code == 0 and "6 lines, 5 of them by an earlier command" in output, output
+    assert (tmp_path / "out.jsonl").read_bytes() == b"".join(lines)
+
+
 def test_one_output_has_one_writer(predicted, tmp_path):
     warm = Command(tmp_path, warm=True)
     process = warm.start(*predicted.words)

@@ -117,7 +117,7 @@ MRQA_FAULTS = {
     "no answers": (question(answers=[]), "there is no answer"),
     "empty context": (changed(context=" "), "context: is empty"),
     "no questions": (changed(qas=None), "no list 'qas'"),
-    "half a line": (lambda record: json.dumps(record)[:40], "not JSON: Unterminated string"),
+    "half a line": (lambda record: json.dumps(record)[:40], "not valid JSON (Unterminated string"),
     "not UTF-8": (lambda record: json.dumps(record)[:-9] + "\udcff", "not UTF-8: byte 0xff"),
     "a list": (lambda _: [1], "expected a JSON object, found a list"),
 }

@@ -105,7 +105,7 @@ def test_other_encoders_are_refused():
         ({"genres": []}, "coref.genres: must be a list of codes, or null"),
         ({"genres": ["nw", "nw"]}, "coref.genres: nw stands there twice"),
         ({"speakers": 1}, "coref.speakers: must be true or false; got 1"),
-        ({"depth": 1}, "no option is called depth; there are max_span_width"),
+        ({"depth": 1}, "has no setting coref.depth; the file was written by another"),
     ],
 )
 def test_impossible_options_are_named(head, message):

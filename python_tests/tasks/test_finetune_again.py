@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+from other_encoders import encoder_folder
 from record_formats import FORMATS
 from record_formats import write as write_data
 from safetensors.torch import load_file
@@ -73,7 +74,7 @@ def replaced(words, **changes):
 def test_other_settings_are_refused_by_name(finished, changes):
     """Also where the run is finished: nothing is to do only for the same command."""
     words, _ = finished
-    with pytest.raises(ConfigError, match="cannot be continued with other mathematics") as caught:
+    with pytest.raises(ConfigError, match="cannot be continued with other settings") as caught:
         finetune(replaced(words, **changes))
     for name in changes:
         assert f"\n  - {name.replace('__', '.')} was " in str(caught.value)
@@ -266,6 +267,25 @@ def test_facts_survive_a_stop(toy_bert, tmp_path, task):
     assert found[0][0] == found[1][0]
     for name, tensor in found[0][1].items():
         assert torch.equal(tensor, found[1][1][name]), name
+
+
+def test_an_encoder_with_parameters_that_nobody_reads(tmp_path):
+    """Longformer's global attention, without a token that attends globally."""
+    start = encoder_folder("longformer", tmp_path / "start")
+    data = write_data(tmp_path, "ner", good=8)
+    words = [f"--model={start}", f"--train={data}", f"--dev={data}", "--max_steps=4"]
+    words += ["--batch.examples=2", "--tagging.length=32", "--tagging.overlap=8"]
+    words += ["--checkpoint.every=2", "--precision=fp32", "--device=cpu"]
+    found = []
+    for name in ("whole", "stopped"):
+        config = config_of(["finetune", "ner", *words, f"--output={tmp_path}/{name}"])
+        if name == "stopped":
+            with pytest.MonkeyPatch.context() as patch, pytest.raises(Preempted):
+                stop_after(patch, 3)
+                finetune(config)
+        found.append(load_file(finetune(config).checkpoint / "model.safetensors"))
+    moved = [n for n, t in found[0].items() if not torch.equal(t, found[1][n])]
+    assert not moved
 
 
 RECORDS = {

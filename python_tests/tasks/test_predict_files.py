@@ -12,6 +12,8 @@ from toy_tasks import sentiment_words
 
 from spanbert_ext import cli
 from spanbert_ext.tasks import predict as predict_module
+from spanbert_ext.tasks.glue.task import GlueTask
+from spanbert_ext.tasks.predict_records import Item, chunks
 from spanbert_ext.tasks.task_file import TASK_FILE
 
 
@@ -100,6 +102,102 @@ def test_writing_over_goes_on_too(predict, tmp_path, monkeypatch):
     assert code == 0 and "10 lines, 4 of them by an earlier command" in said
     assert (tmp_path / "out.jsonl").read_bytes() == lines
     assert "by an earlier command" not in predict(*words)[1]  # it is finished: once more
+
+
+def test_an_interruption_says_what_is_kept(predict, monkeypatch):
+    monkeypatch.setattr(predict_module, "CHUNK", 4)
+    calls = []
+
+    def stop(_name):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(predict_module, "fail_point", stop)
+        code, said = predict()
+    assert code == 130
+    assert said.splitlines()[-1].startswith("spanbert: interrupted: 8 predictions are kept for")
+    assert said.rstrip().endswith("the same command goes on behind them")
+    with monkeypatch.context() as patch:
+        patch.setattr(predict_module, "_predict_chunk", lambda *_: stop("") or stop(""))
+        calls.clear()
+        code, said = predict("--overwrite=true", "--batch_tokens=4095")
+    assert code == 130 and "no prediction was finished; the same command begins anew" in said
+
+
+def test_an_interrupted_evaluation_says_that_nothing_is_kept(trained, capsys, monkeypatch):
+    model, data = trained["sst-2"]
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(GlueTask, "decode", stop)
+    assert cli.main(["evaluate", "sst-2", f"--model={model}", f"--data={data}"]) == 130
+    assert "interrupted: nothing was written; an evaluation begins anew" in capsys.readouterr().err
+
+
+def test_chunks_are_cut_by_records_and_by_bytes():
+    """A record that alone is too large is a chunk of its own; the cut depends on nothing else."""
+    items = [Item(str(n), {}, size, 0) for n, size in enumerate((3, 3, 4, 1, 50, 2, 2, 2, 2, 2))]
+    found = [[item.where for item in chunk] for chunk in chunks(items, records=4, size=10)]
+    assert found == [["0", "1", "2"], ["3"], ["4"], ["5", "6", "7", "8"], ["9"]]
+    assert list(chunks([], 4, 10)) == []
+
+
+@pytest.mark.parametrize("task", ["sst-2", "ner"])
+def test_a_text_file_is_one_text(trained, tmp_path, task):
+    """As a line of JSON with the same text; a BOM is no part of it, line ends are."""
+    text = "a good film\r\n\r\nwith  Ada in a \u00e9 \u201cfilm\u201d\n"
+    (tmp_path / "in.TXT").write_bytes(b"\xef\xbb\xbf" + text.encode())
+    (tmp_path / "in.jsonl").write_text(json.dumps({"id": "in.TXT", "text": text}) + "\n")
+    for name in ("in.TXT", "in.jsonl"):
+        words = ["predict", task, str(tmp_path / name), f"{tmp_path}/{name}.out", "--device=cpu"]
+        assert cli.main([*words, f"--model={trained[task][0]}"]) == 0
+    lines = (tmp_path / "in.TXT.out").read_text()
+    assert lines == (tmp_path / "in.jsonl.out").read_text() and json.loads(lines)["id"] == "in.TXT"
+
+
+@pytest.mark.parametrize(
+    ("task", "fields"), [("squad2", ["question", "context"]), ("tacred", ["text", "subject"])]
+)
+def test_a_text_alone_is_no_record_of_some_tasks(trained, tmp_path, capsys, task, fields):
+    (tmp_path / "in.txt").write_text("Ada wrote it.")
+    words = ["predict", task, f"{tmp_path}/in.txt", f"{tmp_path}/out", "--device=cpu"]
+    assert cli.main([*words, f"--model={trained[task][0]}"]) == 65
+    error = capsys.readouterr().err
+    assert f"in.txt: a text alone is no record of {task}" in error
+    shown = json.loads(error[error.index("{") :])
+    assert set(fields) <= set(shown)
+    (tmp_path / "in.jsonl").write_text(json.dumps(shown))  # what is shown can be given
+    words[2] = f"{tmp_path}/in.jsonl"
+    assert cli.main([*words, f"--model={trained[task][0]}"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "reason"),
+    [
+        ("in.txt", b"one\ntwo \xe9\n", "in.txt:2: not UTF-8: byte 0xe9 at column 5"),
+        (
+            "in.txt",
+            "a".encode("utf-16"),
+            "in.txt:1: not UTF-8: byte 0xff at column 1; is the file UTF",
+        ),
+        ("in.jsonl", b'{"text": "\xe9"}', "in.jsonl:1: not UTF-8: byte 0xe9 at column 11"),
+        ("in.jsonl", b"Once upon\n", "in.jsonl:1: not valid JSON (Expecting value, column 1); a"),
+        ("in.jsonl", b"[1]", "in.jsonl:1: expected a JSON object, found a list"),
+        ("in.jsonl", b'\n{"text": }', "in.jsonl:2: not valid JSON (Expecting value, column 10)"),
+    ],
+)
+def test_faults_of_the_input_are_named(trained, tmp_path, capsys, name, data, reason):
+    (tmp_path / name).write_bytes(data)
+    words = ["predict", "ner", f"{tmp_path}/{name}", f"{tmp_path}/out", "--device=cpu"]
+    words.append(f"--model={trained['ner'][0]}")
+    assert cli.main(words) == 65
+    error = capsys.readouterr().err
+    assert reason in error and error.count(f"{name}:") == 1
+    assert cli.main([*words, "--on_error=skip"]) == 0
+    assert reason in json.loads((tmp_path / "out").read_text())["error"]
 
 
 @pytest.mark.parametrize("name", ["out", "html"])

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from conftest import write_text
 
-from spanbert_ext.arguments import config_names
+from spanbert_ext.config_files import config_names
 from spanbert_ext.data import PrepareConfig, prepare
 
 ROOT = Path(__file__).resolve().parents[2]

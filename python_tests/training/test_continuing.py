@@ -111,17 +111,27 @@ def test_a_run_from_a_named_checkpoint(tiny, change, tmp_path):
     assert pretrain(other).was_finished
 
 
+def test_a_finished_run_is_that_of_its_settings_alone(tiny, change):
+    """Nothing is to do only for the same command; another one is told what differs."""
+    pretrain(tiny)
+    assert pretrain(change(tiny, log_every=3, precision="auto")).was_finished
+    others = {"seed": 99, "steps": 4, "precision": "bf16", "loss.sbo_weight": 0.5}
+    for name, value in (others | {"steps": 90}).items():
+        with pytest.raises(ConfigError, match=rf"\n  - {name} was .*, is {value}"):
+            pretrain(change(tiny, **{name: value}))
+
+
 @pytest.mark.parametrize("name", sorted(as_flat_dict(PretrainConfig())))
 def test_every_setting_is_refused_or_free(name, tmp_path):
     """A setting that is not listed as free must keep its value; both are shown."""
     before = as_flat_dict(PretrainConfig())
     stored, current = RunState(settings=before), RunState(settings=before | {name: "other"})
     if name in FREE_ON_RESUME:
-        check_same_run(stored, current, tmp_path)
+        check_same_run(stored, current, tmp_path, PretrainConfig)
         return
     with pytest.raises(ConfigError) as caught:
-        check_same_run(stored, current, tmp_path)
-    assert f"  - {name} was {before[name]}, is other\n" in str(caught.value)
+        check_same_run(stored, current, tmp_path, PretrainConfig)
+    assert f"  - {name} was {before[name]}, is other" in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -135,12 +145,12 @@ def test_every_setting_is_refused_or_free(name, tmp_path):
 def test_other_data_is_refused(tmp_path, name, part):
     stored, current = RunState(**{name: "a"}), RunState(**{name: "b"})
     with pytest.raises(ConfigError, match=part):
-        check_same_run(stored, current, tmp_path)
+        check_same_run(stored, current, tmp_path, PretrainConfig)
 
 
 def test_other_versions_are_told(tmp_path, caplog):
     stored, current = (RunState(versions={"torch": v, "numpy": "2"}) for v in ("2.10", "2.13"))
-    check_same_run(stored, current, tmp_path)
+    check_same_run(stored, current, tmp_path, PretrainConfig)
     assert "versions changed since the checkpoint (torch 2.10 -> 2.13)" in caplog.text
 
 

@@ -130,6 +130,32 @@ def test_a_rollback_trains_on_the_batches_behind(spiky, change, monkeypatch, tmp
     assert rolled.state.tokens == jumping.state.tokens
 
 
+def test_a_rollback_at_a_checkpoint_logs_its_own_steps_alone(spiky, change, monkeypatch, tmp_path):
+    """The spike is found when the run saves, between two log lines: the next line is that of a run
+    that was continued from the checkpoint, and has nothing of the steps that were undone."""
+    spiky = change(spiky, log_every=15)
+    with monkeypatch.context() as patch:
+        spoil(patch.setattr, {17}, 1000.0)
+        rolled = pretrain(spiky)
+    of_step = RowOrder.of_step
+    monkeypatch.setattr(
+        RowOrder, "of_step", lambda self, step: of_step(self, step + 10 * (step >= 10))
+    )
+    start = str(rolled.run / "step-0000010")
+    continued = pretrain(change(spiky, output=str(tmp_path / "continued"), resume=start))
+    assert rolled.state.rollbacks == 1
+    found, expected = (
+        [
+            [row[name] for name in ("step", "mlm_loss", "sbo_loss", "grad_norm")]
+            for row in map(json.loads, (result.run / "metrics.jsonl").read_text().splitlines())
+            if row["event"] == "train"
+        ]
+        for result in (rolled, continued)
+    )
+    assert [row[0] for row in expected] == [15, 30]
+    assert found == expected
+
+
 def test_batches_on_the_device_jump_too(tiny, change):
     task, _ = parts_of(change(tiny, **{"batch.resident": "on"}))
     task.shift = 7

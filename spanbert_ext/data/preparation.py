@@ -26,6 +26,7 @@ from spanbert_ext.data.sources import Source, find_sources
 from spanbert_ext.data.storage import digest_bytes, locked_staging, publish, staging_directory
 from spanbert_ext.data.units import plan_units, unit_size
 from spanbert_ext.errors import ConfigError, Preempted, StorageError
+from spanbert_ext.training.stored_settings import completed
 
 logger = logging.getLogger("spanbert_ext")
 
@@ -126,7 +127,8 @@ def _is_there(output: Path, origin: dict) -> bool:
             )
         return False
     found = Corpus.open(output).sidecar
-    there, asked = found["settings"], origin["settings"]
+    asked = origin["settings"]
+    there = completed(found["settings"], PrepareConfig, output / SIDECAR, wanted=asked.keys())
     differences = [
         f"{name}: {there.get(name)!r} there, {asked.get(name)!r} asked"
         for name in dict.fromkeys([*asked, *there])

@@ -105,7 +105,8 @@ class FinetuneConfig:
             tagging and most of GLUE).
         max_steps: end after this many updates, whatever the epochs.
         train_limit: use only so many training examples, drawn with the seed.
-        evals_per_epoch: evaluations on dev in an epoch; the best one's model stays in best/.
+        evals_per_epoch: evaluations on dev in an epoch; the best one's model stays in best/; null
+            takes 2, and in a run of less than an epoch two in all.
         dropout: of embeddings, attention and sublayers; null keeps the model's.
         on_error: what becomes of records that cannot be used: error stops at the first, skip lists
             them in rejects.jsonl.
@@ -122,7 +123,8 @@ class FinetuneConfig:
             one.
         weights_only: accept a checkpoint whose optimizer or generator file is missing or damaged,
             and start these anew.
-        log_every: steps between log lines.
+        log_every: steps between log lines; null takes 20, and in a run of less than 200 steps a
+            tenth of it.
         report_to: where numbers go besides metrics.jsonl: any of tensorboard, wandb and trackio.
     """
 
@@ -133,7 +135,7 @@ class FinetuneConfig:
     epochs: float | None = None
     max_steps: int | None = None
     train_limit: int | None = None
-    evals_per_epoch: int = 2
+    evals_per_epoch: int | None = None
     dropout: float | None = None
     on_error: Literal["error", "skip"] = "error"
     reject_limit: float = REJECT_LIMIT
@@ -144,7 +146,7 @@ class FinetuneConfig:
     resume: str = "auto"
     strict_resume: bool = False
     weights_only: bool = False
-    log_every: int = 20
+    log_every: int | None = None
     report_to: list[Literal["tensorboard", "wandb", "trackio"]] = field(default_factory=list)
     optimizer: FinetuneOptimizer = field(default_factory=FinetuneOptimizer)
     batch: FinetuneBatch = field(default_factory=FinetuneBatch)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from spanbert_ext.errors import DataError, SpanBertError, StorageError
+from spanbert_ext.progress import Progress, watched_by
 from spanbert_ext.tasks import html
 from spanbert_ext.tasks.config import EvaluateConfig
 from spanbert_ext.tasks.examples import check_ids, read_examples
@@ -47,7 +48,7 @@ def evaluate(
     if not chosen:
         raise DataError(f"{', '.join(config.data)}: there is nothing to evaluate")
     began = time.monotonic()
-    predictions = predictor(chosen)
+    predictions = _predictions(predictor, chosen)
     seconds = time.monotonic() - began
     result = {
         "task": task.name,
@@ -76,6 +77,24 @@ def evaluate(
     )
     _write([(Path(path), write) for path, write in steps if path is not None], result, wrote)
     return result
+
+
+def _predictions(predictor: Predictor, examples: list[Any]) -> list[Any]:
+    """One for each example, while somebody watches."""
+    predictions: list[Any] = []
+    with (
+        Progress(unit=" examples", stream="stderr") as whole,
+        Progress(unit="", stream="stderr", passing=True) as inside,
+        watched_by(inside),
+    ):
+        whole("evaluating", 0, len(examples))
+        try:
+            for _, prediction in predictor.stream(iter(examples)):
+                predictions.append(prediction)
+                whole("evaluating", len(predictions), len(examples))
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt("nothing was written; an evaluation begins anew") from None
+    return predictions
 
 
 def _write(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import time
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -21,6 +22,7 @@ from spanbert_ext.tasks.batching import TrainingOrder
 from spanbert_ext.tasks.best_model import best_scores, keep_best
 from spanbert_ext.tasks.config import FinetuneConfig, steps_of
 from spanbert_ext.tasks.finetune_data import FinetuneData, draw_sample, read_data
+from spanbert_ext.tasks.finetune_warnings import few_updates, no_better_than_chance
 from spanbert_ext.tasks.models import (
     load_checkpoint,
     open_model,
@@ -30,7 +32,6 @@ from spanbert_ext.tasks.models import (
 from spanbert_ext.tasks.task import DownstreamTask
 from spanbert_ext.tasks.task_file import BEST, read_task_file, write_task
 from spanbert_ext.training import checkpoint
-from spanbert_ext.training.config import FREE_ON_RESUME
 from spanbert_ext.training.entry import BuildRun, Kind, run_all
 from spanbert_ext.training.guard import check_finite
 from spanbert_ext.training.loop import LoopSettings
@@ -38,10 +39,18 @@ from spanbert_ext.training.models import describe_hardware
 from spanbert_ext.training.ranks import Ranks
 from spanbert_ext.training.run import Run, RunResult
 from spanbert_ext.training.settings import as_flat_dict
-from spanbert_ext.training.state import RunState, current_versions, whole_weights
+from spanbert_ext.training.state import (
+    RunState,
+    current_versions,
+    differing_settings,
+    whole_weights,
+)
+
+logger = logging.getLogger("spanbert_ext")
 
 METRICS, REJECTS = "metrics.json", "rejects.jsonl"
-_MAY_DIFFER = FREE_ON_RESUME | {"precision"}  # which is stored as what auto meant
+_LOG_EVERY, _LOG_LINES = 20, 10
+_EVALS_PER_EPOCH, _EVALS = 2, 2
 
 
 def finetune(config: FinetuneConfig) -> RunResult:
@@ -57,12 +66,12 @@ def finetune(config: FinetuneConfig) -> RunResult:
     entry = registry.entry_of(config.task_name)
     task, run = entry.make(config.task_options), entry.run_class()
 
-    def is_finished(state: RunState) -> bool:
+    def is_finished(state: RunState, start: Path) -> bool:
         # With other settings it is not this run: going on will refuse, and name them.
-        stored, wanted = state.settings, settings_of(config)
-        same = all(stored.get(name) == wanted[name] for name in wanted.keys() - _MAY_DIFFER)
-        done = state.step >= stored.get("steps", 0) and (Path(config.output) / METRICS).is_file()
-        return same and done
+        steps = state.settings.get("steps", 0)  # which the data decided
+        wanted = settings_of(config) | {"steps": steps}
+        done = state.step >= steps and (Path(config.output) / METRICS).is_file()
+        return done and not differing_settings(state, wanted, type(config), start)
 
     def read(_ranks: Ranks) -> BuildRun:
         data = read_data(config, task)
@@ -72,8 +81,12 @@ def finetune(config: FinetuneConfig) -> RunResult:
 
 
 def settings_of(config: FinetuneConfig) -> dict[str, Any]:
-    """The settings with the name of the task, which is not one of them."""
-    return as_flat_dict(config) | {"task": config.task_name}
+    """The settings as a run stores them: with the name of the task, which is not one of them, and
+    what null means where it decides which model is the best."""
+    stored = as_flat_dict(config) | {"task": config.task_name}
+    if config.evals_per_epoch is None:
+        stored["evals_per_epoch"] = _EVALS_PER_EPOCH
+    return stored
 
 
 class FinetuneRun(Run):
@@ -106,8 +119,8 @@ class FinetuneRun(Run):
             lengths = np.array([self.tokens_of(feature) for feature in self.features])
             self.order = TrainingOrder(lengths, config.batch.examples, config.seed)
             entry = registry.entry_of(task.name)
-            epochs = entry.epochs if config.epochs is None else config.epochs
-            self.steps = steps_of(config, epochs, self.order.batches_per_epoch)
+            self.epochs = entry.epochs if config.epochs is None else config.epochs
+            self.steps = steps_of(config, self.epochs, self.order.batches_per_epoch)
             super().__init__(config, run, start, device, ranks)
 
     def _make_features(self, folder: Path, config: FinetuneConfig, start: Path | None) -> None:
@@ -198,7 +211,7 @@ class FinetuneRun(Run):
             warmup_steps=int(optimizer.warmup * self.steps),
             clip_norm=optimizer.clip_norm,
             precision=self.precision,
-            log_every=self.config.log_every,
+            log_every=self.config.log_every or min(_LOG_EVERY, max(1, self.steps // _LOG_LINES)),
             numerics=self.config.numerics,
         )
 
@@ -206,8 +219,11 @@ class FinetuneRun(Run):
         return step * self.config.batch.examples
 
     def _validates_after(self, step: int) -> bool:
-        times = self.config.evals_per_epoch
-        every = max(1, self.order.batches_per_epoch // times) if times else self.steps
+        times, batches = self.config.evals_per_epoch, self.order.batches_per_epoch
+        if times is None:
+            every = max(1, min(batches // _EVALS_PER_EPOCH, -(-self.steps // _EVALS)))
+        else:
+            every = max(1, batches // times) if times else self.steps
         return step % every == 0
 
     def _validate(self) -> dict[str, float]:
@@ -260,7 +276,9 @@ class FinetuneRun(Run):
             checkpoint.write_text(self.run / REJECTS, self.data.rejects)
 
     def finish(self) -> RunResult:
-        """Train to the last step, then write metrics.json."""
+        """Train to the last step, then write metrics.json; warn of what cannot have worked."""
+        if self.start is None:
+            self._warn(few_updates(self.config, self.steps, self.epochs))
         result = super().finish()
         state = result.state
         if not state.best:  # nothing was left to train: it went on from another run's last step
@@ -281,7 +299,21 @@ class FinetuneRun(Run):
         }
         text = checkpoint.json_text(summary, indent=1)
         checkpoint.write_text(self.run / METRICS, text + "\n")
+        self._warn(
+            no_better_than_chance(
+                self.downstream,
+                self.config,
+                self.data.dev,
+                state.best,
+                state.starting_losses,
+                self.epochs,
+            )
+        )
         return result
+
+    def _warn(self, line: str | None) -> None:
+        if line is not None:
+            logger.warning("%s", line)
 
 
 def _digest_of(values: Sequence[Any]) -> str:

@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from spanbert_ext.data.storage import new_digest
-from spanbert_ext.errors import DataError, StorageError
-from spanbert_ext.records import UnreadableLine, read_objects
+from spanbert_ext.errors import ConfigError, DataError, StorageError
+from spanbert_ext.progress import Progress, watched_by
 from spanbert_ext.tasks.config import PredictConfig
 from spanbert_ext.tasks.marked_text import MarkedText
 from spanbert_ext.tasks.predict_files import OutputFiles
+from spanbert_ext.tasks.predict_records import Item, chunks, items_of
 from spanbert_ext.tasks.predictor import Predictor
 from spanbert_ext.tasks.task_file import model_folder
 from spanbert_ext.training.checkpoint import digest_file, fail_point, json_text
-from spanbert_ext.training.settings import as_flat_dict
+from spanbert_ext.training.settings import as_flat_dict, options
+from spanbert_ext.training.stored_settings import completed
 
-CHUNK = 256  # records
+_NO_IDENTITY = ("files", "html", "overwrite", "device")  # settings that change no prediction
+# What is computed and kept together: so many records, and of long ones so many bytes for each token
+# that is computed at a time. A text that is longer is a chunk of its own.
+CHUNK = 256
+_BYTES_PER_BATCH_TOKEN = 8
 
 
 @dataclass(frozen=True)
@@ -60,12 +63,15 @@ def predict(config: PredictConfig) -> PredictResult:
     records, output = map(Path, config.files)
     page = None if config.html is None else Path(config.html)
     try:
-        with OutputFiles(output, page, CHUNK) as files:
+        with OutputFiles(output, page) as files:
             identity = _identity(config)
-            if files.are_finished(identity, config.overwrite):
+            if files.are_finished(identity, config.overwrite, partial(_completed, type(config))):
                 lines = sum(1 for _ in output.open("rb"))
                 return PredictResult(lines, lines, 0, time.monotonic() - began, was_finished=True)
-            done, total, unusable = _predict_rest(config, records, files)
+            try:
+                done, total, unusable = _predict_rest(config, records, files)
+            except KeyboardInterrupt:
+                raise KeyboardInterrupt(_what_is_kept(files, output)) from None
             files.finish(f"{config.task_name}: {records.name}")
     except OSError as error:
         where = getattr(error, "filename", None) or output
@@ -76,28 +82,47 @@ def predict(config: PredictConfig) -> PredictResult:
 def _predict_rest(config: PredictConfig, records: Path, files: OutputFiles) -> tuple[int, int, int]:
     """Add the lines that are not there yet: (there before, there now, unusable among the new)"""
     predictor = Predictor.of_settings(config)
-    done = files.resume()
-    total, unusable = done, 0
-    numbered = _records(records)
-    for _ in islice(numbered, done):
-        pass
-    with tqdm(unit=" records", initial=done, disable=None) as bar:
-        while chunk := list(islice(numbered, CHUNK)):
-            lines, marks, faults = _predict_chunk(predictor, chunk, config.on_error)
+    there, size, doing = files.count_lines(), records.stat().st_size, f"predicting {records.name}"
+    kept = added = unusable = position = 0
+    items = items_of(records, predictor.task)
+    with (
+        Progress(stream="stderr") as whole,
+        Progress(unit="", stream="stderr", passing=True) as inside,
+    ):
+        for chunk in chunks(items, CHUNK, _BYTES_PER_BATCH_TOKEN * config.batch_tokens):
+            if not added and kept + len(chunk) <= there:
+                kept, position = kept + len(chunk), chunk[-1].end
+                continue
+            if not added:
+                files.keep_lines(kept)
+                whole(doing, min(position, size), size)  # a packed file holds more than its size
+            shown = chunk[0].where + (f" to {chunk[-1].where}" if len(chunk) > 1 else "")
+            with watched_by(lambda part, *far, of=shown: inside(f"{of}: {part}", *far)):
+                lines, marks, faults = _predict_chunk(predictor, chunk, config.on_error)
+            inside.close()
             files.append(lines, marks)
             fail_point("after_chunk")
-            total, unusable = total + len(lines), unusable + faults
-            bar.update(len(lines))
-    return done, total, unusable
+            added, unusable = added + len(lines), unusable + faults
+            whole(doing, min(chunk[-1].end, size), size)
+    files.keep_lines(kept + added)
+    return kept, kept + added, unusable
+
+
+def _what_is_kept(files: OutputFiles, output: Path) -> str:
+    kept = files.count_lines()
+    if not kept:
+        return "no prediction was finished; the same command begins anew"
+    return f"{kept} predictions are kept for {output}; the same command goes on behind them"
 
 
 def _predict_chunk(
-    predictor: Predictor, chunk: list[tuple[str, Any]], policy: str
+    predictor: Predictor, chunk: list[Item], policy: str
 ) -> tuple[list[str], list[MarkedText], int]:
     """(lines, blocks of the page, records that could not be used)"""
     task = predictor.task
     examples, faults = {}, {}
-    for place, (where, record) in enumerate(chunk):
+    for place, item in enumerate(chunk):
+        where, record = item.where, item.record
         try:
             if isinstance(record, DataError):
                 raise record
@@ -123,13 +148,14 @@ def _predict_chunk(
     return lines, marks, len(faults)
 
 
-def _records(path: Path) -> Iterator[tuple[str, Any]]:
-    """(place, object) of every line that is not blank; in place of what is no object a
-    DataError."""
-    for number, record in read_objects(path):
-        where = f"{path.name}:{number}"
-        unreadable = isinstance(record, UnreadableLine)
-        yield where, DataError(f"{where}: {record.reason}") if unreadable else record
+def _completed(cls: type, stored: dict[str, Any]) -> dict[str, Any]:
+    """The identity that an earlier version stored, with the settings that are younger."""
+    names = [option.name for option in options(cls) if option.name not in _NO_IDENTITY]
+    try:
+        settings = completed(stored.get("settings", {}), cls, "settings", wanted=names)
+    except (ConfigError, AttributeError):  # of a later version, or none: another identity
+        return stored
+    return stored | {"settings": settings}
 
 
 def _identity(config: PredictConfig) -> dict[str, Any]:
@@ -140,7 +166,7 @@ def _identity(config: PredictConfig) -> dict[str, Any]:
         if file.is_file():
             digest.update(f"{file.name} {digest_file(file)}".encode())
     own = as_flat_dict(config)
-    for name in ("files", "html", "overwrite", "device"):
+    for name in _NO_IDENTITY:
         own.pop(name)
     return {
         "task": config.task_name,

@@ -3,7 +3,7 @@
 Lines go to `OUT.part`, a chunk at a time; when all are there the file takes its name. A hidden file
 beside it says which model, records and settings they are of. A command that was killed goes on
 after the last whole chunk: chunks are cut at the same records every time, so that the bytes are
-those of a run that was never interrupted.
+those of a run that was never interrupted (what is computed together decides the last digits).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import glob
 import json
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,16 +30,16 @@ class OutputFiles:
     Args:
         output: the file with a line for each record.
         page: of the same predictions, or None.
-        chunk: records whose lines are added together.
 
     Raises:
         ConfigError: another process writes this output.
     """
 
-    def __init__(self, output: Path, page: Path | None, chunk: int):
-        self._output, self._page, self._chunk = output, page, chunk
+    def __init__(self, output: Path, page: Path | None):
+        self._output, self._page = output, page
         self._part = output.with_name(output.name + ".part")
         self._marks = output.with_name(f".{output.name}.marks") if page is not None else None
+        self._parts = [self._part] if page is None else [self._part, self._marks]
         self._state = output.with_name(f".{output.name}.state")
         self._output.parent.mkdir(parents=True, exist_ok=True)
         self._lock = _locked(self._part, output)
@@ -52,17 +52,24 @@ class OutputFiles:
             self._part.unlink()
         os.close(self._lock)  # not before: until then the file is ours
 
-    def are_finished(self, identity: dict[str, Any], overwrite: bool) -> bool:
-        """Whether nothing is left to do; otherwise `resume` says how many lines there are.
+    def are_finished(
+        self,
+        identity: dict[str, Any],
+        overwrite: bool,
+        complete: Callable[[dict[str, Any]], dict[str, Any]],
+    ) -> bool:
+        """Whether nothing is left to do; otherwise `count_lines` says how many are there.
 
         Args:
             identity: what the bytes depend on.
+            complete: makes one that an earlier version stored comparable.
             overwrite: also files of another command, or finished ones.
 
         Raises:
             ConfigError: the files belong to another command.
         """
-        same = self._stored_identity() == identity
+        stored = self._stored_identity()
+        same = stored is not None and complete(stored) == identity
         whole = self._output.is_file() and (self._page is None or self._page.is_file())
         if same and whole and not overwrite:
             self._clear_debris()
@@ -81,14 +88,14 @@ class OutputFiles:
         write_text(self._state, json_text(identity))
         return False
 
-    def resume(self) -> int:
-        """Cut the files after the last whole chunk; the number of records there."""
-        parts = [self._part] if self._marks is None else [self._part, self._marks]
-        lines = min(_whole_lines(part) for part in parts)
-        kept = lines - lines % self._chunk
-        for part in parts:
-            _keep_lines(part, kept)
-        return kept
+    def count_lines(self) -> int:
+        """Records whose lines are there whole; the last ones may be of a chunk that is not."""
+        return min(_whole_lines(part) for part in self._parts)
+
+    def keep_lines(self, count: int) -> None:
+        """Cut the files after so many records."""
+        for part in self._parts:
+            _keep_lines(part, count)
 
     def append(self, lines: list[str], marks: list[MarkedText]) -> None:
         """Add a chunk, durably."""
@@ -127,11 +134,12 @@ class OutputFiles:
         for path in self._page.parent.glob(own):
             path.unlink(missing_ok=True)
 
-    def _stored_identity(self) -> Any:
+    def _stored_identity(self) -> dict[str, Any] | None:
         try:
-            return json.loads(self._state.read_text("utf-8"))
+            found = json.loads(self._state.read_text("utf-8"))
         except (OSError, ValueError):
             return None
+        return found if isinstance(found, dict) else None
 
 
 def _locked(part: Path, output: Path) -> int:

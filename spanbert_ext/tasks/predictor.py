@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from spanbert_ext.encoder import for_predictions
 from spanbert_ext.errors import ConfigError, StorageError
+from spanbert_ext.progress import tell
 from spanbert_ext.tasks import registry
 from spanbert_ext.tasks.batching import PackedBatch, by_tokens, pack
 from spanbert_ext.tasks.config import BATCH_TOKENS
@@ -51,11 +52,14 @@ def outputs_of(
     outputs: list[Any] = [None] * len(features)
     # One autocast for all batches: what it has converted of the weights stays.
     with autocast(device, precision), for_predictions(model, int(lengths.sum())):
+        done = 0
         for numbers in by_tokens(np.argsort(-lengths, kind="stable"), lengths, batch_tokens):
             batch = pack([features[i] for i in numbers], task.head, pad_id, device)
             values = head_outputs(model, batch, task.head).float().cpu().numpy()
             for i, part in zip(numbers, _split(values, batch, task.head), strict=True):
                 outputs[i] = part
+            done += int(lengths[numbers].sum())
+            tell("tokens", done, int(lengths.sum()))
     model.train(was_training)
     return outputs
 

@@ -76,6 +76,10 @@ class DownstreamTask(ABC, Generic[Example, Prediction]):
     head: ClassVar[Head]
     # The option that bounds a sequence of the encoder.
     length_option: ClassVar[str] = "length"
+    # Whether {"text": ...} is a whole record of `predict`.
+    takes_text: bool = False
+    # A record of `predict` as its line of JSON.
+    example_record: str
     # The number of `score` that picks the best model; larger is better.
     best_metric: str
     # Test sets without gold answers become files of predictions for somebody else to score.
@@ -178,6 +182,15 @@ class DownstreamTask(ABC, Generic[Example, Prediction]):
         Called with every development evaluation before `score`, never on a test set.
         """
         return
+
+    def trivial_predictions(
+        self, examples: Sequence[Example]
+    ) -> tuple[str, list[Prediction]] | None:
+        """What needs no model: in words, as "no entity everywhere", and one for each example.
+
+        A model that scores no better has not learned the task. None: there is no such thing.
+        """
+        return None
 
     @abstractmethod
     def as_json(self, example: Example, prediction: Prediction) -> dict[str, Any]:

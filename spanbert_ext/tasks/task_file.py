@@ -7,11 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import spanbert_ext
 from spanbert_ext.errors import ConfigError, StorageError
 from spanbert_ext.tasks import registry
 from spanbert_ext.tasks.task import DownstreamTask
 from spanbert_ext.training import settings
 from spanbert_ext.training.checkpoint import json_text
+from spanbert_ext.training.stored_settings import completed
 
 TASK_FILE = "spanbert_task.json"
 BEST = "best"  # of a fine-tuning run: the folder of its best model
@@ -22,6 +24,7 @@ def write_task(folder: Path, task: DownstreamTask) -> None:
     """Store a task's name, options and facts beside its model."""
     content = {
         "format": FORMAT,
+        "version": spanbert_ext.__version__,
         "task": task.name,
         "options": settings.as_flat_dict(task.options),
         "facts": task.facts,
@@ -67,9 +70,12 @@ def stored_options(stored: Mapping[str, Any]) -> Any:
     """
     try:
         entry = registry.entry_of(stored["task"])
-        return settings.build(entry.options_class(), stored["options"])
+        cls, section = entry.options_class(), f"{entry.section}."
+        writer = stored.get("version")
+        options = completed(stored["options"], cls, TASK_FILE, writer, section=section)
+        return settings.build(cls, options)
     except ConfigError as error:
-        raise StorageError(f"{TASK_FILE}: {error}") from error
+        raise StorageError(f"{TASK_FILE}: {str(error).removeprefix(f'{TASK_FILE}: ')}") from error
 
 
 def stored_task(

@@ -11,19 +11,17 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from spanbert_ext.arguments import Verb, parse_settings
+from spanbert_ext.arguments import Verb, asks_for_help, parse_settings
 from spanbert_ext.console import plain_console
 from spanbert_ext.errors import ConfigError
 from spanbert_ext.tasks import registry
 from spanbert_ext.tasks.config import EvaluateConfig, FinetuneConfig, PredictConfig
 
-_HELP = ("--help", "-h")
-
 
 def _for_task(verb: Verb, base: type, words: Sequence[str], defaults: Callable) -> Any:
     """The settings of a verb whose first word names the task; without one, the tasks are listed."""
     if not words or words[0].startswith("-"):
-        if any(word in _HELP for word in words):
+        if asks_for_help(words):
             print(_task_list(verb))
             raise SystemExit(0)
         raise ConfigError(f"a task is required: {verb.usage} (tasks: {', '.join(registry.TASKS)})")

@@ -32,14 +32,15 @@ class Kind:
 
     Args:
         verb: words of the command before its settings, for the processes of `nproc`.
-        is_finished: whether a state is that of the last step of a run with these settings.
+        is_finished: whether a state, of a checkpoint at a path, is that of the last step of a run
+            with these settings.
         open: reads the data before the output directory is touched; gives what builds the run from
             its directory, the checkpoint to continue, the device and the ranks.
         advise: settings, processes -> what to do where memory runs out.
     """
 
     verb: Sequence[str]
-    is_finished: Callable[[RunState], bool]
+    is_finished: Callable[[RunState, Path], bool]
     open: Callable[[Ranks], BuildRun]
     advise: Callable[[Any, int], str] = memory.advice
 
@@ -121,4 +122,4 @@ def _among(ranks: Ranks, config: Any, device: torch.device, kind: Kind) -> RunRe
 
 def _is_finished(run: Path, start: Path | None, kind: Kind) -> bool:
     """Whether a checkpoint is the last one of this run."""
-    return start is not None and start.parent == run and kind.is_finished(read_state(start))
+    return start is not None and start.parent == run and kind.is_finished(read_state(start), start)

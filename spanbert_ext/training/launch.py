@@ -25,6 +25,7 @@ import torch.distributed as dist
 import yaml
 
 from spanbert_ext.errors import RankLost, ReportedElsewhere
+from spanbert_ext.training import signals
 from spanbert_ext.training.settings import as_flat_dict, nest
 
 logger = logging.getLogger("spanbert_ext")
@@ -32,7 +33,6 @@ logger = logging.getLogger("spanbert_ext")
 _POLL_SECONDS = 0.05
 # The others need some seconds to see that a rank is gone, and to say so.
 _GRACE_SECONDS = 20.0
-_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 
 
 def launch(config: Any, verb: Sequence[str]) -> None:
@@ -117,12 +117,8 @@ def _forwarded_signals(processes: list[subprocess.Popen]) -> Iterator[None]:
         signal.signal(number, signal.SIG_DFL)
         signal.raise_signal(number)
 
-    previous = {number: signal.signal(number, forward) for number in _SIGNALS}
-    try:
+    with signals.handled(forward):
         yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 def _wait(processes: list[subprocess.Popen]) -> int | None:

@@ -25,6 +25,7 @@ from spanbert_ext.training.optimizer import learning_rate, set_learning_rate
 from spanbert_ext.training.ranks import ALONE, Ranks
 from spanbert_ext.training.replica import Replica, whole
 from spanbert_ext.training.run_log import RunLog
+from spanbert_ext.training.signals import handled
 
 
 class Task(Protocol):
@@ -85,7 +86,8 @@ class Progress:
 class StopRequest:
     """Turns SIGTERM and SIGINT into a flag; a second signal ends the process at once.
 
-    SIGUSR1 and SIGUSR2 count too: batch schedulers announce the end of a slot with them.
+    SIGUSR1 and SIGUSR2 count too: batch schedulers announce the end of a slot with them. Outside of
+    the main thread signals are left alone (`signals.handled`).
 
     Args:
         ranks: a signal to any of them stops all of them after the same step.
@@ -94,16 +96,14 @@ class StopRequest:
     def __init__(self, ranks: Ranks = ALONE) -> None:
         self.signal: signal.Signals | None = None
         self._ranks = ranks
-        self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequest:
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
-            self._previous[number] = signal.signal(number, self._handle)
+        self._handled = handled(self._handle)
+        self._handled.__enter__()
         return self
 
-    def __exit__(self, *_) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
+    def __exit__(self, *error) -> None:
+        self._handled.__exit__(*error)
 
     def requested(self) -> bool:
         """Whether to stop now; every rank must ask before every step."""
@@ -307,9 +307,12 @@ def train(
             )
             log.train(progress.step, losses, rate, norm, tokens / elapsed)
             began, tokens = time.monotonic(), 0
-        paused = time.monotonic()
-        after_step(progress.step)
+        paused, reached = time.monotonic(), progress.step
+        after_step(reached)
         began += time.monotonic() - paused
+        if progress.step < reached:  # it went back: what was added up since then did not happen
+            run_step.totals.read()
+            began, tokens = time.monotonic(), 0
 
 
 @torch.no_grad()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from spanbert_ext.data import open_corpus
 from spanbert_ext.errors import ConfigError
 from spanbert_ext.training.config import PretrainConfig
@@ -9,7 +11,8 @@ from spanbert_ext.training.entry import BuildRun, Kind, run_all
 from spanbert_ext.training.pretrain_run import PretrainRun
 from spanbert_ext.training.ranks import Ranks
 from spanbert_ext.training.run import RunResult
-from spanbert_ext.training.state import RunState
+from spanbert_ext.training.settings import as_flat_dict
+from spanbert_ext.training.state import RunState, differing_settings
 
 
 def pretrain(config: PretrainConfig) -> RunResult:
@@ -24,8 +27,10 @@ def pretrain(config: PretrainConfig) -> RunResult:
     if config.corpus is None:
         raise ConfigError("corpus: a directory written by `spanbert prepare` is required")
 
-    def is_finished(state: RunState) -> bool:
-        return state.step >= config.steps and state.settings.get("steps") == config.steps
+    def is_finished(state: RunState, start: Path) -> bool:
+        # With other settings it is not this run: going on will refuse, and name them.
+        done = state.step >= config.steps
+        return done and not differing_settings(state, as_flat_dict(config), PretrainConfig, start)
 
     def read(_ranks: Ranks) -> BuildRun:
         corpus = open_corpus(config.corpus)

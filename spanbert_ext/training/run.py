@@ -88,7 +88,7 @@ class Run(ABC):
         self.state = self._identity()
         if start is not None:
             stored = read_state(start)
-            ranks.main_first(lambda: check_same_run(stored, self.state, start))
+            ranks.main_first(lambda: check_same_run(stored, self.state, start, type(config)))
             self._adopt(stored)
         torch.manual_seed(config.seed)  # the weights of a new model are the same on every rank
         self.model = ranks.main_first(self._start_model).to(device)

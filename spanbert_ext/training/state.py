@@ -6,13 +6,15 @@ import json
 import logging
 import platform
 import shutil
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import numpy
 import torch
 import transformers
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.distributed.tensor import DTensor
@@ -23,8 +25,12 @@ from spanbert_ext.training.checkpoint import GENERATORS, OPTIMIZER, fail_point, 
 from spanbert_ext.training.config import FREE_ON_RESUME
 from spanbert_ext.training.ranks import ALONE, Ranks
 from spanbert_ext.training.replica import divided_like, whole
+from spanbert_ext.training.settings import options
+from spanbert_ext.training.stored_settings import completed
 
 logger = logging.getLogger("spanbert_ext")
+
+_IDLE = "idle"  # in the optimizer's file: parameters without state, which never had a gradient
 
 
 @dataclass
@@ -134,7 +140,9 @@ def write_training_state(
     if tokenizer_dir is not None:
         for path in sorted(p for p in Path(tokenizer_dir).iterdir() if p.is_file()):
             shutil.copyfile(path, directory / path.name)
-    save_file(snapshot.moments, directory / OPTIMIZER)
+    owners = _owners(snapshot.moments)
+    idle = [name for name, _ in model.named_parameters() if name not in owners]
+    save_file(snapshot.moments, directory / OPTIMIZER, metadata={_IDLE: json.dumps(idle)})
     fail_point("after_optimizer")
     for rank, tensors in enumerate(snapshot.generators):
         save_file(tensors, directory / f"{GENERATORS}{rank}.safetensors")
@@ -148,10 +156,19 @@ def read_state(directory: Path) -> RunState:
     Raises:
         StorageError: state.json is missing or not ours.
     """
+    path = directory / "state.json"
     try:
-        return RunState(**json.loads((directory / "state.json").read_text("utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise StorageError(f"{directory / 'state.json'} cannot be read: {error}") from error
+        content = json.loads(path.read_text("utf-8"))
+        unknown = content.keys() - {f.name for f in fields(RunState)}
+        if unknown:
+            writer = content.get("versions", {}).get("spanbert_ext", "another version")
+            raise ValueError(
+                f"this version does not know {', '.join(sorted(unknown))}; it was written by "
+                f"spanbert_ext {writer}"
+            )
+        return RunState(**content)
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise StorageError(f"{path} cannot be read: {error}") from error
 
 
 def optimizer_tensors(
@@ -168,20 +185,30 @@ def optimizer_tensors(
 def load_optimizer(directory: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Restore what `optimizer_tensors` gave.
 
+    A parameter that never had a gradient (it is frozen, or the head does not read it) has no state;
+    the file lists these. They get one with their first gradient, as in a run that never stopped.
+
     Raises:
-        StorageError: names parameters without state, or state without a parameter.
+        StorageError: names parameters that lack their state, or state without a parameter.
     """
     path = directory / OPTIMIZER
     if not path.is_file():
         raise StorageError(f"{path} is missing; without it the run cannot continue exactly")
-    stored = load_file(path)
+    with safe_open(path, "pt") as file:
+        stored = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        listed = (file.metadata() or {}).get(_IDLE)
     parameters = dict(model.named_parameters())
-    owners = {key.rpartition(":")[0] for key in stored}
-    if owners - parameters.keys() or (stored and parameters.keys() - owners):
-        odd = sorted(owners ^ parameters.keys())
+    owners = _owners(stored)
+    # A file without the list was written before there was one: what has no state there is idle.
+    idle = parameters.keys() - owners if listed is None else set(json.loads(listed))
+    if owners | idle != parameters.keys():
+        odd = sorted((owners | idle) ^ parameters.keys())
         raise StorageError(
             f"{path} does not fit the model; differing parameters: {', '.join(odd[:5])}"
         )
+    for name in idle:  # after steps that a run goes back behind, it may have some
+        for value in optimizer.state.get(parameters[name], {}).values():
+            value.zero_()
     for key, value in stored.items():
         name, _, slot = key.rpartition(":")
         slots, own = optimizer.state[parameters[name]], divided_like(value, parameters[name])
@@ -189,6 +216,11 @@ def load_optimizer(directory: Path, model: nn.Module, optimizer: torch.optim.Opt
             slots[slot].copy_(own)
         else:
             slots[slot] = own
+
+
+def _owners(moments: Mapping[str, torch.Tensor]) -> set[str]:
+    """Names of the parameters that optimizer state belongs to."""
+    return {key.rpartition(":")[0] for key in moments}
 
 
 def generator_tensors(device: torch.device) -> dict[str, torch.Tensor]:
@@ -240,17 +272,51 @@ def seed_generators(seed: int, rank: int, step: int) -> None:
     torch.manual_seed(mixed % (1 << 63))
 
 
-def check_same_run(stored: RunState, current: RunState, directory: Path) -> None:
-    """Refuse to continue with settings or data that change the mathematics of the run.
+def differing_settings(
+    stored: RunState, current: Mapping[str, Any], cls: type, where: Path
+) -> list[str]:
+    """One line for every setting that changes the updates of a run, where it differs.
+
+    Args:
+        stored: state of a checkpoint, also of an earlier version.
+        current: settings with dotted names; a precision of auto may be any.
+        cls: class of the settings.
+        where: the checkpoint.
+
+    Raises:
+        ConfigError: the checkpoint has a setting that this version does not know.
+    """
+    tasks = [settings.get("task", "pre-training") for settings in (stored.settings, current)]
+    if tasks[0] != tasks[1]:  # which have other settings
+        return [f"task was {tasks[0]}, is {tasks[1]}"]
+    written_by = stored.versions.get("spanbert_ext")
+    file = where / "state.json"
+    then = completed(stored.settings, cls, file, written_by, wanted=current.keys())
+    lines = []
+    for name in sorted(then.keys() | current.keys()):
+        before, now = then.get(name), current.get(name)
+        if before == now or name in FREE_ON_RESUME or (name, now) == ("precision", "auto"):
+            continue
+        why = " (every step's learning rate depends on it)" if name in _SCHEDULE else ""
+        lines.append(f"{name} was {before}, is {now}{why}")
+    return lines
+
+
+_SCHEDULE = ("steps", "epochs", "max_steps")
+
+
+def check_same_run(stored: RunState, current: RunState, directory: Path, cls: type) -> None:
+    """Refuse to continue with settings or data that change the updates of the run.
+
+    Args:
+        stored, current: of a checkpoint, and of the run that is to continue it.
+        directory: the checkpoint.
+        cls: class of the settings.
 
     Raises:
         ConfigError: lists every differing setting with both values.
     """
-    faults = []
-    for name in sorted(stored.settings.keys() | current.settings.keys()):
-        before, now = stored.settings.get(name), current.settings.get(name)
-        if before != now and name not in FREE_ON_RESUME:
-            faults.append(f"{name} was {before}, is {now}")
+    faults = differing_settings(stored, current.settings, cls, directory)
     if stored.corpus != current.corpus:
         faults.append(f"the corpus had fingerprint {stored.corpus}, has {current.corpus}")
     elif stored.corpus_sample not in ("", current.corpus_sample):  # "": by an earlier version
@@ -262,9 +328,12 @@ def check_same_run(stored: RunState, current: RunState, directory: Path) -> None
         faults.append(f"the tokenizer had hash {stored.vocabulary}, has {current.vocabulary}")
     if faults:
         lines = "\n".join(f"  - {fault}" for fault in faults)
+        start = "init" if any(option.name == "init" for option in options(cls)) else "model"
         raise ConfigError(
-            f"{directory} cannot be continued with other mathematics:\n{lines}\n"
-            "Restore these, or start a new run in another output (init can take its weights)"
+            f"{directory} cannot be continued with other settings or data:\n{lines}\n"
+            f"To continue it, give the earlier ones ({directory.parent / 'config.yaml'} has the "
+            "settings). To train with these, name another --output; there, "
+            f"--{start} {directory} begins with its weights"
         )
     changed = {k: v for k, v in current.versions.items() if stored.versions.get(k) != v}
     if changed:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from spanbert_ext.errors import ConfigError
+from spanbert_ext.training.settings import Name
+from spanbert_ext.training.stored_settings import completed
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class CorefModelOptions:
     feature_size: int = 20
     dropout: float = 0.3
     coref_depth: int = 2
-    genres: list[str] | None = None
+    genres: list[Name] | None = None
     speakers: bool = True
     singletons: bool = False
     max_training_segments: int = 3
@@ -93,18 +95,12 @@ class CorefModelOptions:
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> CorefModelOptions:
-        """The options of a model's configuration.
+        """The options of a model's configuration, also of an earlier version's.
 
         Raises:
             ConfigError: a field that does not exist or an impossible value.
         """
-        known = [field.name for field in dataclasses.fields(cls)]
-        unknown = sorted(set(fields) - set(known))
-        if unknown:
-            raise ConfigError(
-                f"coref: no option is called {', '.join(unknown)}; there are {', '.join(known)}"
-            )
-        options = cls(**fields)
+        options = cls(**completed(fields, cls, "config.json: coref", section="coref."))
         faults = options.faults()
         if faults:
             raise ConfigError("\n".join(faults))

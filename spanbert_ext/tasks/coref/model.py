@@ -22,6 +22,7 @@ from spanbert_ext.attention import packing_of
 from spanbert_ext.configuration import ABOUT_THE_FILE
 from spanbert_ext.encoder import PackedBert
 from spanbert_ext.errors import ConfigError
+from spanbert_ext.progress import tell
 from spanbert_ext.tasks.coref.config import CorefModelOptions
 from spanbert_ext.tasks.coref.linking import Span, link_clusters
 from spanbert_ext.tasks.coref.pruning import prune_spans
@@ -217,6 +218,7 @@ class SpanBertForCoreference(BertPreTrainedModel):
                 own = cu_seqlens[first : segment + 1] - start
                 hidden.append(self.bert(input_ids[start:end], own))
                 first = segment
+                tell("tokens", end, borders[-1])
         empty = self.bert.embeddings.word_embeddings.weight[:0]
         return (torch.cat(hidden) if hidden else empty), packing.segments(input_ids.shape[0])
 

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from spanbert_ext.progress import tell
 from spanbert_ext.tasks.coref.config import CorefModelOptions
 from spanbert_ext.tasks.coref.networks import CHUNK_NUMBERS, ScoreNetwork, recomputed, wide_linear
 
@@ -173,6 +174,8 @@ class AntecedentScorer(nn.Module):
             )  # fmt: skip
             scores.append(part[0])
             attended.append(part[1])
+            done = min(len(scores) * size, len(vectors))
+            tell("antecedents of mention", done, len(vectors))
         return torch.cat(scores), torch.cat(attended) if refine else None
 
     def _chunk(

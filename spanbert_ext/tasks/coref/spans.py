@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from spanbert_ext.progress import tell
 from spanbert_ext.tasks.coref.config import CorefModelOptions
 from spanbert_ext.tasks.coref.networks import CHUNK_NUMBERS, ScoreNetwork, recomputed, wide_linear
 
@@ -121,10 +122,10 @@ class MentionScorer(nn.Module):
         else:
             features = [features] * chunks
         draws = self.dropout.training and self.dropout.p > 0
-        scores = [
-            recomputed(self._chunk, *chunk, width, dropout=draws)
-            for chunk in zip(starts, ends, heads, token_scores, features, strict=True)
-        ]
+        scores = []
+        for chunk in zip(starts, ends, heads, token_scores, features, strict=True):
+            scores.append(recomputed(self._chunk, *chunk, width, dropout=draws))
+            tell("mentions that begin at token", min(len(scores) * size, count), count)
         prior = self.width_prior(self.width_prior_embedding.weight[:window])
         return torch.cat(scores)[:count] + prior
 

@@ -74,6 +74,8 @@ class CorefTask(DownstreamTask[Document, CorefPrediction]):
     """
 
     head = "coreference"
+    takes_text = True
+    example_record = '{"text": "Ada met Charles. She liked him."}'
     length_option = "max_segment_len"
     gold_hint = "there is no cluster of mentions: is the coreference elsewhere?"
     options: CorefOptions
@@ -145,6 +147,12 @@ class CorefTask(DownstreamTask[Document, CorefPrediction]):
         for span in (span for cluster in output.clusters for span in cluster):
             scores.setdefault(feature.word_span(*span), output.scores[span])
         return CorefPrediction(clusters, scores)
+
+    def trivial_predictions(
+        self, examples: Sequence[Document]
+    ) -> tuple[str, list[CorefPrediction]]:
+        """No cluster."""
+        return "no cluster anywhere", [CorefPrediction((), {}) for _ in examples]
 
     def score(
         self, examples: Sequence[Document], predictions: Sequence[CorefPrediction]

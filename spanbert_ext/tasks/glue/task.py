@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,6 +69,9 @@ class GlueTask(DownstreamTask[GlueExample, GluePrediction]):
         self.gold_hint = (
             f"there is no gold label (column {' or '.join(self.layout.label)}): is it a test set?"
         )
+        fields = self.layout.texts[0]
+        self.takes_text = len(fields) == 1
+        self.example_record = json.dumps(dict.fromkeys(fields, "It was a good film."))
 
     def has_gold(self, example: GlueExample) -> bool:
         return example.gold is not None
@@ -132,6 +137,16 @@ class GlueTask(DownstreamTask[GlueExample, GluePrediction]):
             scores = dict(zip(self.layout.labels, (weights / weights.sum()).tolist(), strict=True))
             predictions.append(LabelPrediction(self.layout.labels[int(output.argmax())], scores))
         return predictions
+
+    def trivial_predictions(
+        self, examples: Sequence[GlueExample]
+    ) -> tuple[str, list[GluePrediction]] | None:
+        """The label that most of them have; None for a regression."""
+        gold = Counter(example.gold for example in examples if example.gold is not None)
+        if not self.layout.labels or not gold:
+            return None
+        ((label, _),) = gold.most_common(1)
+        return f"{label!r} everywhere", [LabelPrediction(label, {label: 1.0}) for _ in examples]
 
     def score(
         self, examples: Sequence[GlueExample], predictions: Sequence[GluePrediction]

@@ -33,6 +33,7 @@ class QATask(DownstreamTask[QAExample, QAPrediction]):
     """
 
     head = "question-answering"
+    example_record = '{"question": "Who wrote it?", "context": "Ada wrote it in 1843."}'
 
     def __init__(self, name: str, options: QAOptions, facts: dict[str, Any] | None = None):
         super().__init__(name, options, facts)
@@ -106,6 +107,10 @@ class QATask(DownstreamTask[QAExample, QAPrediction]):
             scores = self._squad2_scores(examples, predictions)
             self.facts["null_threshold"] = scores["best_f1_thresh"]
             self.facts |= {name: scores[name] for name in ("best_f1", "best_exact")}
+
+    def trivial_predictions(self, examples: Sequence[QAExample]) -> tuple[str, list[QAPrediction]]:
+        """No answer to any question."""
+        return "never answering", [QAPrediction((), 1.0, 0.0) for _ in examples]
 
     def score(
         self, examples: Sequence[QAExample], predictions: Sequence[QAPrediction]

@@ -51,6 +51,10 @@ class RelationTask(DownstreamTask[RelationExample, RelationPrediction]):
     head: ClassVar[Head] = "sequence-classification"
     best_metric = "f1"
     predictions_by_id = False
+    example_record = (
+        '{"text": "Ada worked for Babbage.", "subject": [0, 3], "object": [15, 22], '
+        '"subject_type": "PERSON", "object_type": "PERSON"}'
+    )
 
     def __init__(self, name: str, options: Any, facts: dict[str, Any] | None = None):
         super().__init__(name, options, facts)
@@ -221,6 +225,14 @@ class RelationTask(DownstreamTask[RelationExample, RelationPrediction]):
             RelationPrediction(self.facts["labels"][n], float(row[n]), row)
             for n, row in zip(best, scores, strict=True)
         ]
+
+    def trivial_predictions(
+        self, examples: Sequence[RelationExample]
+    ) -> tuple[str, list[RelationPrediction]]:
+        """The label that most of them have."""
+        ((label, _),) = Counter(example.relation for example in examples).most_common(1)
+        scores = np.zeros(0, np.float32)
+        return f"{label!r} everywhere", [RelationPrediction(label, 1.0, scores) for _ in examples]
 
     def score(
         self, examples: Sequence[RelationExample], predictions: Sequence[RelationPrediction]

@@ -77,6 +77,8 @@ class TaggingTask(DownstreamTask[TaggedExample, Tagging]):
     """
 
     head = "token-classification"
+    takes_text = True
+    example_record = '{"text": "Ada met Charles in London."}'
     best_metric = "f1"
     predictions_by_id = False
     gold_hint = "every tag is O: is tagging.tag_column right?"
@@ -219,6 +221,11 @@ class TaggingTask(DownstreamTask[TaggedExample, Tagging]):
         sure = np.exp(np.take_along_axis(scores, path[:, None], axis=1)[:, 0].astype(np.float64))
         means = tuple(float(sure[span.start : span.end].mean()) for span in spans)
         return Tagging(tuple(spans), means, scores)
+
+    def trivial_predictions(self, examples: Sequence[TaggedExample]) -> tuple[str, list[Tagging]]:
+        """No entity."""
+        nothing = Tagging((), (), np.zeros((0, 0), np.float32))
+        return "no entity anywhere", [nothing for _ in examples]
 
     def score(
         self, examples: Sequence[TaggedExample], predictions: Sequence[Tagging]
