@@ -5,12 +5,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from spanbert_ext.errors import ConfigError
+from spanbert_ext.tasks.file_checks import no_files, outputs
 from spanbert_ext.tasks.rejects import REJECT_LIMIT
 from spanbert_ext.training import trackers
 from spanbert_ext.training.config import CheckpointOptions, NumericsOptions, ParallelOptions
@@ -19,7 +19,6 @@ from spanbert_ext.training.config_checks import device_faults
 # Tokens of a prediction that are computed at a time: enough to keep the products busy. Twice as
 # many were a seventh slower on a CPU: memory of that size goes back to the system after every use.
 BATCH_TOKENS = 4096
-_FEW = 5  # names of a folder, in a message
 
 
 class TaskOptions:
@@ -176,8 +175,8 @@ class FinetuneConfig:
             *share("dropout", self.dropout),
             *device_faults(self.device),
             *_limit(self.reject_limit),
-            *_no_files("train", self.train, required=True),
-            *_no_files("dev", self.dev),
+            *no_files("train", self.train, required=True),
+            *no_files("dev", self.dev),
             *(f"report_to: {line}" for line in trackers.missing(self.report_to)),
             *self.task_options.faults(),
         ]
@@ -230,8 +229,8 @@ class EvaluateConfig:
                 *below("batch_tokens", self.batch_tokens, 1),
                 *_limit(self.reject_limit),
                 *device_faults(self.device),
-                *_no_files("data", self.data, required=True),
-                *_outputs(self, ("metrics", "predictions", "html", "plot"), self.data),
+                *no_files("data", self.data, required=True),
+                *outputs(self, ("metrics", "predictions", "html", "plot"), self.data),
                 *self.task_options.faults(),
             ]
         )
@@ -273,10 +272,10 @@ class PredictConfig:
         if len(self.files) != 2:
             faults.append("files: expected a file of records and a file to write")
         else:
-            faults += _no_files("files", self.files[:1])
+            faults += no_files("files", self.files[:1])
             if Path(self.files[0]).resolve() == Path(self.files[1]).resolve():
                 faults.append("files: the records would be written over; name another file")
-            faults += _outputs(self, ("html",), self.files)
+            faults += outputs(self, ("html",), self.files)
         _refuse(faults)
 
 
@@ -296,67 +295,6 @@ def share(name: str, value: float | None) -> list[str]:
     if value is None or 0 <= value < 1:
         return []
     return [f"{name}: must lie in [0, 1); got {value}"]
-
-
-def _no_files(name: str, paths: list[str], required: bool = False) -> list[str]:
-    if required and not paths:
-        return [f"{name}: a file is required"]
-    faults = [f"{name}: {path}: {_why_no_file(Path(path))}" for path in map(str, paths)]
-    faults = [fault for fault, path in zip(faults, paths, strict=True) if not Path(path).is_file()]
-    return faults + [
-        f"{name}: {one} and {other} are the same file; name it once"
-        for one, other in same_files(paths, paths)
-    ]
-
-
-def _why_no_file(path: Path) -> str:
-    if not path.is_dir():
-        return "there is no such file"
-    names = sorted(entry.name for entry in path.iterdir() if not entry.name.startswith("."))
-    shown = ", ".join(names[:_FEW]) + (f" and {len(names) - _FEW} more" * (len(names) > _FEW))
-    return f"is a folder; name files of it ({shown or 'it is empty'})"
-
-
-def _outputs(config: Any, names: Sequence[str], inputs: Sequence[str]) -> list[str]:
-    """A line for every file to write that is a folder, or another file of the command."""
-    faults, seen = [], {}
-    others = {Path(path).resolve() for path in inputs}
-    for name in names:
-        value = getattr(config, name)
-        if value is None:
-            continue
-        path = Path(value).resolve()
-        if path.is_dir():
-            faults.append(f"{name}: {value} is a folder; name a file to write")
-        elif path in others:
-            faults.append(f"{name}: {value} is a file of this command already; name another one")
-        elif path in seen and (path.is_file() or not path.exists()):
-            faults.append(f"{name}: {value} is the file of {seen[path]} too; name another one")
-        seen[path] = name
-    return faults
-
-
-def same_files(paths: Sequence[str], others: Sequence[str]) -> list[tuple[str, str]]:
-    """Pairs of a path and another one that mean the same file, however they are spelt.
-
-    Args:
-        paths, others: files; the same list finds what it names twice.
-    """
-    found, same = [], paths is others
-    keys = [_identity(path) for path in others]
-    for place, path in enumerate(paths):
-        mine = _identity(path)
-        end = place if same else len(keys)
-        found += [(others[n], path) for n in range(end) if mine is not None and keys[n] == mine]
-    return found
-
-
-def _identity(path: str) -> tuple[int, int] | None:
-    try:
-        status = Path(path).stat()
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino
 
 
 def _refuse(faults: list[str]) -> None:

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from spanbert_ext.data.storage import new_digest
-from spanbert_ext.tasks.config import FinetuneConfig, same_files
+from spanbert_ext.tasks.config import FinetuneConfig
 from spanbert_ext.tasks.examples import read_examples
+from spanbert_ext.tasks.file_checks import same_files
 from spanbert_ext.tasks.rejects import as_lines
 from spanbert_ext.tasks.task import DownstreamTask
 

@@ -80,6 +80,9 @@ class DownstreamTask(ABC, Generic[Example, Prediction]):
     takes_text: bool = False
     # A record of `predict` as its line of JSON.
     example_record: str
+    # Its fields, and what files of training and evaluation hold, in lines for the help.
+    record_help: str
+    file_help: str
     # The number of `score` that picks the best model; larger is better.
     best_metric: str
     # Test sets without gold answers become files of predictions for somebody else to score.

@@ -71,6 +71,9 @@ class GlueTask(DownstreamTask[GlueExample, GluePrediction]):
         )
         fields = self.layout.texts[0]
         self.takes_text = len(fields) == 1
+        names = " or ".join(" and ".join(own) for own in self.layout.texts)
+        self.record_help = f"{names}\nid and {self.layout.label[0]} are optional"
+        self.file_help = f"columns parted by tabs under a header such as {self.layout.form()}"
         self.example_record = json.dumps(dict.fromkeys(fields, "It was a good film."))
 
     def has_gold(self, example: GlueExample) -> bool:
