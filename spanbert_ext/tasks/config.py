@@ -195,7 +195,9 @@ class EvaluateConfig:
         model: directory of a fine-tuned model, or a run of `spanbert finetune` (its best model).
         data: files in the task's format.
         metrics: file for the numbers as JSON; null prints them only.
-        predictions: file for the predictions in the layout of the task's official scorer.
+        predictions: file for the predictions in the layout of the task's official scorer. squad2
+            writes the best answers, beside them NAME_na.json for --na-prob-file and
+            NAME_thresholded.json with "" above the threshold; tacred labels, and NAME_ids.
         html: file for a page that shows the predictions in their texts.
         plot: image with the confusion of labels, or the distribution of scores.
         limit: use only so many examples, from the start.
