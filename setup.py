@@ -53,7 +53,7 @@ class CMakeBuild(build_ext):
                 raise SystemExit(
                     f"building spanbert_ext failed (exit {error.returncode}): {' '.join(command)}\n"
                     "The reason stands above. A C++17 compiler is required (GCC 11, clang 14 or "
-                    "newer); OpenMP and nvcc are optional (SPANBERT_EXT_CUDA=0 builds without nvcc)."
+                    "newer); OpenMP is optional, and nvcc (SPANBERT_EXT_CUDA=0 builds without it)."
                 ) from None
 
 

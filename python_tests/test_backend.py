@@ -119,10 +119,11 @@ def test_without_a_cuda_build(force_backend, monkeypatch):
     class Module:
         has_cuda = False
         cpu_isa = "avx2"
+        no_cuda_reason = "/opt/nvcc: CUDA 11.2 is too old: 11.8 or newer is needed"
 
     monkeypatch.setattr(_backend, "native_module", Module)
-    assert "without CUDA" in _backend.obstacle("cuda")
-    assert "nvcc" in _backend.obstacle("cuda")
+    assert "without CUDA (/opt/nvcc: CUDA 11.2 is too old" in _backend.obstacle("cuda")
+    assert "put a working nvcc on PATH" in _backend.obstacle("cuda")
 
 
 @pytest.mark.parametrize(
@@ -159,6 +160,31 @@ def test_describe_names_both_devices(force_backend):
     assert [part for part, _, _ in rows] == ["backend mode", "native cpu", "native cuda"]
     assert rows[0][1] == "auto"
     assert rows[1][1] == "available" and "native/" in rows[1][2]
+
+
+def test_describe_says_what_the_build_left_out_and_why(force_backend, monkeypatch):
+    class Module:
+        has_cuda = False
+        cpu_isa = "avx2"
+        no_cuda_reason = "no nvcc was found"
+        no_openmp_reason = ""
+
+    force_backend("auto")
+    monkeypatch.setattr(_backend, "native_module", Module)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    cpu, cuda = _backend.describe()[1:]
+    assert cpu == ("native cpu", "available", "operations run as native/avx2")
+    assert cuda == ("native cuda", "not compiled in", "no nvcc was found; the CPU does all work")
+    Module.no_openmp_reason = "OpenMP was not found: install it"
+    assert _backend.describe()[1][2].endswith("in one thread: OpenMP was not found: install it")
+    Module.has_cuda = True
+    assert _backend.describe()[2][1:] == ("compiled in, no GPU here", "the CPU does all work")
+
+
+def test_the_module_tells_why_parts_are_missing():
+    module = _backend.native_module
+    assert module.has_cuda == (module.no_cuda_reason == "")
+    assert isinstance(module.no_openmp_reason, str)
 
 
 def test_torch_takes_no_part_in_the_native_module():

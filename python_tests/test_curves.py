@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from spanbert_ext import curves
+from spanbert_ext import curve_panels, curves
 from spanbert_ext.cli import main
 from spanbert_ext.curves import Curve, PlotConfig
 from spanbert_ext.errors import ConfigError, DataError
@@ -78,17 +78,17 @@ def test_labels_are_as_short_as_they_may_be():
 
 def test_running_quantiles_literal():
     nan = math.nan
-    (median,) = curves.running_quantiles([5, 1, 3, 9, 7], 3, [0.5])
+    (median,) = curve_panels.running_quantiles([5, 1, 3, 9, 7], 3, [0.5])
     assert median[1:4] == [3, 3, 7]
     assert median[0] in (1, 5)
-    low, high = curves.running_quantiles([1, 2, nan, 3, 100], 5, [0, 1])
+    low, high = curve_panels.running_quantiles([1, 2, nan, 3, 100], 5, [0, 1])
     assert low == [1, 1, 1, 2, 3]
     assert high == [2, 3, 100, 100, 100]
-    (gap,) = curves.running_quantiles([nan, nan, nan, 4], 3, [0.5])
+    (gap,) = curve_panels.running_quantiles([nan, nan, nan, 4], 3, [0.5])
     assert math.isnan(gap[0])
     assert math.isnan(gap[1])
     assert gap[2:] == [4, 4]
-    assert curves.running_quantiles([2.0, 3.0], 1, [0.1, 0.9]) == [[2.0, 3.0], [2.0, 3.0]]
+    assert curve_panels.running_quantiles([2.0, 3.0], 1, [0.1, 0.9]) == [[2.0, 3.0], [2.0, 3.0]]
 
 
 def test_a_spike_is_a_dot_and_does_not_set_the_scale(tmp_path):
@@ -96,7 +96,7 @@ def test_a_spike_is_a_dot_and_does_not_set_the_scale(tmp_path):
 
     rows = course(400)
     rows[299][2].update(mlm_loss=5000.0)
-    figure = curves.draw(Figure, [read(write_run(tmp_path, *rows))])
+    figure = curve_panels.draw(Figure, [read(write_run(tmp_path, *rows))])
     axis = figure.axes[0]
     assert axis.get_ylim()[1] < 12
     (dots,) = [line for line in axis.lines if line.get_marker() == "."]
@@ -109,11 +109,116 @@ def test_every_loss_has_its_panel(tmp_path):
 
     long = read(write_run(tmp_path / "long", *course(300)))
     pair = read(write_run(tmp_path / "pair", *course(50, nsp_loss=0.6)))
-    titles = [a.get_title() for a in curves.draw(Figure, [long, pair]).axes if a.get_visible()]
+    titles = [
+        a.get_title() for a in curve_panels.draw(Figure, [long, pair]).axes if a.get_visible()
+    ]
     assert [title.split()[0] for title in titles] == [
         "MLM", "SBO", "NSP", "gradient", "tokens", "learning",
     ]  # fmt: skip
-    assert len([a for a in curves.draw(Figure, [long]).axes if a.get_visible()]) == 5
+
+
+def fill(figure):
+    """For each line of panels the columns of the grid that they cover."""
+    lines = {}
+    for axis in figure.axes:
+        assert axis.get_visible()
+        place = axis.get_subplotspec()
+        lines.setdefault(place.rowspan.start, []).extend(place.colspan)
+    return list(lines.values())
+
+
+@pytest.mark.parametrize("further", [0, 1, 2, 3])
+def test_no_panel_is_empty(tmp_path, further):
+    from matplotlib.figure import Figure
+
+    more = {f"x{n}_loss": 1.0 for n in range(further)}
+    figure = curve_panels.draw(Figure, [read(write_run(tmp_path, *course(30, **more)))])
+    assert len(figure.axes) == 5 + further
+    columns = figure.axes[0].get_gridspec().ncols
+    assert fill(figure) == [list(range(columns))] * len(fill(figure))
+
+
+def fine_tuning(folder, task, numbers, logged=3):
+    """A run with its checkpoint, which names the task."""
+    rows = [("train", s, {"loss": 1 / s, "lr": 1e-5}) for s in range(1, logged + 1)]
+    rows += [("validation", s, numbers) for s in (0, 3)]
+    run = write_run(folder, *rows)
+    (run / "step-0000003").mkdir()
+    state = json.dumps({"settings": {"task": task}})
+    (run / "step-0000003" / "state.json").write_text(state)
+    return read(run)
+
+
+def test_tasks_share_no_axis_but_speed_norm_and_rate(tmp_path):
+    from matplotlib.figure import Figure
+
+    squad = {"exact": 30.0, "f1": 31.0, "total": 120.0, "HasAns_total": 9, "best_f1_thresh": -2.0}
+    runs = [
+        fine_tuning(tmp_path / "qa", "squad2", squad, logged=1),
+        fine_tuning(tmp_path / "ner", "ner", {"f1": 1.0}),
+        fine_tuning(tmp_path / "more", "ner", {"f1": 2.0}),
+        read(write_run(tmp_path / "base", *course(3))),
+    ]
+    figure = curve_panels.draw(Figure, runs)
+    found = {axis.get_title(): len(axis.lines) for axis in figure.axes}
+    assert found == {
+        "squad2: training loss": 1,
+        "squad2: exact, held out": 1,
+        "squad2: f1, held out": 1,
+        "ner: training loss": 2,
+        "ner: f1, held out": 2,
+        "pre-training: MLM loss (nats a masked piece)": 2,  # in training and held out
+        "pre-training: SBO loss (nats a target)": 1,
+        "gradient norm": 1,
+        "tokens a second": 1,
+        "learning rate": 4,
+    }
+    assert figure.get_suptitle() == "Learning curves of 4 runs"
+    assert {axis.get_title() for axis in curve_panels.draw(Figure, runs[1:3]).axes} == {
+        "training loss", "f1, held out", "learning rate",
+    }  # fmt: skip
+
+
+def test_one_logged_point_is_seen(tmp_path):
+    """A line has no length there, nor between two values that were not finite."""
+    from matplotlib.figure import Figure
+
+    norms = [1.0, None, 2.0, None, 3.0, 4.0]
+    rows = [("train", s, {"loss": 1.0, "grad_norm": norm}) for s, norm in enumerate(norms, 1)]
+    gaps = read(write_run(tmp_path / "gaps", *rows))
+    one = read(write_run(tmp_path / "one", ("train", 3, {"loss": 1.0, "grad_norm": 2.0})))
+    loss, norm = curve_panels.draw(Figure, [gaps, one]).axes
+    assert [line.get_markevery() for line in loss.lines] == [[], [0]]
+    assert [line.get_markevery() for line in norm.lines] == [[0, 2], [0]]
+    assert {line.get_marker() for line in (*loss.lines, *norm.lines)} == {"o"}
+
+
+def legend_of(figure):
+    return [text.get_text() for text in figure.legends[0].get_texts()]
+
+
+def test_the_legend_names_what_is_drawn(tmp_path):
+    from matplotlib.figure import Figure
+
+    short = write_run(tmp_path / "short", *course(30))
+    assert legend_of(curve_panels.draw(Figure, [read(short)])) == ["training", "held out"]
+    rows = course(400)
+    long = legend_of(curve_panels.draw(Figure, [read(write_run(tmp_path / "long", *rows))]))
+    assert long == ["training, running median", "10th to 90th percentile", "held out"]
+    rows[299][2].update(mlm_loss=5000.0)
+    spiky = legend_of(curve_panels.draw(Figure, [read(write_run(tmp_path / "spiky", *rows))]))
+    assert spiky == [*long[:2], "more than 3 medians", "held out"]
+
+
+def test_a_run_with_held_out_numbers_alone_is_drawn(tmp_path):
+    from matplotlib.figure import Figure
+
+    run = read(write_run(tmp_path, ("validation", 0, {"f1": 3.0})))
+    (axis,) = curve_panels.draw(Figure, [run]).axes
+    assert (
+        axis.get_title() == "f1, held out"
+        and run.summary() == "label: 0 steps, held-out f1 3.00 -> 3.00"
+    )
 
 
 def is_png(path):
@@ -165,5 +270,6 @@ def test_a_fine_tuning_shows_its_metrics(tmp_path, capsys):
     rows += [{"event": "validation", "step": s, **numbers} for s in (0, 3)]
     (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
     run = curves.read_run(tmp_path / "metrics.jsonl", "qa")
-    assert curves.panels([run]) == ["loss", "exact", "f1", "recall", "lr"]
+    names = [panel.name for panel in curve_panels.panels([run])]
+    assert names == ["loss", "exact", "f1", "recall", "lr"]
     assert run.summary().endswith("exact 40.00 -> 40.00, f1 50.00 -> 50.00, recall 2.00 -> 2.00")

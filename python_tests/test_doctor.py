@@ -48,21 +48,19 @@ def test_threads_and_load(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("files", "cores", "gigabytes"),
+    ("files", "gigabytes"),
     [
-        ({"cpu.max": "max 100000\n", "memory.max": "max\n"}, 8, 20.0),
-        ({"cpu.max": "250000 100000\n", "memory.max": "4000000000\n"}, 2, 3.0),
-        ({"cpu.max": "50000 100000\n", "memory.max": "90000000000\n"}, 1, 20.0),
-        ({}, 8, 20.0),
+        ({"memory.max": "max\n"}, 20.0),
+        ({"memory.max": "4000000000\n"}, 3.0),
+        ({"memory.max": "90000000000\n"}, 20.0),
+        ({}, 20.0),
     ],
 )
-def test_a_containers_share(monkeypatch, files, cores, gigabytes):
+def test_a_containers_share_of_memory(monkeypatch, files, gigabytes):
     files = {f"/sys/fs/cgroup/{name}": text for name, text in files.items()}
     files["/proc/meminfo"] = "MemTotal:  1 kB\nMemAvailable:   19531250 kB\n"
     files["/sys/fs/cgroup/memory.current"] = "1000000000\n"
-    monkeypatch.setattr(doctor, "_read", lambda path: files.get(path, ""))
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
-    assert doctor.usable_cores() == cores
+    monkeypatch.setattr(doctor, "read_system_file", lambda path: files.get(path, ""))
     assert doctor._memory_gb("MemAvailable") == pytest.approx(gigabytes)
 
 

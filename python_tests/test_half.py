@@ -1,5 +1,5 @@
-"""fp16 on the CPU: every half, and the floats around every rounding decision, with each compiler that
-is there, by the F16C instructions and by integers.
+"""fp16 on the CPU: every half, and the floats around every rounding decision, with each compiler
+that is there, by the F16C instructions and by integers.
 """
 
 import platform
@@ -29,7 +29,7 @@ def interesting_floats():
 
 
 def halves_of(bits):
-    """numpy's rounding; a NaN keeps its sign and the upper bits of its payload and becomes quiet."""
+    """numpy's rounding; a NaN keeps its sign and upper payload bits and becomes quiet."""
     with np.errstate(over="ignore"):
         rounded = bits.view(np.float32).astype(np.float16).view(np.uint16)
     sign_and_payload = ((bits >> 16) & 0x8000) | ((bits >> 13) & 0x3FF) | 0x7C00 | QUIET_HALF

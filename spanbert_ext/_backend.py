@@ -56,7 +56,9 @@ def obstacle(device_type: str) -> str:
     if device_type != "cuda":
         return f"there is no native code for device type {device_type!r}"
     if not native_module.has_cuda:
-        return f"the package was built without CUDA: put nvcc on PATH and {_INSTALL}"
+        reason = native_module.no_cuda_reason
+        advice = f"put a working nvcc on PATH and {_INSTALL}"
+        return f"the package was built without CUDA ({reason}): {advice}"
     for device in range(torch.cuda.device_count()):
         capability = torch.cuda.get_device_capability(device)
         if not _has_code(native_module.cuda_architectures, *capability):
@@ -151,9 +153,12 @@ def describe() -> list[tuple[str, str, str]]:
         if device_type == "cuda" and not torch.cuda.is_available():
             built = native_module is not None and native_module.has_cuda
             state = "compiled in, no GPU here" if built else "not compiled in"
-            rows.append(("native cuda", state, "the CPU does all work"))
+            why = "" if built or native_module is None else f"{native_module.no_cuda_reason}; "
+            rows.append(("native cuda", state, f"{why}the CPU does all work"))
             continue
         reason = obstacle(device_type)
         meaning = reason or f"operations run as {name(torch.device(device_type))}"
+        if not reason and device_type == "cpu" and native_module.no_openmp_reason:
+            meaning += f", in one thread: {native_module.no_openmp_reason}"
         rows.append((f"native {device_type}", "unavailable" if reason else "available", meaning))
     return rows

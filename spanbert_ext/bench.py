@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Literal
 
+from spanbert_ext.device import peak_memory
 from spanbert_ext.errors import ConfigError
 from spanbert_ext.presets import PRESETS
 
@@ -186,8 +187,4 @@ def _peak_bytes(device) -> int:
 
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    import resource
-    import sys
-
-    unit = 1 if sys.platform == "darwin" else 1024
-    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak_memory()

@@ -27,6 +27,7 @@ from spanbert_ext.configuration import ABOUT_THE_FILE, SpanBertConfig
 from spanbert_ext.errors import DataError, StorageError
 from spanbert_ext.load_report import LoadReport
 from spanbert_ext.modeling import SpanBertForPreTraining
+from spanbert_ext.threads import alone_with
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -146,20 +147,24 @@ def load_model(
 
 @contextlib.contextmanager
 def quiet_loading(source: str) -> Iterator[None]:
-    """transformers says nothing (a `LoadReport` does); what it raises becomes DataError."""
-    before, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    except pickle.UnpicklingError as error:
-        raise DataError(f"{source}: {pickle_fault(error)}") from error
-    except _UNUSABLE as error:
-        raise DataError(f"{source} cannot be used: {error or type(error).__name__}") from error
-    finally:
-        logging.set_verbosity(before)
-        if bar:
-            logging.enable_progress_bar()
+    """transformers says nothing (a `LoadReport` does); what it raises becomes DataError.
+
+    One thread at a time: while it loads, transformers changes settings of the whole process.
+    """
+    with alone_with(logging):
+        before, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+        try:
+            yield
+        except pickle.UnpicklingError as error:
+            raise DataError(f"{source}: {pickle_fault(error)}") from error
+        except _UNUSABLE as error:
+            raise DataError(f"{source} cannot be used: {error or type(error).__name__}") from error
+        finally:
+            logging.set_verbosity(before)
+            if bar:
+                logging.enable_progress_bar()
 
 
 def own_memory(model: torch.nn.Module) -> None:

@@ -11,11 +11,11 @@ import re
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import torch
 
 from spanbert_ext import __version__, _backend
+from spanbert_ext.device import load_average, read_system_file, usable_cores
 from spanbert_ext.training.models import choose_device, choose_precision
 
 Row = tuple[str, str, str]
@@ -94,15 +94,6 @@ def _optional_rows() -> list[Row]:
     return found
 
 
-def usable_cores() -> int:
-    """Cores this process may run on, a container's share included."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    quota, _, period = _read("/sys/fs/cgroup/cpu.max").partition(" ")
-    if quota.isdigit() and period.strip().isdigit():
-        cores = min(cores, max(1, int(quota) // int(period)))
-    return cores or 1
-
-
 def _cpu_rows() -> list[Row]:
     cores, threads = usable_cores(), torch.get_num_threads()
     level = torch.backends.cpu.get_cpu_capability()
@@ -114,7 +105,7 @@ def _cpu_rows() -> list[Row]:
     elif threads < cores and given:
         setting += f": {_count(cores - threads, 'core')} idle, unless other processes use them"
     found.append(("threads", str(threads), setting))
-    load = os.getloadavg()[0]
+    load = load_average()
     busy = "" if load <= cores else "other programs keep the cores busy"
     if busy and threads > 1:
         busy += ": OMP_NUM_THREADS=1 trains faster than threads that wait"
@@ -132,21 +123,14 @@ def _count(number: int, unit: str) -> str:
 
 def _memory_gb(field: str) -> float:
     """A line of /proc/meminfo, bounded by the container's limit; 0 where there is none."""
-    kilobytes = re.search(rf"^{field}: +(\d+) kB", _read("/proc/meminfo"), re.MULTILINE)
+    kilobytes = re.search(rf"^{field}: +(\d+) kB", read_system_file("/proc/meminfo"), re.MULTILINE)
     found = int(kilobytes[1]) * 1024 if kilobytes else 0
-    limit = _read("/sys/fs/cgroup/memory.max").strip()
+    limit = read_system_file("/sys/fs/cgroup/memory.max").strip()
     if limit.isdigit():
-        used = _read("/sys/fs/cgroup/memory.current").strip()
+        used = read_system_file("/sys/fs/cgroup/memory.current").strip()
         taken = int(used) if field == "MemAvailable" and used.isdigit() else 0
         found = min(found, max(0, int(limit) - taken))
     return found / 1e9
-
-
-def _read(path: str) -> str:
-    try:
-        return Path(path).read_text("utf-8")
-    except OSError:
-        return ""
 
 
 def _gpu_rows() -> list[Row]:

@@ -34,6 +34,7 @@ from spanbert_ext.fill_search import (
 )
 from spanbert_ext.gaps import Gap, GapReader
 from spanbert_ext.modeling import SpanBertForPreTraining
+from spanbert_ext.threads import alone_with
 
 HEADS = ("combined", "mlm", "sbo")
 # Fillings of one length that are looked at, for each that is asked for; some are no text.
@@ -73,7 +74,7 @@ class Filling:
 
 
 class SpanFiller:
-    """Proposes text for a gap.
+    """Proposes text for a gap. Threads may share one: their calls take turns.
 
     Args:
         model: a `SpanBertForPreTraining`, or the directory of a run, a checkpoint or a BERT.
@@ -167,17 +168,18 @@ class SpanFiller:
         ranges = [span] if isinstance(text, str) else [None] * len(texts) if span is None else span
         if len(ranges) != len(texts):
             raise ConfigError(f"span: {len(ranges)} ranges for {len(texts)} texts")
-        gaps = [self._read(n, texts[n], ranges[n], pieces) for n in range(len(texts))]
-        sizes = [[gap.pieces] if gap.pieces else range(1, max_pieces + 1) for gap in gaps]
-        owned = [gap for gap, own in zip(gaps, sizes, strict=True) for _ in own]
-        spans = [self._frame(gap, n) for gap, own in zip(gaps, sizes, strict=True) for n in own]
-        if refine:
-            found = iter(self._refined(spans, owned, (by, *weights), refine))
-        else:
-            limit = max(_AT_LEAST, _LOOKED_AT * top_k)
-            found = iter(self._independent(spans, owned, (by, *weights), limit))
-        parts = [list(itertools.islice(found, len(own))) for own in sizes]
-        fillings = [self._fillings(g, part, top_k) for g, part in zip(gaps, parts, strict=True)]
+        with alone_with(self._model, self._reader):
+            gaps = [self._read(n, texts[n], ranges[n], pieces) for n in range(len(texts))]
+            sizes = [[gap.pieces] if gap.pieces else range(1, max_pieces + 1) for gap in gaps]
+            owned = [gap for gap, own in zip(gaps, sizes, strict=True) for _ in own]
+            spans = [self._frame(gap, n) for gap, own in zip(gaps, sizes, strict=True) for n in own]
+            if refine:
+                found = iter(self._refined(spans, owned, (by, *weights), refine))
+            else:
+                limit = max(_AT_LEAST, _LOOKED_AT * top_k)
+                found = iter(self._independent(spans, owned, (by, *weights), limit))
+            parts = [list(itertools.islice(found, len(own))) for own in sizes]
+            fillings = [self._fillings(g, part, top_k) for g, part in zip(gaps, parts, strict=True)]
         return fillings[0] if isinstance(text, str) else fillings
 
     def _check(self, by, weights, pieces, max_pieces, top_k, refine) -> None:

@@ -83,7 +83,7 @@ class Progress:
             self._bar.update(done - self._bar.n)
             return
         now = time.monotonic()
-        if now - self._said >= self._seconds and done > self._before:
+        if now - self._said >= self._seconds and self._before < done < total:
             rate = (done - self._before) / (now - self._began)
             left = format_seconds((total - done) / rate)
             shown = self._amounts(done, total, rate)

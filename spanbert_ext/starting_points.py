@@ -29,6 +29,7 @@ from transformers import MODEL_FOR_MASKED_LM_MAPPING, AutoConfig, AutoModel
 from spanbert_ext import conversion, fairseq
 from spanbert_ext.archives import read_tensors, unpack
 from spanbert_ext.data.vocabulary import read_json
+from spanbert_ext.device import physical_memory
 from spanbert_ext.errors import ConfigError, DataError
 from spanbert_ext.load_report import LoadReport
 from spanbert_ext.modeling import SpanBertConfig, SpanBertForPreTraining
@@ -155,8 +156,8 @@ def _check_size(name: str, fields: dict[str, Any]) -> None:
     rows = size("vocab_size") + size("max_position_embeddings") + size("type_vocab_size")
     layer = 4 * hidden * hidden + 2 * hidden * size("intermediate_size")
     needed = 4 * (rows * hidden + layers * layer) + layers * _BYTES_PER_LAYER
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if needed > memory:
+    memory = physical_memory()
+    if memory is not None and needed > memory:
         raise DataError(
             f"{name}: config.json describes a model that needs {needed / 1e9:,.1f} GB; this "
             f"machine has {memory / 1e9:.1f} GB of memory. Check the file"

@@ -342,3 +342,15 @@ def test_a_gold_mention_in_two_clusters_is_scored_as_it_stands_and_joined_for_tr
     strict = CorefTask("coref", CorefOptions(shared="error"))
     with pytest.raises(DataError, match=r"mention 0\.\.0 stands in two clusters"):
         strict.read(path, Rejects())
+
+
+def test_the_score_plot_draws_no_threshold(monkeypatch, tmp_path):
+    """A mention in a cluster is there by its link, whatever its own score."""
+    drawn = []
+    monkeypatch.setattr("spanbert_ext.tasks.plots.score_plot", lambda *a, **k: drawn.append((a, k)))
+    gold = from_words("d", [["Ada", "saw", "Ada"]], [[(0, 0), (2, 2)]])
+    found = CorefPrediction((((0, 0), (1, 1)),), {(0, 0): -3.0, (1, 1): -4.0})
+    CorefTask("coref", CorefOptions(singletons=True)).plot(tmp_path / "s.png", [gold], [found])
+    (((right, wrong, *_), names),) = drawn
+    assert (right, wrong) == ([-3.0], [-4.0])
+    assert "threshold" not in names and names["quantity"] == "mention score"

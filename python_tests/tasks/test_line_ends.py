@@ -6,7 +6,7 @@ import json
 import pytest
 
 from spanbert_ext.tasks import registry
-from spanbert_ext.tasks.predict import _records
+from spanbert_ext.tasks.predict_records import items_of
 from spanbert_ext.tasks.rejects import Rejects
 
 # Vertical tab, form feed, NEL, a line and a no-break blank of Unicode: characters of a word.
@@ -102,4 +102,5 @@ def test_records_of_predict(tmp_path, end):
     path = tmp_path / "in.jsonl"
     text = "".join(json.dumps({"text": ODD, "id": n}, ensure_ascii=False) + "\n" for n in range(3))
     path.write_bytes(ENDS[end](text).encode())
-    assert list(_records(path)) == [(f"in.jsonl:{n + 1}", {"text": ODD, "id": n}) for n in range(3)]
+    found = [(item.where, item.record) for item in items_of(path, task=None)]
+    assert found == [(f"in.jsonl:{n + 1}", {"text": ODD, "id": n}) for n in range(3)]

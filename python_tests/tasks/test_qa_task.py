@@ -184,6 +184,8 @@ def test_marked_text():
 def test_plot(monkeypatch, tmp_path):
     drawn = []
     plots = SimpleNamespace(score_plot=lambda *arguments: drawn.append(arguments))
+    quantity = "score of no answer minus that of the best answer"
+    title = "answers, right where they match exactly"
     monkeypatch.setitem(sys.modules, "spanbert_ext.tasks.plots", plots)
     examples = [example(CONTEXT, "1889"), example(CONTEXT, is_impossible=True)]
     predictions = [prediction("1889", -1.0), prediction("Paris", 2.0, 0.4)]
@@ -192,9 +194,9 @@ def test_plot(monkeypatch, tmp_path):
     QATask("squad2", QAOptions(), {"null_threshold": 2.5}).plot(path, examples, predictions)
     QATask("squad2", QAOptions()).plot(path, examples, predictions)
     assert drawn == [
-        ([0.9], [0.4], path, None),
-        ([-1.0], [2.0], path, 2.5),
-        ([-1.0, 2.0], [], path, 0.0),
+        ([0.9], [0.4], path, None, "probability of the answer", "squad: " + title),
+        ([-1.0], [2.0], path, 2.5, quantity, "squad2: " + title),
+        ([-1.0, 2.0], [], path, 0.0, quantity, "squad2: " + title),
     ]
 
 

@@ -322,7 +322,7 @@ def test_the_tokenizer_of_another_model():
 def test_a_tokenizer_without_ends():
     backend = tokenizer().backend_tokenizer
     reader = PreTrainedTokenizerFast(tokenizer_object=backend)
-    with pytest.raises(DataError, match="no cls_token or no sep_token"):
+    with pytest.raises(DataError, match="give it cls_token and sep_token"):
         learned(reader, [ADA]).features([ADA], reader)
 
 

@@ -134,3 +134,13 @@ def test_where_it_cannot_be_drawn(tmp_path, monkeypatch):
         with pytest.raises(ConfigError, match=r'pip install "spanbert-ext\[plot\]"'):
             draw(["a"], [[1]], tmp_path / "c.png")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_counted_and_measured_is_named(tmp_path, drawn):
+    plots.confusion_plot(["O"], np.ones((1, 1)), tmp_path / "c.png", "ner: 1 $word", "words")
+    plots.score_plot([1.0], [2.0], tmp_path / "s.png", quantity="mention score", title="coref")
+    confusion, scores = drawn
+    assert confusion.get_suptitle() == "ner: 1 $word"
+    assert confusion.axes[0].get_ylabel() == "gold (words)"
+    assert (scores.axes[0].get_xlabel(), scores.axes[0].get_title()) == ("mention score", "coref")
+    rendered(confusion)

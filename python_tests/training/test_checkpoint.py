@@ -222,7 +222,7 @@ def test_a_failed_flush_writes_everything_again(tmp_path, monkeypatch, waits):
     """What a failed fsync leaves on the disk is unknown: the files are not flushed once more but
     written once more.
     """
-    sync, failed = checkpoint._sync, []
+    sync, failed = checkpoint.sync, []
 
     def fail_once(path):
         if path.name == "state.json" and not failed:
@@ -230,7 +230,7 @@ def test_a_failed_flush_writes_everything_again(tmp_path, monkeypatch, waits):
             raise OSError(errno.EIO, "Input/output error")
         sync(path)
 
-    monkeypatch.setattr(checkpoint, "_sync", fail_once)
+    monkeypatch.setattr(checkpoint, "sync", fail_once)
     write = Failing(0, times=0)
     path = checkpoint.save(tmp_path, 10, write, 1, 1, 0.5)
     assert write.calls == 2
@@ -264,8 +264,8 @@ def test_order_of_system_calls(tmp_path, monkeypatch):
     sync (power loss).
     """
     calls = []
-    sync, rename = checkpoint._sync, os.rename
-    monkeypatch.setattr(checkpoint, "_sync", lambda p: (calls.append(f"sync {p.name}"), sync(p))[1])
+    sync, rename = checkpoint.sync, os.rename
+    monkeypatch.setattr(checkpoint, "sync", lambda p: (calls.append(f"sync {p.name}"), sync(p))[1])
     monkeypatch.setattr(
         os, "rename", lambda a, b: (calls.append(f"rename {b.name}"), rename(a, b))[1]
     )
@@ -310,7 +310,7 @@ def test_a_file_system_without_locks(tmp_path, monkeypatch):
     def refuse(*_):
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
-    monkeypatch.setattr("spanbert_ext.training.run_lock.fcntl.flock", refuse)
+    monkeypatch.setattr("spanbert_ext.files.fcntl.flock", refuse)
     with pytest.raises(StorageError, match="cannot lock .*: No locks available"):
         RunLock(tmp_path)
 

@@ -17,8 +17,8 @@ from pathlib import Path
 
 from spanbert_ext import errors
 from spanbert_ext.data.job import TOKENIZER_PART, Job, unit_part
-from spanbert_ext.data.pool import cores
 from spanbert_ext.data.storage import locked_staging, write_whole
+from spanbert_ext.device import usable_cores
 from spanbert_ext.errors import ConfigError, SpanBertError, StorageError
 
 _ERROR = "error"
@@ -153,7 +153,7 @@ def _local_executor(job: Job, stage: str, logs: str):
     return _datatrove().LocalPipelineExecutor(
         pipeline=[UnitTask(job.directory, stage)],
         tasks=len(job.units),
-        workers=min(job.config.workers or cores(), len(job.units)),
+        workers=min(job.config.workers or usable_cores(), len(job.units)),
         logging_dir=logs,
     )
 

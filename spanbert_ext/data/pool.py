@@ -21,15 +21,11 @@ from spanbert_ext import errors
 from spanbert_ext.data.job import Job
 from spanbert_ext.data.units import describe
 from spanbert_ext.data.work import run_unit
+from spanbert_ext.device import usable_cores
 from spanbert_ext.errors import SpanBertError, StorageError
 
 # Receives (number of a unit, bytes of it read since the last call).
 Read = Callable[[int, int], None]
-
-
-def cores() -> int:
-    """Processors that this process may use."""
-    return len(os.sched_getaffinity(0))
 
 
 def run_units(
@@ -98,7 +94,7 @@ class _Pool:
     def __init__(self, job: Job, stage: str, workers: int):
         self._job, self._stage = job, stage
         self._inbox: queue.Queue[_Message] = queue.Queue()
-        threads = max(1, cores() // workers)
+        threads = max(1, usable_cores() // workers)
         environment = os.environ | {
             "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
             # The cores are shared out between the workers, not to each of them.

@@ -21,10 +21,11 @@ from spanbert_ext.data.assembly import assemble, check_rejects
 from spanbert_ext.data.config import HOW, PrepareConfig
 from spanbert_ext.data.corpus import SIDECAR, Corpus
 from spanbert_ext.data.job import TOKENIZER_PART, Job, unit_part
-from spanbert_ext.data.pool import cores, run_units
+from spanbert_ext.data.pool import run_units
 from spanbert_ext.data.sources import Source, find_sources
 from spanbert_ext.data.storage import digest_bytes, locked_staging, publish, staging_directory
 from spanbert_ext.data.units import plan_units, unit_size
+from spanbert_ext.device import usable_cores
 from spanbert_ext.errors import ConfigError, Preempted, StorageError
 from spanbert_ext.training.stored_settings import completed
 
@@ -103,7 +104,7 @@ def _origin(config: PrepareConfig, sources: list[Source]) -> dict:
     if config.tokenizer is not None:
         digests = sorted((n, digest_bytes(data)) for n, data in _given_tokenizer(config).items())
         settings["tokenizer"] = digest_bytes(json.dumps(digests).encode("ascii"))
-    with concurrent.futures.ThreadPoolExecutor(config.workers or cores()) as threads:
+    with concurrent.futures.ThreadPoolExecutor(config.workers or usable_cores()) as threads:
         identities = list(threads.map(Source.identity, sources))
     return {"settings": settings, "inputs": identities}
 
@@ -193,14 +194,14 @@ class Preparation:
     def _finished(self, stage: str) -> dict[int, dict]:
         """Unit -> result, of the units whose part is finished."""
         parts = (unit_part(stage, number) for number in range(len(self.job.units)))
-        with concurrent.futures.ThreadPoolExecutor(cores()) as threads:
+        with concurrent.futures.ThreadPoolExecutor(usable_cores()) as threads:
             found = enumerate(threads.map(self.job.finished, parts))
             return {number: result for number, result in found if result is not None}
 
     def _execute(self, stage: str, waiting: list[int], meter: _Meter) -> Iterator[tuple[int, dict]]:
         config = self.job.config
         if config.executor == "own":
-            workers = min(config.workers or cores(), len(waiting))
+            workers = min(config.workers or usable_cores(), len(waiting))
             return run_units(self.job, stage, waiting, workers, meter.read)
         from spanbert_ext.data.datatrove_executor import run_tasks
 

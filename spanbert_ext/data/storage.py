@@ -9,7 +9,6 @@ the next attempt.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import os
 import shutil
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from spanbert_ext.errors import ConfigError, DataError, StorageError
+from spanbert_ext.files import FileLock, sync
 
 _BLOCK = 1 << 20
 
@@ -56,15 +56,6 @@ def check_size(file: Path, expected: int) -> None:
         )
 
 
-def sync(path: Path) -> None:
-    """Flush a file or directory to the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def staging_directory(target: Path) -> Path:
     """Where `target` is put together."""
     return target.parent / f".{target.name}.staging"
@@ -91,7 +82,7 @@ def locked_staging(target: Path) -> Iterator[Path]:
         shutil.rmtree(staging, ignore_errors=True)
         raise
     finally:
-        os.close(lock)
+        lock.release()
 
 
 def publish(directory: Path, target: Path) -> None:
@@ -114,26 +105,18 @@ def temporary(path: Path) -> Path:
     return path.with_name(f"{path.name}.{socket.gethostname()}-{os.getpid()}.part")
 
 
-def _lock_directory(staging: Path, target: Path) -> int:
+def _lock_directory(staging: Path, target: Path) -> FileLock:
     while True:
         staging.mkdir(exist_ok=True)
         try:
-            handle = os.open(staging, os.O_RDONLY)
-        except FileNotFoundError:
-            continue  # the other writer finished or gave up between the two calls
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.path.samestat(os.fstat(handle), os.stat(staging)):
-                return handle
+            return FileLock(staging, create=False)
         except BlockingIOError:
-            os.close(handle)
             raise ConfigError(
                 f"{target}: another process is writing this directory; wait for it or choose "
                 "another output"
             ) from None
         except FileNotFoundError:
-            pass
-        os.close(handle)  # the locked directory was renamed or removed meanwhile
+            continue  # the other writer finished or gave up between the two calls
 
 
 def empty(directory: Path) -> None:

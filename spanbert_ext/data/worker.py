@@ -1,7 +1,8 @@
 """`python -m spanbert_ext.data.worker STAGING PARENT_PID`: does units that it is told on stdin.
 
 Each line of stdin names one part: `{"stage": ..., "unit": ...}`; lines of stdout say `read` (bytes
-since the line before), then `result`, or `error` with its `text`. It dies with its parent.
+since the line before), then `result`, or `error` with its `text`. It dies with its parent: at once
+on Linux, elsewhere behind its unit, since stdin ends then.
 """
 
 from __future__ import annotations
@@ -23,9 +24,10 @@ _PR_SET_PDEATHSIG = 1
 def main() -> None:
     """Work until stdin ends."""
     parent = int(sys.argv[2])
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it died before the call above
-        return
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # it died before the call above
+            return
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what an interrupt means
     channel = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # what a library prints must not get among the answers

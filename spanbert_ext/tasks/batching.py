@@ -1,5 +1,5 @@
 """Features to packed batches: in what order, and as which tensors. Nothing is padded but the end of
-a stream, by less than `MULTIPLE` tokens."""
+a stream for our own encoder, by less than `MULTIPLE` tokens."""
 
 from __future__ import annotations
 
@@ -64,6 +64,7 @@ def pack(
     pad_id: int,
     device: torch.device | str = "cpu",
     ignored: bool = False,
+    multiple: int = MULTIPLE,
 ) -> PackedBatch:
     """One stream of some features, in their order.
 
@@ -71,10 +72,11 @@ def pack(
         features: at least one; labels on all of them or on none.
         pad_id: id of the padding behind the last one.
         ignored: mark every label as one to ignore.
+        multiple: the stream is padded to one of this number of tokens; 1: not at all.
     """
     lengths = [len(feature.input_ids) for feature in features]
     total = sum(lengths)
-    padding = -total % MULTIPLE
+    padding = -total % multiple
     ids = np.full(total + padding, pad_id, np.int64)
     np.concatenate([feature.input_ids for feature in features], out=ids[:total])
     # No longer than the features, which fit into the model's positions.

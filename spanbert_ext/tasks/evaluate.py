@@ -89,8 +89,8 @@ def _predictions(predictor: Predictor, examples: list[Any]) -> list[Any]:
     ):
         whole("evaluating", 0, len(examples))
         try:
-            for _, prediction in predictor.stream(iter(examples)):
-                predictions.append(prediction)
+            for start in range(0, len(examples), predictor.chunk):
+                predictions += predictor(examples[start : start + predictor.chunk])
                 whole("evaluating", len(predictions), len(examples))
         except KeyboardInterrupt:
             raise KeyboardInterrupt("nothing was written; an evaluation begins anew") from None

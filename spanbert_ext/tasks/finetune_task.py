@@ -9,7 +9,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from spanbert_ext.tasks.batching import PackedBatch, TrainingOrder, by_tokens, pack
+from spanbert_ext.tasks.batching import (
+    MULTIPLE,
+    PackedBatch,
+    TrainingOrder,
+    by_tokens,
+    pack,
+)
 from spanbert_ext.tasks.losses import label_loss, span_loss
 from spanbert_ext.tasks.models import head_outputs
 from spanbert_ext.tasks.task import Feature, Head
@@ -28,6 +34,7 @@ class FinetuneTask:
         device: of the batches.
         ranks: who shares them.
         ids: of the examples, to name a batch.
+        multiple: of a stream's tokens, as in `pack`.
 
     `shift` is the number of batches that the run has jumped over.
     """
@@ -44,10 +51,11 @@ class FinetuneTask:
         device: torch.device,
         ids: Sequence[str],
         ranks: Ranks = ALONE,
+        multiple: int = MULTIPLE,
     ):
         self._features, self._head, self._order = features, head, order
         self._micro_tokens, self._pad_id, self._device = micro_tokens, pad_id, device
-        self._ids, self._ranks = ids, ranks
+        self._ids, self._ranks, self._multiple = ids, ranks, multiple
         self._lengths = np.array([len(feature.input_ids) for feature in features], np.int64)
         self.shift = 0
 
@@ -100,4 +108,4 @@ class FinetuneTask:
 
     def _pack(self, numbers: Sequence[int], ignored: bool) -> PackedBatch:
         features = [self._features[i] for i in numbers]
-        return pack(features, self._head, self._pad_id, self._device, ignored)
+        return pack(features, self._head, self._pad_id, self._device, ignored, self._multiple)

@@ -24,11 +24,17 @@ class ForeignHead(nn.Module):
         head: which of them.
     """
 
+    # Of a stream's tokens, as in `batching.pack`. Padding behind the last sequence would become
+    # rows of nothing else, which some encoders refuse and the others compute for nothing.
+    multiple = 1
+
     def __init__(self, model: PreTrainedModel, head: Head):
         super().__init__()
         self.model = model
         self._head = head
-        self._has_types = "token_type_ids" in inspect.signature(model.forward).parameters
+        takes_types = "token_type_ids" in inspect.signature(model.forward).parameters
+        # A table of one row, as RoBERTa's, cannot tell two texts apart, whatever a tokenizer says.
+        self._has_types = takes_types and getattr(model.config, "type_vocab_size", 2) > 1
 
     @property
     def config(self):
@@ -55,11 +61,13 @@ class ForeignHead(nn.Module):
         inside = columns < lengths.unsqueeze(1)
         index = torch.where(inside, starts.unsqueeze(1) + columns, 0)
         pad = self.config.pad_token_id or 0
+        # A sequence of no token attends to one of padding: a softmax over nothing is NaN.
+        mask = inside | (columns == 0)
         types = {}
         if token_type_ids is not None and self._has_types:
             types = {"token_type_ids": torch.where(inside, token_type_ids[index], 0)}
         padded = torch.where(inside, input_ids[index], pad)
-        output = self.model(padded, attention_mask=inside.long(), **types)
+        output = self.model(padded, attention_mask=mask.long(), **types)
         if self._head == "sequence-classification":
             return ModelOutput(logits=output.logits.float())
         if self._head == "question-answering":

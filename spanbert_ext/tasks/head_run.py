@@ -11,7 +11,7 @@ from spanbert_ext.tasks import registry
 from spanbert_ext.tasks.config import FinetuneConfig
 from spanbert_ext.tasks.finetune import FinetuneRun
 from spanbert_ext.tasks.finetune_task import FinetuneTask
-from spanbert_ext.tasks.models import longest_input
+from spanbert_ext.tasks.models import longest_input, stream_multiple
 from spanbert_ext.tasks.predictor import outputs_of
 from spanbert_ext.tasks.task import Feature
 from spanbert_ext.training.loop import HostStep, Step
@@ -77,6 +77,7 @@ class HeadRun(FinetuneRun):
             self.device,
             [example.id for example in self.data.train],
             self.ranks,
+            stream_multiple(self.model),
         )
 
     def _build_step(self) -> Step:

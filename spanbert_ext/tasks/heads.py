@@ -53,6 +53,10 @@ class _HeadModel(BertPreTrainedModel):
         """Replace it."""
         self.bert.embeddings.word_embeddings = value
 
+    def _types(self, token_type_ids: torch.Tensor | None) -> torch.Tensor | None:
+        """None where the model has a single token type: it reads two texts as one."""
+        return None if self.config.type_vocab_size < 2 else token_type_ids
+
     def _head(self, layer: nn.Linear, hidden: torch.Tensor) -> torch.Tensor:
         """The last product in fp32: it is small, and 16-bit scores tie."""
         with torch.autocast(hidden.device.type, enabled=False):
@@ -112,7 +116,8 @@ class SpanBertForQuestionAnswering(_HeadModel):
             start_positions, end_positions: [N] or [B] int64, places in their sequence, 0 for a
                 sequence without an answer; outside of it: ignored.
         """
-        hidden = self.bert(input_ids, cu_seqlens, attention_mask, None, token_type_ids, max_seqlen)
+        types = self._types(token_type_ids)
+        hidden = self.bert(input_ids, cu_seqlens, attention_mask, None, types, max_seqlen)
         logits = self._head(self.qa_outputs, hidden)
         loss = None
         if start_positions is not None and end_positions is not None:
@@ -158,8 +163,9 @@ class SpanBertForTokenClassification(_HeadModel):
                 them alone. Default all.
             labels: like input_ids, or [R]; int64, -100 to ignore.
         """
+        types = self._types(token_type_ids)
         hidden = self.bert(
-            input_ids, cu_seqlens, attention_mask, None, token_type_ids, max_seqlen, rows=rows
+            input_ids, cu_seqlens, attention_mask, None, types, max_seqlen, rows=rows
         )
         logits = self._head(self.classifier, self.dropout(hidden))
         loss = None
@@ -209,7 +215,7 @@ class SpanBertForSequenceClassification(_HeadModel):
             cu_seqlens,
             attention_mask,
             None,
-            token_type_ids,
+            self._types(token_type_ids),
             max_seqlen,
             rows=starts,
             max_queries=1,

@@ -32,10 +32,11 @@ from spanbert_ext.errors import ConfigError, DataError, StorageError
 from spanbert_ext.foreign import longest_sequence
 from spanbert_ext.load_report import LoadReport
 from spanbert_ext.starting_points import StartingPoint, open_start, read_start
-from spanbert_ext.tasks.batching import PackedBatch
+from spanbert_ext.tasks.batching import MULTIPLE, PackedBatch
 from spanbert_ext.tasks.coref.model import SpanBertForCoreference
 from spanbert_ext.tasks.foreign_heads import ForeignHead
 from spanbert_ext.tasks.heads import HEADS
+from spanbert_ext.tasks.layout import check_first_token
 from spanbert_ext.tasks.task import Head
 from spanbert_ext.tasks.task_file import model_folder
 
@@ -60,6 +61,11 @@ def longest_input(model: nn.Module) -> int | None:
     if isinstance(model, ForeignHead):
         return longest_sequence(model.model)
     return model.config.max_position_embeddings
+
+
+def stream_multiple(model: nn.Module) -> int:
+    """What the tokens of a stream are padded to a multiple of (`batching.pack`)."""
+    return getattr(model, "multiple", MULTIPLE)
 
 
 def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
@@ -94,6 +100,7 @@ def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     # Without a vocabulary transformers makes up a tokenizer that knows no word.
     if tokenizer.get_vocab().keys() <= set(tokenizer.all_special_tokens):
         raise none
+    check_first_token(tokenizer, str(folder))
     return tokenizer
 
 

@@ -5,16 +5,14 @@ matplotlib is imported when one is drawn.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from spanbert_ext.data.storage import temporary
-from spanbert_ext.errors import ConfigError, StorageError
+from spanbert_ext import pictures
+from spanbert_ext.errors import ConfigError
 
-_SUFFIXES = (".png", ".svg", ".pdf")
 _RIGHT, _WRONG, _QUIET = "#1f5fa8", "#c0392b", "#444444"
 _BINS = 40
 # Of the cells of a confusion matrix, in inches, and of what is written there, in points.
@@ -25,19 +23,26 @@ _DIGIT, _LETTER = 0.64, 0.55
 _DARK = 0.55  # share of a row from which its cell is too dark for black
 
 
-def confusion_plot(labels: Sequence[str], matrix: np.ndarray, path: str | Path) -> None:
+def confusion_plot(
+    labels: Sequence[str],
+    matrix: np.ndarray,
+    path: str | Path,
+    title: str = "",
+    unit: str = "examples",
+) -> None:
     """How often each gold label was predicted as each label; colours are shares of the row.
 
     Args:
         labels: n names, at least one.
         matrix: [n, n] counts, gold x predicted. They are written into the cells where they fit.
         path: .png, .svg or .pdf.
+        title: above the picture.
+        unit: what is counted.
 
     Raises:
         ConfigError: matplotlib is missing, or the path has another ending.
         StorageError: the file cannot be written.
     """
-    figure_class = _figure_class(path)
     matrix, count = np.asarray(matrix), len(labels)
     if not count or matrix.shape != (count, count):
         raise ValueError(f"matrix: {count} labels need shape ({count}, {count}): {matrix.shape}")
@@ -49,7 +54,7 @@ def confusion_plot(labels: Sequence[str], matrix: np.ndarray, path: str | Path) 
     longest = max(len(label) for label in labels) * _LETTER * small / 72  # inches
     turned = longest > 0.9 * cell
     size = (side + longest + 2.2, side + 0.9 + longest * turned)
-    figure = figure_class(figsize=size, layout="constrained")
+    figure = _figure(path, size)
     axis = figure.subplots()
     image = axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     for place in np.arange(count - 1) + 0.5:
@@ -60,8 +65,9 @@ def confusion_plot(labels: Sequence[str], matrix: np.ndarray, path: str | Path) 
     axis.set_yticks(range(count), rows, fontsize=small, parse_math=False)
     look = {"fontsize": small, "parse_math": False, "rotation": 90 if turned else 0}
     axis.set_xticks(range(count), labels, **look)
+    figure.suptitle(title, fontsize=11, parse_math=False)
     axis.set_xlabel("predicted")
-    axis.set_ylabel("gold (examples)")
+    axis.set_ylabel(f"gold ({unit})")
     axis.tick_params(length=0)
     axis.spines[:].set_visible(False)
     height = min(1.0, 3.0 / side)
@@ -69,7 +75,7 @@ def confusion_plot(labels: Sequence[str], matrix: np.ndarray, path: str | Path) 
     bar = figure.colorbar(image, cax=place)
     bar.set_label("share of the gold label")
     bar.outline.set_visible(False)
-    _save(figure, path)
+    pictures.save(figure, path)
 
 
 def _write_counts(axis, matrix: np.ndarray, shares: np.ndarray, cell: float) -> None:
@@ -88,23 +94,26 @@ def score_plot(
     scores_wrong: Sequence[float] | np.ndarray,
     path: str | Path,
     threshold: float | None = None,
+    quantity: str = "score",
+    title: str = "",
 ) -> None:
     """The distribution of scores of right and of wrong predictions.
 
     Args:
         scores_right, scores_wrong: any numbers of them; those that are not finite are left out.
         path: .png, .svg or .pdf.
-        threshold: a line at this score.
+        threshold: a line at this score, which must decide what is predicted.
+        quantity: what the scores are.
+        title: above the picture.
 
     Raises:
         ConfigError: matplotlib is missing, or the path has another ending.
         StorageError: the file cannot be written.
     """
-    figure_class = _figure_class(path)
+    figure = _figure(path, (6.4, 3.8))
     groups = [np.asarray(scores, np.float64).ravel() for scores in (scores_right, scores_wrong)]
     groups = [scores[np.isfinite(scores)] for scores in groups]
     everything = np.concatenate(groups)
-    figure = figure_class(figsize=(6.4, 3.8), layout="constrained")
     axis = figure.subplots()
     if len(everything):
         whole = (0, 1) if everything.min() >= 0 and everything.max() <= 1 else None
@@ -120,37 +129,17 @@ def score_plot(
         shown = f"threshold {threshold:.4g}"
         axis.axvline(threshold, color=_QUIET, linestyle="--", linewidth=1.2, label=shown)
     if axis.get_legend_handles_labels()[0]:
-        figure.legend(loc="outside upper center", ncols=3, frameon=False, fontsize=10)
-    axis.set_xlabel("score")
+        figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=10)
+    axis.set_title(title, fontsize=11, parse_math=False)
+    axis.set_xlabel(quantity)
     axis.set_ylabel("predictions")
     axis.set_ylim(bottom=0)
     axis.yaxis.get_major_locator().set_params(integer=True)
-    axis.grid(color="#dddddd", linewidth=0.8)
-    axis.set_axisbelow(True)
-    axis.spines[["top", "right"]].set_visible(False)
-    _save(figure, path)
+    pictures.plain_axis(axis)
+    pictures.save(figure, path)
 
 
-def _figure_class(path: str | Path) -> type:
-    if Path(path).suffix not in _SUFFIXES:
-        raise ConfigError(f"{path}: a picture must end in {', '.join(_SUFFIXES)}")
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ConfigError(
-            f'{path}: drawing needs matplotlib ({error}): `pip install "spanbert-ext[plot]"`'
-        ) from None
-    return Figure
-
-
-def _save(figure, path: str | Path) -> None:
-    path = Path(path)
-    part = temporary(path)
-    try:
-        try:
-            figure.savefig(part, dpi=140, format=path.suffix[1:])
-            os.replace(part, path)
-        finally:
-            part.unlink(missing_ok=True)
-    except OSError as error:
-        raise StorageError(f"cannot write {path}: {error.strerror}") from error
+def _figure(path: str | Path, size: tuple[float, float]):
+    if Path(path).suffix not in pictures.SUFFIXES:
+        raise ConfigError(f"{path}: a picture must end in {', '.join(pictures.SUFFIXES)}")
+    return pictures.figure_class(f"{path}: drawing")(figsize=size, layout="constrained")

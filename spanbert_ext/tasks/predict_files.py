@@ -9,7 +9,6 @@ those of a run that was never interrupted (what is computed together decides the
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import glob
 import json
 import os
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from spanbert_ext.errors import ConfigError
+from spanbert_ext.files import FileLock
 from spanbert_ext.tasks import html
 from spanbert_ext.tasks.marked_text import Mark, MarkedText
 from spanbert_ext.training.checkpoint import fail_point, json_text, write_text
@@ -42,7 +42,13 @@ class OutputFiles:
         self._parts = [self._part] if page is None else [self._part, self._marks]
         self._state = output.with_name(f".{output.name}.state")
         self._output.parent.mkdir(parents=True, exist_ok=True)
-        self._lock = _locked(self._part, output)
+        try:
+            self._lock = FileLock(self._part)
+        except BlockingIOError:
+            raise ConfigError(
+                f"{output}: another process is writing it; wait for that one, or name another file"
+            ) from None
+        self._part.touch()
 
     def __enter__(self) -> OutputFiles:
         return self
@@ -50,7 +56,7 @@ class OutputFiles:
     def __exit__(self, *_) -> None:
         if self._part.exists() and not self._part.stat().st_size:
             self._part.unlink()
-        os.close(self._lock)  # not before: until then the file is ours
+        self._lock.release()  # not before: until then the file is ours
 
     def are_finished(
         self,
@@ -140,22 +146,6 @@ class OutputFiles:
         except (OSError, ValueError):
             return None
         return found if isinstance(found, dict) else None
-
-
-def _locked(part: Path, output: Path) -> int:
-    """A descriptor that holds the lock of the file to write, which is made if need be."""
-    while True:
-        handle = os.open(part, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if part.exists() and os.path.samestat(os.fstat(handle), os.stat(part)):
-                return handle
-        except BlockingIOError:
-            os.close(handle)
-            raise ConfigError(
-                f"{output}: another process is writing it; wait for that one, or name another file"
-            ) from None
-        os.close(handle)  # the other process finished between the two calls
 
 
 def _append(path: Path, text: str) -> None:

@@ -25,9 +25,11 @@ from spanbert_ext.tasks.models import (
     longest_input,
     open_model,
     read_tokenizer,
+    stream_multiple,
 )
 from spanbert_ext.tasks.task import DownstreamTask, Feature
 from spanbert_ext.tasks.task_file import TASK_FILE, read_task_file, stored_options, stored_task
+from spanbert_ext.threads import alone_with
 from spanbert_ext.training.loop import autocast
 from spanbert_ext.training.models import choose_device, choose_precision
 
@@ -54,7 +56,8 @@ def outputs_of(
     with autocast(device, precision), for_predictions(model, int(lengths.sum())):
         done = 0
         for numbers in by_tokens(np.argsort(-lengths, kind="stable"), lengths, batch_tokens):
-            batch = pack([features[i] for i in numbers], task.head, pad_id, device)
+            part = [features[i] for i in numbers]
+            batch = pack(part, task.head, pad_id, device, multiple=stream_multiple(model))
             values = head_outputs(model, batch, task.head).float().cpu().numpy()
             for i, part in zip(numbers, _split(values, batch, task.head), strict=True):
                 outputs[i] = part
@@ -95,6 +98,8 @@ def _fit_length(task: DownstreamTask, model: nn.Module, trained: Any) -> None:
 
 class Predictor:
     """A model, its tokenizer and its task.
+
+    Threads may share one: their calls take turns (`threads.alone_with`), chunk by chunk.
 
     Args:
         model: of `tasks.models`; put into evaluation mode on `device`.
@@ -182,6 +187,10 @@ class Predictor:
 
     def outputs(self, features: Sequence[Feature]) -> list[np.ndarray]:
         """The head's numbers of every feature."""
+        with alone_with(self.model, self.tokenizer):
+            return self._compute(features)
+
+    def _compute(self, features: Sequence[Feature]) -> list[np.ndarray]:
         return outputs_of(
             self.model,
             features,
@@ -195,8 +204,9 @@ class Predictor:
     def stream(self, examples: Iterator[Any]) -> Iterator[tuple[Any, Any]]:
         """(example, prediction) in order, `chunk` examples at a time."""
         while part := list(islice(examples, self.chunk)):
-            features = self.task.features(part, self.tokenizer)
-            decoded = self.task.decode(part, features, self.outputs(features))
+            with alone_with(self.model, self.tokenizer):
+                features = self.task.features(part, self.tokenizer)
+                decoded = self.task.decode(part, features, self.outputs(features))
             yield from zip(part, decoded, strict=True)
 
     def __call__(self, examples: Sequence[Any]) -> list[Any]:

@@ -76,6 +76,8 @@ class DownstreamTask(ABC, Generic[Example, Prediction]):
     head: ClassVar[Head]
     # The option that bounds a sequence of the encoder.
     length_option: ClassVar[str] = "length"
+    # What `confusion` counts.
+    confusion_unit: ClassVar[str] = "examples"
     # Whether {"text": ...} is a whole record of `predict`.
     takes_text: bool = False
     # A record of `predict` as its line of JSON.
@@ -226,7 +228,9 @@ class DownstreamTask(ABC, Generic[Example, Prediction]):
         """
         from spanbert_ext.tasks import plots
 
-        plots.confusion_plot(*self.confusion(examples, predictions), path)
+        labels, counts = self.confusion(examples, predictions)
+        unit = self.confusion_unit
+        plots.confusion_plot(labels, counts, path, f"{self.name}: {counts.sum():,} {unit}", unit)
 
     def confusion(
         self, examples: Sequence[Example], predictions: Sequence[Prediction]

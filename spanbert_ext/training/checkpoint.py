@@ -25,6 +25,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from spanbert_ext.errors import StorageError
+from spanbert_ext.files import sync
 
 logger = logging.getLogger("spanbert_ext")
 
@@ -40,7 +41,7 @@ def fail_point(name: str) -> None:
     tests.
     """
     if os.environ.get("SPANBERT_EXT_FAIL_POINT") == name:
-        os.kill(os.getpid(), signal.SIGKILL)
+        os.kill(os.getpid(), getattr(signal, "SIGKILL", signal.SIGTERM))  # Windows knows one kind
 
 
 def step_name(step: int) -> str:
@@ -232,7 +233,7 @@ def commit(run: Path, name: str, step: int, write: Callable[[Path], None]) -> Pa
         fail_point("between_renames")
     os.rename(building, final)
     fail_point("after_rename")
-    _sync(run)
+    sync(run)
     fail_point("after_commit")
     return final
 
@@ -248,27 +249,18 @@ def _seal(building: Path, step: int) -> None:
     files = {}
     for path in sorted(p for p in building.rglob("*") if p.is_file()):
         path.chmod(0o666 & ~mask)  # safetensors leaves 0600 whatever the umask says
-        _sync(path)
+        sync(path)
         name = path.relative_to(building).as_posix()
         files[name] = {"bytes": path.stat().st_size, "blake2b": digest_file(path)}
         fail_point(f"after_sync_{path.name}")
     fail_point("before_manifest")
     manifest = {"format": FORMAT, "step": step, "files": files}
     (building / MANIFEST).write_text(json.dumps(manifest, indent=1), "utf-8")
-    _sync(building / MANIFEST)
+    sync(building / MANIFEST)
     fail_point("after_manifest")
     for path in sorted(p for p in building.rglob("*") if p.is_dir()):
-        _sync(path)
-    _sync(building)
-
-
-def _sync(path: Path) -> None:
-    """fsync a file or a directory."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        sync(path)
+    sync(building)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -285,11 +277,11 @@ def write_text(path: Path, text: str) -> None:
             return
         try:
             temporary.write_bytes(data)
-            _sync(temporary)
+            sync(temporary)
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
-        _sync(path.parent)
+        sync(path.parent)
     except OSError as error:
         raise StorageError(f"cannot write {path}: {error.strerror}") from error
 

@@ -24,6 +24,7 @@ from typing import Any
 import torch.distributed as dist
 import yaml
 
+from spanbert_ext.device import usable_cores
 from spanbert_ext.errors import RankLost, ReportedElsewhere
 from spanbert_ext.training import signals
 from spanbert_ext.training.settings import as_flat_dict, nest
@@ -76,7 +77,6 @@ def launch(config: Any, verb: Sequence[str]) -> None:
 def _start(
     rank: int, world: int, port: int, settings: Path, verb: Sequence[str]
 ) -> subprocess.Popen:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     environment = os.environ | {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
@@ -85,7 +85,7 @@ def _start(
         "MASTER_PORT": str(port),
         "TORCHELASTIC_USE_AGENT_STORE": "True",  # torchrun's word for a store outside the ranks
     }
-    environment.setdefault("OMP_NUM_THREADS", str(max(1, (cores or 1) // world)))
+    environment.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // world)))
     return subprocess.Popen(
         [sys.executable, "-m", "spanbert_ext", *verb, "--config", str(settings)],
         env=environment,
@@ -110,7 +110,8 @@ def _forwarded_signals(processes: list[subprocess.Popen]) -> Iterator[None]:
     def forward(number: int, _frame) -> None:
         received.append(number)
         if len(received) == 1:
-            processes[0].send_signal(number)
+            if os.name != "nt":  # where Ctrl-C goes to every process of a console by itself
+                processes[0].send_signal(number)
             return
         for process in processes:
             process.kill()

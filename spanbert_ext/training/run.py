@@ -19,6 +19,7 @@ import yaml
 from torch import nn
 
 from spanbert_ext import _backend
+from spanbert_ext.device import load_average
 from spanbert_ext.errors import NumericsError, Preempted
 from spanbert_ext.load_report import LoadReport
 from spanbert_ext.training import checkpoint
@@ -133,7 +134,7 @@ class Run(ABC):
         """Lines for the person watching, before the first step."""
 
     def _busy_cores(self) -> list[str]:
-        load, cores = os.getloadavg()[0], os.cpu_count() or 1
+        load, cores = load_average(), os.cpu_count() or 1
         if self.device.type != "cpu" or torch.get_num_threads() == 1 or load <= cores:
             return []
         return [

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import socket
 import time
 from pathlib import Path
 
 from spanbert_ext.errors import ConfigError, StorageError
+from spanbert_ext.files import FileLock
 
 
 class RunLock:
@@ -21,29 +21,27 @@ class RunLock:
     """
 
     def __init__(self, run: Path):
+        path = run / ".lock"
         try:
-            self._file = (run / ".lock").open("ab+", buffering=0)
+            path.open("ab").close()
         except OSError as error:
             raise StorageError(f"cannot write in {run}: {error.strerror}") from error
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            self._file.seek(0)
-            holder = self._file.read().decode("utf-8", "replace").strip() or "another process"
-            self._file.close()
-            if not isinstance(error, BlockingIOError):
-                raise StorageError(f"cannot lock {run}: {error.strerror}") from error
+            self._lock = FileLock(path)
+        except BlockingIOError:
+            holder = path.read_bytes().decode("utf-8", "replace").strip() or "another process"
             raise ConfigError(
                 f"{run} is in use by {holder}; wait for that run, or choose another output"
             ) from None
+        except OSError as error:
+            raise StorageError(f"cannot lock {run}: {error.strerror}") from error
         since = time.strftime("%Y-%m-%d %H:%M:%S")
         note = f"pid {os.getpid()} on {socket.gethostname()} since {since}\n"
         with contextlib.suppress(OSError):  # on a full disk the lock holds without its note
-            self._file.truncate(0)
-            self._file.write(note.encode("utf-8"))
+            path.write_bytes(note.encode("utf-8"))
 
     def __enter__(self) -> RunLock:
         return self
 
     def __exit__(self, *_) -> None:
-        self._file.close()
+        self._lock.release()

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import json
 import math
-import resource
 import sys
 import time
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from spanbert_ext.device import peak_memory
 from spanbert_ext.errors import StorageError
 from spanbert_ext.progress import format_seconds
 from spanbert_ext.training.checkpoint import write_text
@@ -27,8 +27,7 @@ def memory_gb(device: torch.device) -> float:
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak * (1 if sys.platform == "darwin" else 1024) / 1e9
+    return peak_memory() / 1e9
 
 
 class RunLog:

@@ -90,7 +90,7 @@ class CorefPredictor(Predictor):
     chunk = 8
     choose_precision = staticmethod(choose_precision)
 
-    def outputs(self, features: Sequence[SegmentedDocument]) -> list[LinkedSpans]:
+    def _compute(self, features: Sequence[SegmentedDocument]) -> list[LinkedSpans]:
         """The clusters of every document."""
         self.model.pieces_per_pass = self.batch_tokens
         return linked_spans(self.model, features, self.device, self.precision)

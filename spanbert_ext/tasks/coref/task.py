@@ -248,7 +248,11 @@ class CorefTask(DownstreamTask[Document, CorefPrediction]):
     def plot(
         self, path: Path, examples: Sequence[Document], predictions: Sequence[CorefPrediction]
     ) -> None:
-        """Mention scores of the mentions that are in the gold standard, and of the others."""
+        """Mention scores of the mentions that are in the gold standard, and of the others.
+
+        No threshold is drawn: a mention is in a cluster by the score of a link; its own must be
+        above 0 only where it stands alone.
+        """
         from spanbert_ext.tasks.plots import score_plot
 
         scores: tuple[list[float], list[float]] = [], []
@@ -256,7 +260,8 @@ class CorefTask(DownstreamTask[Document, CorefPrediction]):
             gold = {span for cluster in document.clusters for span in cluster}
             for span in (span for cluster in prediction.clusters for span in cluster):
                 scores[span not in gold].append(prediction.scores[span])
-        score_plot(*scores, path, 0.0 if self.options.singletons else None)
+        title = f"{self.name}: mentions found, right where the gold standard has them too"
+        score_plot(*scores, path, quantity="mention score", title=title)
 
 
 def _predicted(

@@ -15,6 +15,7 @@ from spanbert_ext.errors import DataError
 from spanbert_ext.tasks.glue.layouts import HIGHEST, LAYOUTS, LOWEST
 from spanbert_ext.tasks.glue.metrics import confusion, measures
 from spanbert_ext.tasks.glue.reading import GlueExample, parse_record, read_file
+from spanbert_ext.tasks.layout import PairLayout, around_text
 from spanbert_ext.tasks.marked_text import MarkedText
 from spanbert_ext.tasks.rejects import Rejects
 from spanbert_ext.tasks.task import DownstreamTask, Feature
@@ -102,20 +103,23 @@ class GlueTask(DownstreamTask[GlueExample, GluePrediction]):
         return list(self.layout.labels) or ["score"]
 
     def features(self, examples: Sequence[GlueExample], tokenizer: Any) -> list[Feature]:
-        """[CLS] a [SEP], or [CLS] a [SEP] b [SEP] with token types 0 and 1."""
+        """[CLS] a [SEP], or [CLS] a [SEP] b [SEP] with token types 0 and 1, or what the tokenizer
+        puts in their place (`layout`)."""
         length = self.options.length
         texts = dict.fromkeys(text for example in examples for text in example.texts)
         pieces = _tokenised(list(texts), tokenizer, length)
-        cls, sep = (np.array([id]) for id in (tokenizer.cls_token_id, tokenizer.sep_token_id))
+        before, behind = around_text(tokenizer)
+        pair = PairLayout.of(tokenizer, as_bert=True)
         features = []
         for place, example in enumerate(examples):
             if len(example.texts) == 1:
-                ids = np.concatenate([cls, pieces[example.texts[0]][: length - 2], sep])
+                room = length - len(before) - len(behind)
+                ids = np.concatenate([before, pieces[example.texts[0]][:room], behind])
                 types = None
             else:
-                a, b = cut_pair(*(pieces[text] for text in example.texts), length - 3)
-                ids = np.concatenate([cls, a, sep, b, sep])
-                types = np.repeat(np.array([0, 1]), [len(a) + 2, len(b) + 1])
+                a, b = cut_pair(*(pieces[text] for text in example.texts), length - pair.specials)
+                ids = np.concatenate([pair.before, a, pair.between, b, pair.behind])
+                types = pair.token_types(len(a), len(b))
             features.append(Feature(place, ids, types, labels=self._target(example)))
         return features
 

@@ -251,8 +251,12 @@ class QATask(DownstreamTask[QAExample, QAPrediction]):
             golds = example.golds or ("",)
             wrong = not any(metrics.exact(answer.text, gold) for gold in golds)
             scores[wrong].append(prediction.score_diff if self.name == "squad2" else answer.score)
-        threshold = self.null_threshold if self.name == "squad2" else None
-        score_plot(*scores, path, threshold)
+        threshold, quantity = None, "probability of the answer"
+        if self.name == "squad2":
+            threshold = self.null_threshold
+            quantity = "score of no answer minus that of the best answer"
+        title = f"{self.name}: answers, right where they match exactly"
+        score_plot(*scores, path, threshold, quantity, title)
 
 
 def _texts(predictions: Sequence[QAPrediction]) -> list[str]:

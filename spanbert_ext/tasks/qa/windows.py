@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from spanbert_ext.tasks.layout import PairLayout
 from spanbert_ext.tasks.qa.config import QAOptions
-from spanbert_ext.tasks.qa.pieces import PairLayout, Pieces, tokenise
+from spanbert_ext.tasks.qa.pieces import Pieces, tokenise
 from spanbert_ext.tasks.qa.reading import QAExample
 from spanbert_ext.tasks.task import Feature
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from spanbert_ext.errors import DataError
+from spanbert_ext.tasks.layout import PairLayout, around_text
 from spanbert_ext.tasks.relation import symbols as naming
 from spanbert_ext.tasks.relation.config import SHORTEST, RelationOptions
 from spanbert_ext.tasks.relation.reading import RelationExample, Span
@@ -40,11 +41,8 @@ class InputBuilder:
     def __init__(self, options: RelationOptions, symbols: dict[str, str], tokenizer: Any):
         self._options, self._tokenizer = options, tokenizer
         self._ids = naming.ids_of(symbols, tokenizer)
-        self._cls, self._sep = tokenizer.cls_token_id, tokenizer.sep_token_id
-        if self._cls is None or self._sep is None:
-            raise DataError(
-                "the tokenizer names no cls_token or no sep_token; the encoder needs both"
-            )
+        self._before, self._end = around_text(tokenizer)
+        self._pair = PairLayout.of(tokenizer)
         self.length = min(options.length, tokenizer.model_max_length)
         if self.length < SHORTEST:
             raise DataError(
@@ -64,13 +62,13 @@ class InputBuilder:
         for example in examples:
             body = list(self._body(example, pieces))
             behind = self._behind(example, pieces)
-            room = self.length - 2 - len(behind)
+            room = self.length - len(self._before) - len(behind)
             ids = np.fromiter(itertools.chain.from_iterable(part for part, _ in body), np.int64)
             dropped = max(0, ids.size - room)
             if dropped:
                 kinds = np.repeat([kind for _, kind in body], [len(part) for part, _ in body])
                 ids = ids[_most_telling(kinds, room)]
-            yield np.concatenate([[self._cls], ids, [self._sep], behind]).astype(np.int64), dropped
+            yield np.concatenate([self._before, ids, behind]).astype(np.int64), dropped
 
     def _pieces(self, examples: Sequence[RelationExample]) -> dict[str, list[int]]:
         """The ids of every distinct word, behind the blank that precedes it."""
@@ -136,7 +134,8 @@ class InputBuilder:
         return self._ids.get(naming.of_type(role, type), self._ids[naming.of_other_type(role)])
 
     def _behind(self, example: RelationExample, pieces: dict[str, list[int]]) -> list[int]:
-        """What follows the sentence's [SEP]."""
+        """What follows the sentence: its [SEP], and what is shown behind that, each part as the
+        second text of a pair."""
         if self._options.input == "marker-and-types":
             shown = [[self._type(role, example)] for role in naming.ROLES]
         elif self._options.input == "entity-mask-and-text":
@@ -145,8 +144,9 @@ class InputBuilder:
                 self._text(s, example, pieces, most) for s in (example.subject, example.object)
             ]
         else:
-            return []
-        return [i for ids in shown for i in (*ids, self._sep)]
+            return self._end.tolist()
+        between, end = self._pair.between.tolist(), self._pair.behind.tolist()
+        return [*between, *shown[0], *between, *shown[1], *end]
 
     def _text(
         self, span: Span, example: RelationExample, pieces: dict[str, list[int]], most: int

@@ -77,6 +77,7 @@ class TaggingTask(DownstreamTask[TaggedExample, Tagging]):
     """
 
     head = "token-classification"
+    confusion_unit = "words"
     takes_text = True
     record_help = (
         "text   a text: entities are [start, end) in characters\n"

@@ -1,0 +1,95 @@
+"""What the package asks of a file system: exclusive use of a file, and that writing lasts."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # Windows has another way, in _lock_byte
+    fcntl = None
+
+
+class FileLock:
+    """Exclusive use of a file or directory; the operating system drops it when the process dies.
+
+    Where an open file can be neither renamed nor read by others (Windows), a hidden file beside it
+    is locked in its place.
+
+    Args:
+        path: of the file or directory.
+        create: make the file if need be; False for a directory, which has to be there.
+
+    Raises:
+        BlockingIOError: another process holds it, or another lock of this one.
+        FileNotFoundError: it is not there, and not to be made.
+        OSError: it cannot be opened, or its file system knows no locks.
+    """
+
+    def __init__(self, path: Path, create: bool = True):
+        self._flags = os.O_RDWR | os.O_CREAT if create else os.O_RDONLY
+        self._path = path
+        if fcntl is None:
+            self._flags = os.O_RDWR | os.O_CREAT
+            self._path = path.with_name(f".{path.name}.lock")
+        while True:
+            self._handle = os.open(self._path, self._flags, 0o666)
+            try:
+                (_lock_byte if fcntl is None else _lock_whole)(self._handle)
+                if os.path.samestat(os.fstat(self._handle), os.stat(self._path)):
+                    return
+            except FileNotFoundError:
+                pass
+            except OSError:
+                os.close(self._handle)
+                raise
+            os.close(self._handle)  # it was renamed or removed between the two calls
+
+    def release(self) -> None:
+        """Let others have it."""
+        os.close(self._handle)
+        if fcntl is None:
+            with contextlib.suppress(OSError):  # somebody else has opened it by now
+                self._path.unlink()
+
+    def __enter__(self) -> FileLock:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.release()
+
+
+def _lock_whole(handle: int) -> None:
+    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _lock_byte(handle: int) -> None:
+    import msvcrt
+
+    try:
+        msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
+    except OSError as error:
+        if error.errno == errno.EACCES:
+            raise BlockingIOError(errno.EWOULDBLOCK, "another process holds the lock") from None
+        raise
+
+
+def sync(path: Path) -> None:
+    """Flush a file or directory to the disk.
+
+    Windows can open no directory to flush it; its file systems keep a journal of names.
+
+    Raises:
+        OSError: as the file system reports it.
+    """
+    is_windows = os.name == "nt"
+    if is_windows and path.is_dir():
+        return
+    handle = os.open(path, os.O_RDWR if is_windows else os.O_RDONLY)  # Windows flushes writers only
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
