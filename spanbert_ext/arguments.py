@@ -32,6 +32,7 @@ class Verb:
         positional: the setting that bare words belong to.
         other_case: when other defaults hold than the class's own, for the help.
         examples: commands, for the help.
+        notes: lines that stand in the help as they are.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Verb:
     positional: str | None = None
     other_case: str = ""
     examples: tuple[str, ...] = ()
+    notes: str = ""
 
 
 @dataclass

@@ -5,8 +5,9 @@ from __future__ import annotations
 import gzip
 import json
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -105,9 +106,50 @@ def parse_object(line: str) -> dict[str, Any] | UnreadableLine:
     except (ValueError, RecursionError) as error:
         return UnreadableLine(f"not valid JSON ({error})", line[:_EXCERPT])
     if not isinstance(found, dict):
-        kind = {list: "a list", str: "a string", type(None): "null"}.get(type(found), "a number")
+        kind = shown_value(found).partition(" of ")[0]
         return UnreadableLine(f"expected a JSON object, found {kind}", line[:_EXCERPT])
     return found
+
+
+def read_json(path: str | Path, expected: str) -> Any:
+    """What a file that is one JSON value holds.
+
+    Args:
+        path: as for `read_lines`.
+        expected: what the file should be, for messages.
+
+    Raises:
+        DataError: it cannot be read or is not JSON; says what it seems to be.
+    """
+    lines: list[str] = []
+    for number, line in enumerate(read_lines(path), 1):
+        if isinstance(line, UnreadableLine):
+            raise DataError(f"{path}:{number}: {line.reason}. Expected {expected}")
+        lines.append(line)
+    try:
+        return json.loads("\n".join(lines))
+    except (ValueError, RecursionError) as error:
+        seen = f"it is not valid JSON ({error})"
+        first = parse_object(next((line for line in lines if line.strip()), ""))
+        if not isinstance(first, UnreadableLine):
+            seen = f"it is JSON lines, {shown_value(first)} in the first"
+        raise DataError(f"{path}: {seen}. Expected {expected}") from None
+
+
+def fields_of(record: Iterable[Any]) -> str:
+    """Names of a record's fields, for messages: one line, whatever they are."""
+    return ", ".join(repr(str(name)[:40]) for name in islice(record, 12)) or "none"
+
+
+def shown_value(value: Any) -> str:
+    """A JSON value in a message: what kind it is and what is in it."""
+    if isinstance(value, dict):
+        return f"an object with the fields {fields_of(value)}"
+    if isinstance(value, list):
+        inner = f", the first {shown_value(value[0])}" if value else ""
+        return f"a list of {len(value)}{inner}"
+    kinds = {str: "a string", type(None): "null", bool: "true or false"}
+    return kinds.get(type(value), "a number")
 
 
 def used_columns(rows: Sequence[Sequence[str]]) -> int:

@@ -59,6 +59,8 @@ def help_text(verb: Verb, other_defaults: Any = None) -> str:
 def _description(verb: Verb) -> str:
     width = min(100, shutil.get_terminal_size().columns) - 2
     text = textwrap.fill(verb.description, width)
+    if verb.notes:
+        text += f"\n\n{verb.notes}"
     if verb.examples:
         text += "\n\nexamples:\n" + "\n".join(f"  {line}" for line in verb.examples)
     return text

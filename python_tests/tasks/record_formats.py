@@ -75,12 +75,15 @@ SQUAD_FAULTS = {
     "a list": (lambda _: [1], "no list 'qas'"),
 }
 SQUAD1_FAULTS = {
-    "of version 2": (question(is_impossible=False), "this is SQuAD 2.0: the task squad2 reads it"),
+    "of version 2": (question(is_impossible=True), "this is SQuAD 2.0: the task squad2 reads it"),
     "answers none": (question(answers=[]), "there is no answer"),
 }
 SQUAD2_FAULTS = {
     "of version 1": (question(is_impossible=None), "this is no SQuAD 2.0: the task squad reads"),
-    "flag as text": (question(is_impossible="no"), "is_impossible (true or false) is missing"),
+    "flag as text": (
+        question(is_impossible="no"),
+        "is_impossible: expected true or false, got 'no'",
+    ),
     "answerable": (question(answers=[]), "there is no answer"),
     "contradiction": (question(is_impossible=True), "is_impossible is true but there are answers"),
 }
@@ -136,7 +139,7 @@ TACRED_FAULTS = {
     "reversed span": (changed(obj_start=4), "obj_end: 3 comes before obj_start 4"),
     "span as text": (changed(subj_end="0"), "subj_end: expected a token's number"),
     "same id": (changed(id="r0"), "its id is also that of [0]"),
-    "no relation": (changed(relation=None), "the field relation is missing"),
+    "no relation": (changed(relation=None), "no field 'relation'; fields there: 'id', 'token'"),
     "no type": (changed(subj_type=None), "the field subj_type is missing"),
     "no span": (changed(obj_start=None), "the field obj_start is missing"),
     "no tokens": (changed(token=None), "expected the field token"),

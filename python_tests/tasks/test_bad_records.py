@@ -87,11 +87,11 @@ FILES = [
     *((task, b" \n\n \n", "") for task in FORMATS),
     *((task, JSON, "") for task in FORMATS),
     *((task, bytes(range(256)) * 4, "") for task in FORMATS),
-    ("squad", b"[" * 100_000, "not JSON (maximum recursion depth"),
-    ("tacred", b"[" * 100_000, "is not JSON: maximum recursion depth"),
+    ("squad", b"[" * 100_000, "it is not valid JSON (maximum recursion depth"),
+    ("tacred", b"[" * 100_000, "it is not valid JSON (maximum recursion depth"),
     ("mrqa", mrqa_file([mrqa_record(0)])[:-30], "truncated or damaged gzip data"),
     ("mrqa", mrqa_file([mrqa_record(0)])[:40] + b"\0" * 40, "truncated or damaged gzip data"),
-    ("squad", mrqa_file([mrqa_record(0)]), "not JSON"),
+    ("squad", mrqa_file([mrqa_record(0)]), "it is JSON lines, an object with the fields 'header'"),
     ("squad", gzip.decompress(mrqa_file([mrqa_record(0)])), "are read by the task mrqa"),
     ("mrqa", squad_file([squad_record(0)]), "the tasks squad and squad2 read SQuAD files"),
     ("squad", json.dumps([tacred_record(0)]).encode(), "no list 'data'"),
@@ -114,9 +114,15 @@ def test_files_of_another_format(toy_bert, tmp_path, capsys, task, content, mess
 
 
 def test_versions_of_squad(toy_bert, tmp_path, capsys):
-    """A whole file of the other version is refused, whatever the policy."""
+    """A whole file of the other version is refused, whatever the policy; questions that all have an
+    answer are of version 1.1, whether they say so or not."""
+    assert finetune(toy_bert, tmp_path, "squad", train=write(tmp_path, "squad2")) == 0
     for task, other in (("squad", "squad2"), ("squad2", "squad")):
         train = write(tmp_path, other, good=300)
+        if other == "squad2":
+            impossible = {"is_impossible": True, "answers": []}
+            records = [squad_record(n, **impossible if n % 9 == 0 else {}) for n in range(300)]
+            train.write_bytes(squad_file(records))
         for policy in ("error", "skip"):
             code = finetune(toy_bert, tmp_path, task, f"--on_error={policy}", train=train)
             assert code == 65

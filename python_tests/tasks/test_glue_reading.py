@@ -114,7 +114,7 @@ def test_any_text_is_read_as_it_is(tmp_path_factory, texts):
     """Nothing but tab and line feed ends a field: no other separator of Unicode does."""
     folder = tmp_path_factory.mktemp("any")
     content = "sentence\tlabel\nfirst\t0\n" + "".join(f"{text}\t1\n" for text in texts)
-    found, rejected = read(folder, "sst-2", content, "skip", largest_share=1.0)
+    found, rejected = read(folder, "sst-2", content, "skip", limit=1.0)
     assert [example.texts[0] for example in found[1:]] == [text for text in texts if text.strip()]
     assert len(rejected) == sum(not text.strip() for text in texts)
 

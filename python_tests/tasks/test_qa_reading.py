@@ -81,7 +81,8 @@ SPOILED = [
     (spoiled(id="missing"), "data[0].paragraphs[0].qas[1]", "no field 'id'"),
     (spoiled(id=""), "data[0].paragraphs[0].qas[1]", "no field 'id'"),
     (spoiled(id="a1"), "a1", "the id occurs before"),
-    (spoiled(is_impossible=False), "a2", "the task squad2 reads it"),
+    (spoiled(is_impossible=True), "a2", "the task squad2 reads it"),
+    (spoiled(is_impossible="false"), "a2", "is_impossible: expected true or false, got 'false'"),
     (["a2"], "data[0].paragraphs[0].qas[1]", "expected an object"),
 ]
 
@@ -103,7 +104,7 @@ def test_spoiled_questions(tmp_path, question, name, reason):
     ("question", "reason"),
     [
         (WHAT, "the task squad reads SQuAD 1.1"),
-        ({**WHAT, "is_impossible": "no"}, "is_impossible (true or false) is missing"),
+        ({**WHAT, "is_impossible": "no"}, "is_impossible: expected true or false, got 'no'"),
         ({**WHAT, "is_impossible": True}, "is_impossible is true but there are answers"),
         ({**WHAT, "is_impossible": False, "answers": []}, "there is no answer"),
     ],
@@ -128,9 +129,9 @@ def test_spoiled_context(tmp_path, context):
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        ("", "not JSON"),
+        ("", "not valid JSON"),
         ('{"header": {}}\n{"context": ""}', "the task mrqa"),
-        ("[" * 100_000, "not JSON"),
+        ("[" * 100_000, "not valid JSON"),
         ("[]", "no list 'data'"),
         ({"data": {}}, "no list 'data'"),
         ({"data": []}, "there is no record in it"),
@@ -147,9 +148,16 @@ def test_other_files(tmp_path, content, reason, policy):
 
 
 def test_a_file_of_the_other_version_is_refused_whatever_the_policy(tmp_path):
-    path = written(tmp_path, file_of([v2(TOWER), v2(WHAT)]))
+    path = written(tmp_path, file_of([v2(TOWER, True), v2(WHAT, True)]))
     with pytest.raises(DataError, match="2 of 2 records cannot be used.*task squad2"):
         read_squad(path, Rejects("skip"), "squad")
+
+
+def test_a_question_that_is_said_to_have_an_answer_is_of_version_1_too(tmp_path):
+    plain = read_squad(written(tmp_path, file_of([TOWER, WHAT])), Rejects(), "squad")
+    path = written(tmp_path, file_of([v2(TOWER), {**WHAT, "is_impossible": None}]))
+    assert read_squad(path, Rejects(), "squad") == plain
+    assert plain[0].is_impossible is None
 
 
 def test_a_file_that_is_not_there(tmp_path):
@@ -167,6 +175,8 @@ def test_records_of_predict():
         assert (found.id, found.answers, found.top_k) == ("7", (("Paris", 23),), 3)
     v2_record = {**full, "answers": [], "is_impossible": True}
     assert task.parse(v2_record, "x").is_impossible is None
+    with pytest.raises(DataError, match="is_impossible: expected true or false, got 'false'"):
+        task.parse(v2_record | {"is_impossible": "false"}, "x")
     assert QATask("squad2", QAOptions()).parse(v2_record, "x").is_impossible is True
 
 

@@ -13,7 +13,7 @@ from spanbert_ext.tasks.relation.reading import example_of
 
 def read(folder, *records, policy="error", facts=None, **options):
     path = write_json(folder / "data.json", list(records))
-    rejects = Rejects(policy, largest_share=1.0)
+    rejects = Rejects(policy, limit=1.0)
     return task(facts, **options).read(path, rejects), rejects.found
 
 
@@ -57,7 +57,7 @@ FAULTS = {
     "span a truth value": (record(subj_start=True), "subj_start: expected a token's number"),
     "no subj_start": (record(subj_start=None), "the field subj_start is missing"),
     "no obj_end": (record(obj_end=None), "the field obj_end is missing"),
-    "no relation": (record(relation=None), "the field relation is missing"),
+    "no relation": (record(relation=None), "no field 'relation'; fields there: "),
     "no subj_type": (record(subj_type=None), "the field subj_type is missing"),
     "no obj_type": (record(obj_type=None), "the field obj_type is missing"),
     "no token": (record(token=None), "expected the field token"),
@@ -120,11 +120,11 @@ def test_ids_fit_into_a_line(tmp_path):
     ("content", "reason"),
     [
         ("{}", "expected a JSON list of records"),
-        ("[1,", "is not JSON"),
-        ("", "is not JSON"),
+        ("[1,", "it is not valid JSON"),
+        ("", "it is not valid JSON"),
         ("[]", "there is no record in it"),
-        ("[" * 100_000, "is not JSON"),
-        (b"\xff[]", "is not JSON"),
+        ("[" * 100_000, "it is not valid JSON"),
+        (b"\xff[]", "not UTF-8: byte 0xff at column 1"),
     ],
 )
 def test_files_of_another_kind(tmp_path, content, reason):

@@ -25,19 +25,18 @@ from spanbert_ext.data.token_files import INDEX_DTYPE, TokenWriter
 from spanbert_ext.errors import DataError
 
 REJECTS = "rejects.jsonl"
-_MAX_REJECTED_SHARE = 0.01
 
 
-def check_rejects(results: Sequence[Mapping]) -> None:
-    """Raises DataError where more than 1 % of the records of all units are faulty."""
+def check_rejects(results: Sequence[Mapping], limit: float) -> None:
+    """Raises DataError where a larger share than `limit` of the records of all units is faulty."""
     rejected = _sum(result["rejected"] for result in results)
     total, records = rejected.total(), sum(result["records"] for result in results)
-    if total > _MAX_REJECTED_SHARE * records:
+    if total > limit * records:
         kinds = ", ".join(f"{kind} {count}" for kind, count in sorted(rejected.items()))
         first = next(result["first_reject"] for result in results if result["first_reject"])
         raise DataError(
-            f"{total} of {records} records are faulty ({kinds}), more than 1 %; the first is "
-            f"{first}"
+            f"{total} of {records} records are faulty ({kinds}), more than {100 * limit:g} % "
+            f"(--reject_limit {limit:g}); the first is {first}"
         )
 
 

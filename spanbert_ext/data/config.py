@@ -9,7 +9,15 @@ from spanbert_ext.errors import ConfigError
 # A smaller vocabulary cannot hold the five special tokens and an alphabet.
 MIN_VOCAB_SIZE = 32
 # Settings that say how the work is done and leave the output as it is.
-HOW = ("workers", "unit_bytes", "executor", "slurm_partition", "slurm_time", "verify")
+HOW = (
+    "reject_limit",
+    "workers",
+    "unit_bytes",
+    "executor",
+    "slurm_partition",
+    "slurm_time",
+    "verify",
+)
 _CHOICES = {
     "documents": ("blank_line", "file"),
     "on_error": ("error", "skip"),
@@ -39,8 +47,9 @@ class PrepareConfig:
         text_field: Name of the field (.jsonl) or column (.parquet) that holds the text.
         max_line_bytes: Longest line, or .parquet value, in bytes; a longer one is a fault.
         on_error: What to do with a faulty line or record: `error` stops, `skip` lists it in
-            rejects.jsonl and stops only if more than 1 % are faulty. A document ends where a line
-            of it is skipped.
+            rejects.jsonl and stops only above `reject_limit`. A document ends where a line of it is
+            skipped.
+        reject_limit: Share of the records, in [0, 1], that `skip` may leave out.
         shard_tokens: Start a new token file after the document that reaches this many pieces.
         validation_fraction: Share of the documents held out for validation, in [0, 0.5]; of the
             sequences where there are fewer than 20 documents.
@@ -72,6 +81,7 @@ class PrepareConfig:
     text_field: str = "text"
     max_line_bytes: int = 1 << 26
     on_error: Literal["error", "skip"] = "error"
+    reject_limit: float = 0.01
     shard_tokens: int = 1 << 30
     validation_fraction: float = 0.01
     annotate: Literal["entity", "phrase", "both"] | None = None
@@ -111,6 +121,8 @@ class PrepareConfig:
                 faults.append(f"{name}: expected at least 1, got {getattr(self, name)}")
         if not 0 <= self.validation_fraction <= 0.5:
             faults.append(f"validation_fraction: expected 0 to 0.5, got {self.validation_fraction}")
+        if not 0 <= self.reject_limit <= 1:
+            faults.append(f"reject_limit: expected 0 to 1, got {self.reject_limit}")
         if self.annotator is not None and not re.fullmatch(r"[\w.]+:\w+", self.annotator):
             faults.append(f"annotator: expected module:function, got {self.annotator!r}")
         if self.executor == "slurm" and not self.slurm_partition:

@@ -188,7 +188,7 @@ class Preparation:
                 results[number] = result
                 meter.finish(number)
         in_order = [results[number] for number in sorted(results)]
-        check_rejects(in_order)
+        check_rejects(in_order, self.job.config.reject_limit)
         return in_order
 
     def _finished(self, stage: str) -> dict[int, dict]:

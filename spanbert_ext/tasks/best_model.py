@@ -33,7 +33,8 @@ def keep_best(run: Path, scores: dict[str, Any], write: Callable[[Path], None]) 
 
     def write_both(directory: Path) -> None:
         write(directory)
-        (directory / SCORES).write_text(json.dumps(scores, indent=1) + "\n", "utf-8")
+        text = checkpoint.json_text(scores, indent=1)
+        (directory / SCORES).write_text(text + "\n", "utf-8")
 
     try:
         checkpoint.commit(run, BEST, scores["step"], write_both)

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from spanbert_ext.errors import ConfigError
+from spanbert_ext.tasks.file_checks import no_files, outputs
+from spanbert_ext.tasks.rejects import REJECT_LIMIT
 from spanbert_ext.training import trackers
 from spanbert_ext.training.config import CheckpointOptions, NumericsOptions, ParallelOptions
 from spanbert_ext.training.config_checks import device_faults
@@ -106,7 +108,9 @@ class FinetuneConfig:
             takes 2, and in a run of less than an epoch two in all.
         dropout: of embeddings, attention and sublayers; null keeps the model's.
         on_error: what becomes of records that cannot be used: error stops at the first, skip lists
-            them in rejects.jsonl, and stops if they are more than one in a hundred.
+            them in rejects.jsonl.
+        reject_limit: share of a file's records, from 0 to 1, that skip may leave out; above it the
+            file is refused. One record may always be left out, but with 0.
         precision: bf16 or fp32 for the matrix products; auto takes bf16 where the hardware computes
             in it.
         seed: of new weights, dropout, order and the sample of train_limit.
@@ -133,6 +137,7 @@ class FinetuneConfig:
     evals_per_epoch: int | None = None
     dropout: float | None = None
     on_error: Literal["error", "skip"] = "error"
+    reject_limit: float = REJECT_LIMIT
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     seed: int = 42
     device: str = "auto"
@@ -169,8 +174,9 @@ class FinetuneConfig:
             *below("parallel.timeout", self.parallel.timeout, 1),
             *share("dropout", self.dropout),
             *device_faults(self.device),
-            *_no_files("train", self.train, required=True),
-            *_no_files("dev", self.dev),
+            *_limit(self.reject_limit),
+            *no_files("train", self.train, required=True),
+            *no_files("dev", self.dev),
             *(f"report_to: {line}" for line in trackers.missing(self.report_to)),
             *self.task_options.faults(),
         ]
@@ -189,12 +195,16 @@ class EvaluateConfig:
         model: directory of a fine-tuned model, or a run of `spanbert finetune` (its best model).
         data: files in the task's format.
         metrics: file for the numbers as JSON; null prints them only.
-        predictions: file for the predictions in the layout of the task's official scorer.
+        predictions: file for the predictions in the layout of the task's official scorer. squad2
+            writes the best answers, beside them NAME_na.json for --na-prob-file and
+            NAME_thresholded.json with "" above the threshold; tacred labels, and NAME_ids.
         html: file for a page that shows the predictions in their texts.
         plot: image with the confusion of labels, or the distribution of scores.
         limit: use only so many examples, from the start.
         on_error: what becomes of records that cannot be used: error stops at the first, skip leaves
             them out and lists them on the console.
+        reject_limit: share of a file's records, from 0 to 1, that skip may leave out; above it the
+            file is refused. One record may always be left out, but with 0.
         precision: bf16, fp32 or auto.
         device: auto, cpu, cuda or cuda:N.
         batch_tokens: tokens computed at a time.
@@ -208,6 +218,7 @@ class EvaluateConfig:
     plot: str | None = None
     limit: int | None = None
     on_error: Literal["error", "skip"] = "error"
+    reject_limit: float = REJECT_LIMIT
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     device: str = "auto"
     batch_tokens: int = BATCH_TOKENS
@@ -218,8 +229,10 @@ class EvaluateConfig:
             [
                 *below("limit", self.limit, 1),
                 *below("batch_tokens", self.batch_tokens, 1),
+                *_limit(self.reject_limit),
                 *device_faults(self.device),
-                *_no_files("data", self.data, required=True),
+                *no_files("data", self.data, required=True),
+                *outputs(self, ("metrics", "predictions", "html", "plot"), self.data),
                 *self.task_options.faults(),
             ]
         )
@@ -261,9 +274,10 @@ class PredictConfig:
         if len(self.files) != 2:
             faults.append("files: expected a file of records and a file to write")
         else:
-            faults += _no_files("files", self.files[:1])
+            faults += no_files("files", self.files[:1])
             if Path(self.files[0]).resolve() == Path(self.files[1]).resolve():
                 faults.append("files: the records would be written over; name another file")
+            faults += outputs(self, ("html",), self.files)
         _refuse(faults)
 
 
@@ -274,17 +288,15 @@ def below(name: str, value: float | None, least: float, strict: bool = False) ->
     return [f"{name}: must be {'greater than' if strict else 'at least'} {least}; got {value}"]
 
 
+def _limit(value: float) -> list[str]:
+    return [] if 0 <= value <= 1 else [f"reject_limit: must lie in [0, 1]; got {value}"]
+
+
 def share(name: str, value: float | None) -> list[str]:
     """A line if a number is not in [0, 1); None is fine."""
     if value is None or 0 <= value < 1:
         return []
     return [f"{name}: must lie in [0, 1); got {value}"]
-
-
-def _no_files(name: str, paths: list[str], required: bool = False) -> list[str]:
-    if required and not paths:
-        return [f"{name}: a file is required"]
-    return [f"{name}: {path}: there is no such file" for path in paths if not Path(path).is_file()]
 
 
 def _refuse(faults: list[str]) -> None:

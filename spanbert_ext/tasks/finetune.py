@@ -297,7 +297,7 @@ class FinetuneRun(Run):
             "last": state.latest_losses,
             "facts": read_task_file(self.run / BEST)["facts"],
         }
-        text = json.dumps(summary, indent=1, ensure_ascii=False)
+        text = checkpoint.json_text(summary, indent=1)
         checkpoint.write_text(self.run / METRICS, text + "\n")
         self._warn(
             no_better_than_chance(

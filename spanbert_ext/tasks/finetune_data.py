@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,12 @@ import numpy as np
 
 from spanbert_ext.data.storage import new_digest
 from spanbert_ext.tasks.config import FinetuneConfig
-from spanbert_ext.tasks.rejects import Rejects
+from spanbert_ext.tasks.examples import read_examples
+from spanbert_ext.tasks.file_checks import same_files
+from spanbert_ext.tasks.rejects import as_lines
 from spanbert_ext.tasks.task import DownstreamTask
+
+logger = logging.getLogger("spanbert_ext")
 
 
 @dataclass(frozen=True)
@@ -34,23 +39,25 @@ def read_data(config: FinetuneConfig, task: DownstreamTask) -> FinetuneData:
     """Read the files of a run; the task learns its labels from the training files.
 
     Raises:
-        DataError: as `DownstreamTask.read`, or nothing is left of a file.
+        DataError: as `read_examples`.
     """
-    digest, rejected = new_digest(), []
+    for one, other in same_files(config.dev, config.train):
+        logger.warning(
+            "dev %s is the training file %s: its scores say nothing about other text", other, one
+        )
+    digest, rejects = new_digest(), []
 
-    def examples_of(paths: list[str]) -> list[Any]:
-        examples: list[Any] = []
+    def examples_of(paths: list[str], purpose: str) -> list[Any]:
+        examples = read_examples(task, paths, config.on_error, config.reject_limit, purpose)
+        rejects.extend(examples.rejects)
         for path in paths:
-            rejects = Rejects(config.on_error)
-            examples += task.read(path, rejects)
-            rejected.append(rejects.lines())
             digest.update(Path(path).read_bytes())
-        return examples
+        return examples.all
 
-    train = examples_of(config.train)
+    train = examples_of(config.train, "train")
     task.learn_labels(train)  # a label that only dev has is a fault of dev
-    dev = examples_of(config.dev)
-    return FinetuneData(train, dev, digest.hexdigest(), "".join(rejected))
+    dev = examples_of(config.dev, "choose the best model (without --dev the last one counts)")
+    return FinetuneData(train, dev, digest.hexdigest(), as_lines(rejects))
 
 
 def draw_sample(data: FinetuneData, config: FinetuneConfig) -> FinetuneData:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import logging
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
 from spanbert_ext.errors import DataError
+from spanbert_ext.training.checkpoint import json_text
 
 logger = logging.getLogger("spanbert_ext")
 
 _EXCERPT = 80  # characters
-_LARGEST_SHARE = 0.01
+REJECT_LIMIT = 0.01
 
 
 @dataclass(frozen=True)
@@ -44,14 +45,12 @@ class Rejects:
 
     Args:
         policy: `error` raises at the first one; `skip` leaves them out and lists them.
-        largest_share: with `skip`, the share of rejected records above which the file as a whole is
-            refused: something else is wrong then.
+        limit: with `skip`, the share of rejected records, in [0, 1], above which the file as a
+            whole is refused: something else is wrong then. One record may always go, but with 0.
     """
 
-    def __init__(
-        self, policy: Literal["error", "skip"] = "error", largest_share: float = _LARGEST_SHARE
-    ):
-        self.policy, self.largest_share = policy, largest_share
+    def __init__(self, policy: Literal["error", "skip"] = "error", limit: float = REJECT_LIMIT):
+        self.policy, self.limit = policy, limit
         self.found: list[Reject] = []
 
     def add(self, id: str, where: str, reason: str, excerpt: str = "") -> None:
@@ -77,7 +76,7 @@ class Rejects:
             DataError: too large a share of it was rejected, or nothing is left.
         """
         total = accepted + len(self.found)
-        if accepted and len(self.found) <= max(1, self.largest_share * total):
+        if accepted and len(self.found) <= max(self.limit > 0, self.limit * total):
             if self.found:
                 logger.warning("%s: %d of %d records left out", path, len(self.found), total)
             return
@@ -86,12 +85,11 @@ class Rejects:
         first = self.found[0]
         raise DataError(
             f"{path}: {len(self.found)} of {total} records cannot be used, more than "
-            f"{self.largest_share:.0%}: is it another format? The first: {first.where}: record "
-            f"{first.name}: {first.reason}"
+            f"{100 * self.limit:g}% (--reject_limit {self.limit:g}): is it another format? The "
+            f"first: {first.where}: record {first.name}: {first.reason}"
         )
 
-    def lines(self) -> str:
-        """The list as JSON lines."""
-        return "".join(
-            json.dumps(asdict(reject), ensure_ascii=False) + "\n" for reject in self.found
-        )
+
+def as_lines(rejects: Iterable[Reject]) -> str:
+    """A list of rejects as JSON lines."""
+    return "".join(json_text(asdict(reject)) + "\n" for reject in rejects)

@@ -82,13 +82,26 @@ class DownstreamTask(ABC, Generic[Example, Prediction]):
     takes_text: bool = False
     # A record of `predict` as its line of JSON.
     example_record: str
+    # Its fields, and what files of training and evaluation hold, in lines for the help.
+    record_help: str
+    file_help: str
     # The number of `score` that picks the best model; larger is better.
     best_metric: str
+    # Test sets without gold answers become files of predictions for somebody else to score.
+    takes_test_sets: ClassVar[bool] = False
+    # The file of predictions has one line for each id, so that none may occur twice.
+    predictions_by_id: ClassVar[bool] = True
+    # What to look at where there is no gold answer.
+    gold_hint: str = "is it a test set?"
 
     def __init__(self, name: str, options: Any, facts: dict[str, Any] | None = None):
         self.name = name
         self.options = options
         self.facts: dict[str, Any] = dict(facts or {})
+
+    def has_gold(self, example: Example) -> bool:
+        """Whether a gold answer is known of an example."""
+        return True
 
     @abstractmethod
     def read(self, path: str | Path, rejects: Rejects) -> list[Example]:

@@ -12,6 +12,7 @@ from spanbert_ext.errors import ConfigError, StorageError
 from spanbert_ext.tasks import registry
 from spanbert_ext.tasks.task import DownstreamTask
 from spanbert_ext.training import settings
+from spanbert_ext.training.checkpoint import json_text
 from spanbert_ext.training.stored_settings import completed
 
 TASK_FILE = "spanbert_task.json"
@@ -28,8 +29,7 @@ def write_task(folder: Path, task: DownstreamTask) -> None:
         "options": settings.as_flat_dict(task.options),
         "facts": task.facts,
     }
-    text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
-    (folder / TASK_FILE).write_text(text, "utf-8")
+    (folder / TASK_FILE).write_text(json_text(content, indent=1) + "\n", "utf-8")
 
 
 def model_folder(name: str | Path) -> Path:

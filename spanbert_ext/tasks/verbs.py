@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -31,6 +32,8 @@ def _for_task(verb: Verb, base: type, words: Sequence[str], defaults: Callable) 
         usage=verb.usage.replace("TASK", name),
         settings=lambda: registry.settings_class(base, name),
     )
+    if asks_for_help(words):
+        own = dataclasses.replace(own, notes=_notes(verb, name))
     config = parse_settings(own, words[1:], lambda given: defaults(own.settings(), given))
     plain_console()
     from transformers.utils import logging
@@ -39,10 +42,27 @@ def _for_task(verb: Verb, base: type, words: Sequence[str], defaults: Callable) 
     return config
 
 
+def _about(verb: Verb, entry: registry.TaskEntry) -> str:
+    if verb.name != "predict":
+        return entry.about
+    return entry.make(entry.options_class()()).example_record
+
+
+def _notes(verb: Verb, name: str) -> str:
+    """What files of a task hold, for the help."""
+    entry = registry.entry_of(name)
+    task = entry.make(entry.options_class()())
+    if verb.name == "predict":
+        lines = [*task.record_help.splitlines(), f"such as {task.example_record}"]
+        return "\n".join(["IN.jsonl has one JSON object a line:", *(f"  {x}" for x in lines)])
+    return "\n".join(["files of data:", *(f"  {line}" for line in task.file_help.splitlines())])
+
+
 def _task_list(verb: Verb) -> str:
-    lines = [f"  {entry.name:10s}{entry.about}" for entry in registry.TASKS.values()]
+    lines = [f"  {entry.name:10s}{_about(verb, entry)}" for entry in registry.TASKS.values()]
+    title = "tasks, with a line of IN.jsonl" if verb.name == "predict" else "tasks"
     return (
-        f"usage: {verb.usage}\n\n{verb.description}\n\ntasks:\n"
+        f"usage: {verb.usage}\n\n{verb.description}\n\n{title}:\n"
         + "\n".join(lines)
         + f"\n\n`spanbert {verb.name} TASK --help` lists the settings."
     )
@@ -95,18 +115,21 @@ def run_evaluate(words: Sequence[str]) -> int:
     config = _for_task(EVALUATE, EvaluateConfig, words, _stored_defaults)
     from spanbert_ext.tasks.evaluate import evaluate
 
-    result = evaluate(config)
+    evaluate(config, _print_result, lambda path: print(f"wrote {path}", flush=True))
+    return 0
+
+
+def _print_result(result: dict[str, Any]) -> None:
     for line in result["rejected"]:
         print(f"left out: {line}")
     print(f"{result['examples']} examples in {result['seconds']} s")
-    width = max(24, *(len(name) + 2 for name in result["metrics"]))
+    width = max(24, 0, *(len(name) + 2 for name in result["metrics"]))
     for name, value in result["metrics"].items():
         shown = f"{value:.2f}" if isinstance(value, float) else value
         print(f"  {name:{width}s}{shown}")
-    for path in (config.metrics, config.predictions, config.html, config.plot):
-        if path is not None:
-            print(f"wrote {path}")
-    return 0
+    if not result["metrics"]:
+        print("  no gold answers: nothing was scored")
+    sys.stdout.flush()  # whatever becomes of the files
 
 
 def run_predict(words: Sequence[str]) -> int:
@@ -128,8 +151,8 @@ def run_predict(words: Sequence[str]) -> int:
 
 
 def _numbers(best: dict[str, Any]) -> str:
-    shown = [(name, value) for name, value in best.items() if name != "step"][:6]
-    return ", ".join(f"{name} {value:.2f}" for name, value in shown)
+    known = {name: value for name, value in best.items() if name != "step" and value is not None}
+    return ", ".join(f"{name} {value:.2f}" for name, value in [*known.items()][:6])
 
 
 FINETUNE = Verb(

@@ -286,15 +286,16 @@ def write_text(path: Path, text: str) -> None:
         raise StorageError(f"cannot write {path}: {error.strerror}") from error
 
 
-def json_text(value: Any, indent: int | None = None) -> str:
+def json_text(value: Any, indent: int | None = None, sort_keys: bool = False) -> str:
     """Valid JSON: numbers that are not finite become null, and half surrogate pairs, which UTF-8
     has no bytes for, stay escaped."""
     value = _without_nan(value)
-    text = json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
+    how = {"indent": indent, "sort_keys": sort_keys, "allow_nan": False}
+    text = json.dumps(value, ensure_ascii=False, **how)
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
-        text = json.dumps(value, indent=indent, allow_nan=False)
+        text = json.dumps(value, **how)
     return text
 
 

@@ -334,6 +334,7 @@ FREE_ON_RESUME = frozenset(
         "device",
         "log_every",
         "report_to",
+        "reject_limit",
         "train",
         "dev",
         "batch.micro_rows",

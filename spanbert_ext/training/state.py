@@ -21,7 +21,7 @@ from torch.distributed.tensor import DTensor
 
 import spanbert_ext
 from spanbert_ext.errors import ConfigError, StorageError
-from spanbert_ext.training.checkpoint import GENERATORS, OPTIMIZER, fail_point
+from spanbert_ext.training.checkpoint import GENERATORS, OPTIMIZER, fail_point, json_text
 from spanbert_ext.training.config import FREE_ON_RESUME
 from spanbert_ext.training.ranks import ALONE, Ranks
 from spanbert_ext.training.replica import divided_like, whole
@@ -146,7 +146,7 @@ def write_training_state(
     fail_point("after_optimizer")
     for rank, tensors in enumerate(snapshot.generators):
         save_file(tensors, directory / f"{GENERATORS}{rank}.safetensors")
-    text = json.dumps(asdict(state), indent=1, sort_keys=True)
+    text = json_text(asdict(state), indent=1, sort_keys=True)
     (directory / "state.json").write_text(text + "\n", "utf-8")
 
 

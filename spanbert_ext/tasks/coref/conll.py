@@ -200,7 +200,12 @@ def _drafts(file: Path) -> Iterator[tuple[_Draft, int, str, str]]:
             continue  # a comment
         elif draft is None:
             draft, place, excerpt = _Draft("(no name)"), number, line
-            fault = "a word outside #begin document ... #end document"
+            fault = (
+                "a word outside #begin document ... #end document. Expected CoNLL-2012: #begin "
+                "document (NAME); part 000, lines of columns with the word in column 3 from 0 and "
+                "the coreference in the last, #end document; or JSON lines in a file that ends in "
+                ".jsonl"
+            )
         elif not fault:
             try:
                 draft.add(without_empty_end(_cells_of(line), columns), number)

@@ -7,11 +7,13 @@ piece. [CLS] and [SEP] carry the word before them and the sentence of the piece 
 
 Plain words: the same without `subtoken_map` and `sentence_map`; `sentences` are lists of words,
 clusters count words; or, in place of `sentences`, one list `words`, whose sentences are found by
-rule. Plain text: `text` alone. A `genre` may be named, else `doc_key` says it.
+rule. Plain text: `text` alone. A `genre` may be named, else `doc_key` says it. PreCo: `sentences`
+and `mention_clusters` of [sentence, first, end], words of the sentence, the end exclusive.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from spanbert_ext.errors import DataError
-from spanbert_ext.records import UnreadableLine, read_objects
+from spanbert_ext.records import UnreadableLine, fields_of, read_objects
 from spanbert_ext.tasks.coref.documents import (
     Document,
     Shared,
@@ -32,11 +34,18 @@ from spanbert_ext.tasks.coref.documents import (
     sorted_clusters,
 )
 from spanbert_ext.tasks.coref.segments import SegmentedDocument, lay_out
+from spanbert_ext.tasks.gold_fields import gold_elsewhere
 from spanbert_ext.tasks.rejects import Rejects
 from spanbert_ext.training.checkpoint import json_text, write_text
 
 _NOBODY = ("", "-", "[SPL]")
 _CONTINUATION = "##"
+# A document in words.
+FORM = '{"sentences": [["Ada", "met", "Bo"], ["She", "left"]], "clusters": [[[0, 0], [3, 3]]]}'
+_KNOWN = (
+    *("id", "doc_key", "text", "words", "sentences", "speakers", "genre", "mention_clusters"),
+    *("sentence_map", "subtoken_map", "constituents", "ner", "pronouns"),
+)
 
 
 @dataclass(frozen=True)
@@ -88,6 +97,11 @@ def read(path: str | Path, rejects: Rejects, shared: Shared = "keep") -> list[Do
     found = []
     for where, record in _records(path, rejects):
         try:
+            if other := gold_elsewhere(record, "clusters", _KNOWN):
+                raise DataError(
+                    f"no gold in 'clusters', is it {other[:40]!r}? Fields there: "
+                    f"{fields_of(record)}. Expected {FORM}"
+                )
             found.append(document_of(record, where, shared))
         except DataError as error:
             rejects.add(_key(record, where), where, str(error))
@@ -149,10 +163,15 @@ def document_of(record: dict[str, Any], where: str, shared: Shared = "keep") -> 
         sentences = _sentences_of(record["words"], where)
     elif isinstance(record.get("text"), str):
         if record.get("speakers") or record.get("clusters"):
-            raise DataError(f"{where}: speakers and clusters need words, not a text")
+            raise DataError(
+                f"{where}: speakers and clusters need words, not a text. Expected {FORM}"
+            )
         return from_text(key, record["text"], genre=_genre(record, key, where))
     else:
-        raise DataError(f"{where}: a document needs 'text', 'words' or 'sentences'")
+        raise DataError(
+            f"{where}: a document needs 'text', 'words' or 'sentences'; fields there: "
+            f"{fields_of(record)}. Expected {FORM}"
+        )
     words = sum(map(len, sentences))
     return from_words(
         key,
@@ -267,6 +286,8 @@ def _speakers(record: dict[str, Any], length: int, where: str) -> list[str | Non
 def _clusters(record: dict[str, Any], length: int, where: str) -> list[list[Span]]:
     found = []
     clusters = record.get("clusters") or []
+    if not clusters and record.get("mention_clusters"):
+        clusters = _of_sentences(record, where)
     if not isinstance(clusters, list):
         raise DataError(f"{where}: 'clusters' must be a list, got {clusters!r}")
     for cluster in clusters:
@@ -280,6 +301,20 @@ def _clusters(record: dict[str, Any], length: int, where: str) -> list[list[Span
             mentions.append((pair[0], pair[1]))
         found.append(mentions)
     return sorted((cluster for cluster in found if cluster), key=_appearance)
+
+
+def _of_sentences(record: dict[str, Any], where: str) -> list[list[list[int]]]:
+    """PreCo's clusters in words of the document."""
+    ends = list(itertools.accumulate(map(len, _nested(record, "sentences", where)), initial=0))
+    try:
+        return [
+            [[ends[s] + first, ends[s] + end - 1] for s, first, end in cluster if ends[s + 1] >= 0]
+            for cluster in record["mention_clusters"]
+        ]
+    except (IndexError, TypeError, ValueError) as error:
+        raise DataError(
+            f"{where}: 'mention_clusters' must hold [sentence, first, end]: {error}"
+        ) from None
 
 
 def _appearance(cluster: list[Span]) -> tuple[int, bool, int]:

@@ -46,6 +46,10 @@ class Layout:
     measure: Measure = "accuracy"
     bare: tuple[int, int, int] | None = None
 
+    def form(self) -> str:
+        """A header of its files, with \\t for tabs."""
+        return "\\t".join(("index", *self.texts[0], self.label[0]))
+
 
 LOWEST, HIGHEST = 0.0, 5.0
 

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from spanbert_ext.errors import DataError
-from spanbert_ext.records import UnreadableLine, read_lines, without_empty_end
+from spanbert_ext.records import UnreadableLine, fields_of, read_lines, without_empty_end
 from spanbert_ext.tasks.glue.layouts import HIGHEST, ID_NAMES, LOWEST, Layout
+from spanbert_ext.tasks.gold_fields import gold_elsewhere
 from spanbert_ext.tasks.rejects import Rejects
 
 logger = logging.getLogger("spanbert_ext")
@@ -79,6 +80,11 @@ def read_file(path: str | Path, layout: Layout, rejects: Rejects) -> list[GlueEx
             columns = _columns(first, layout, f"{path}:{number}")
             if columns.label is None:
                 named = " or ".join(layout.label)
+                if other := gold_elsewhere(columns.names, "label", layout.label):
+                    raise DataError(
+                        f"{path}:{number}: no column {named}, is it {other[:40]!r}? Columns there: "
+                        f"{fields_of(columns.names)}. Expected {layout.form()}"
+                    )
                 logger.warning("%s: no column %s, so there is nothing to score", path, named)
             if columns.names:
                 continue
@@ -112,8 +118,8 @@ def _columns(first: Sequence[str], layout: Layout, where: str) -> Columns:
     without = f", and it has not the {layout.bare[2]} columns without one" if layout.bare else ""
     shown = ", ".join(map(repr, first[:8])) + (", ..." if len(first) > 8 else "")
     raise DataError(
-        f"{where}: the header names no columns {wanted}{without}; it is {shown[:200]}. Give a "
-        "tab-separated file of this task"
+        f"{where}: the header names no columns {wanted}{without}; it is {shown[:200]}. Expected "
+        f"columns parted by tabs, under a header such as {layout.form()}"
     )
 
 

@@ -59,14 +59,24 @@ class GlueTask(DownstreamTask[GlueExample, GluePrediction]):
     """
 
     head = "sequence-classification"
+    takes_test_sets = True
 
     def __init__(self, name: str, options: Any, facts: dict[str, Any] | None = None):
         super().__init__(name, options, facts)
         self.layout = LAYOUTS[name]
         self.best_metric = self.layout.measure
+        self.gold_hint = (
+            f"there is no gold label (column {' or '.join(self.layout.label)}): is it a test set?"
+        )
         fields = self.layout.texts[0]
         self.takes_text = len(fields) == 1
+        names = " or ".join(" and ".join(own) for own in self.layout.texts)
+        self.record_help = f"{names}\nid and {self.layout.label[0]} are optional"
+        self.file_help = f"columns parted by tabs under a header such as {self.layout.form()}"
         self.example_record = json.dumps(dict.fromkeys(fields, "It was a good film."))
+
+    def has_gold(self, example: GlueExample) -> bool:
+        return example.gold is not None
 
     def read(self, path: str | Path, rejects: Rejects) -> list[GlueExample]:
         """The examples of a file of the benchmark; a test set's have no gold label."""

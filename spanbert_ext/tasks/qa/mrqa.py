@@ -7,10 +7,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 from spanbert_ext.errors import DataError
-from spanbert_ext.records import UnreadableLine, read_objects
+from spanbert_ext.records import UnreadableLine, read_objects, shown_value
+from spanbert_ext.tasks.gold_fields import missing_gold
 from spanbert_ext.tasks.qa.reading import QAExample, Unusable, id_of, shown_id, text_of
 from spanbert_ext.tasks.rejects import Rejects
 
+# A file of the task mrqa, its first two lines.
+FORM = (
+    '{"header": {"dataset": "D", "split": "train"}}\n'
+    '{"context": "Ada wrote it.", "qas": [{"qid": "1", "question": "Who?", "answers": ["Ada"], '
+    '"detected_answers": [{"text": "Ada", "char_spans": [[0, 2]]}]}]}'
+)
 _HALVES = {"dev": 0, "test": 1}
 
 
@@ -60,9 +67,8 @@ def read_mrqa(
             rejects.add(
                 "header",
                 where,
-                'the first line is not {"header": {"dataset": ..., "split": ...}}; the tasks squad '
-                "and squad2 read SQuAD files",
-                repr(record),
+                'the first line is not {"header": {"dataset": ..., "split": ...}}, it is '
+                f"{shown_value(record)}; the tasks squad and squad2 read SQuAD files",
             )
         first = False
         if header is not None:
@@ -93,7 +99,10 @@ def _add_questions(
 ) -> None:
     questions = record.get("qas")
     if not isinstance(questions, list):
-        rejects.add(where, where, "no list 'qas'", repr(record))
+        expected = FORM.splitlines()[1]
+        rejects.add(
+            where, where, f"no list 'qas', it is {shown_value(record)}; expected {expected}"
+        )
         return
     for q, question in enumerate(questions):
         try:
@@ -122,7 +131,11 @@ def _example(question: Any, record: dict[str, Any]) -> QAExample:
     if not isinstance(golds, list) or not all(isinstance(gold, str) for gold in golds):
         raise Unusable("answers: expected a list of texts", repr(golds))
     if not golds:
-        raise Unusable("there is no answer", text)
+        form = '"answers": ["Ada"]'
+        known = ("qid", "id", "question", "question_tokens", "answers", "detected_answers")
+        there = "answers" in question or "detected_answers" in question
+        reason = "" if there else f": {missing_gold(question, 'answers', form, known)}"
+        raise Unusable(f"there is no answer{reason}", text)
     return QAExample(name, text, context, answers, golds=tuple(golds))
 
 

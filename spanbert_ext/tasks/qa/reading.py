@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from spanbert_ext.errors import DataError
+from spanbert_ext.records import fields_of, read_json, shown_value
+from spanbert_ext.tasks.gold_fields import missing_gold
 from spanbert_ext.tasks.rejects import Rejects
+
+# A file of the tasks squad and squad2 (with is_impossible).
+FORM = (
+    '{"data": [{"paragraphs": [{"context": "Ada wrote it.", "qas": [{"id": "1", "question": '
+    '"Who?", "answers": [{"text": "Ada", "answer_start": 0}], "is_impossible": false}]}]}]}'
+)
+_KNOWN = ("id", "question", "is_impossible", "plausible_answers")
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +97,7 @@ def text_of(record: dict[str, Any], name: str) -> str:
         Unusable: it is missing, no text, empty or not Unicode.
     """
     if name not in record:
-        there = ", ".join(repr(str(field)[:40]) for field in list(record)[:8]) or "none"
-        raise Unusable(f"no field {name!r}; fields there: {there}")
+        raise Unusable(f"no field {name!r}; fields there: {fields_of(record)}")
     return checked_text(record[name], name)
 
 
@@ -160,12 +167,14 @@ def _squad_example(record: Any, context: Any, task: str) -> QAExample:
     if not isinstance(record, dict):
         raise Unusable("expected an object", repr(record))
     flag = record.get("is_impossible")
-    if task == "squad" and "is_impossible" in record:
+    if flag is not None and not isinstance(flag, bool):
+        raise Unusable(f"is_impossible: expected true or false, got {flag!r:.40}")
+    if task == "squad" and flag:
         raise Unusable(
-            "is_impossible is there, so this is SQuAD 2.0: the task squad2 reads it, squad reads "
-            "SQuAD 1.1"
+            "is_impossible is true, so this is SQuAD 2.0: the task squad2 reads it; squad reads "
+            "questions that all have an answer"
         )
-    if task == "squad2" and not isinstance(flag, bool):
+    if task == "squad2" and flag is None:
         raise Unusable(
             "is_impossible (true or false) is missing, so this is no SQuAD 2.0: the task squad "
             "reads SQuAD 1.1"
@@ -173,12 +182,15 @@ def _squad_example(record: Any, context: Any, task: str) -> QAExample:
     name, question = id_of(record), text_of(record, "question")
     context = checked_text(context, "context")
     if "answers" not in record:
-        raise Unusable("no field 'answers'", question)
+        form = '"answers": [{"text": "Ada", "answer_start": 0}]'
+        raise Unusable(missing_gold(record, "answers", form, _KNOWN), question)
     answers = located_answers(record["answers"], context)
     if flag and answers:
         raise Unusable("is_impossible is true but there are answers", answers[0][0])
     if not flag and not answers:
         raise Unusable("there is no answer", question)
+    if task == "squad":
+        flag = None
     return QAExample(name, question, context, answers, flag, tuple(text for text, _ in answers))
 
 
@@ -187,30 +199,26 @@ def _questions(path: str | Path, rejects: Rejects) -> Iterator[tuple[str, Any, A
     for a, article in enumerate(_data(path)):
         paragraphs = article.get("paragraphs") if isinstance(article, dict) else None
         if not isinstance(paragraphs, list):
-            rejects.add(f"data[{a}]", f"{path}: data[{a}]", "no list 'paragraphs'", repr(article))
+            reason = f"no list 'paragraphs', it is {shown_value(article)}; expected {FORM}"
+            rejects.add(f"data[{a}]", f"{path}: data[{a}]", reason)
             continue
         for p, paragraph in enumerate(paragraphs):
             place = f"data[{a}].paragraphs[{p}]"
             questions = paragraph.get("qas") if isinstance(paragraph, dict) else None
             if not isinstance(questions, list):
-                rejects.add(place, f"{path}: {place}", "no list 'qas'", repr(paragraph))
+                reason = f"no list 'qas', it is {shown_value(paragraph)}; expected {FORM}"
+                rejects.add(place, f"{path}: {place}", reason)
                 continue
             for q, question in enumerate(questions):
                 yield f"{place}.qas[{q}]", paragraph.get("context"), question
 
 
 def _data(path: str | Path) -> list:
-    try:
-        # A byte order mark is no part of the text.
-        content = json.loads(Path(path).read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
-    except (ValueError, RecursionError) as error:
-        raise DataError(
-            f"{path}: not JSON ({error}): expected a SQuAD file; files of MRQA (.jsonl, .jsonl.gz) "
-            "are read by the task mrqa"
-        ) from None
+    content = read_json(path, f"a SQuAD file, {FORM}; files of MRQA are read by the task mrqa")
     data = content.get("data") if isinstance(content, dict) else None
     if not isinstance(data, list):
-        raise DataError(f"{path}: no list 'data' in it: expected a SQuAD file")
+        raise DataError(
+            f"{path}: no list 'data' in it, it is {shown_value(content)}. Expected a SQuAD file, "
+            f"{FORM}"
+        )
     return data

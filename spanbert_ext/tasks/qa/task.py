@@ -33,11 +33,18 @@ class QATask(DownstreamTask[QAExample, QAPrediction]):
     """
 
     head = "question-answering"
+    record_help = (
+        "question, context  texts\n"
+        "id                 comes back in the output (optional, like those below)\n"
+        "top_k              how many answers are written\n"
+        'answers            gold, {"text": [...], "answer_start": [...]} or a list of such'
+    )
     example_record = '{"question": "Who wrote it?", "context": "Ada wrote it in 1843."}'
 
     def __init__(self, name: str, options: QAOptions, facts: dict[str, Any] | None = None):
         super().__init__(name, options, facts)
         self.best_metric = "best_f1" if name == "squad2" else "f1"
+        self.file_help = mrqa.FORM if name == "mrqa" else reading.FORM
         self._warned = False
 
     @property
@@ -59,6 +66,8 @@ class QATask(DownstreamTask[QAExample, QAPrediction]):
             given = record.get("answers")
             answers = reading.located_answers(given or [], context)
             flag, top_k = record.get("is_impossible"), record.get("top_k")
+            if flag is not None and not isinstance(flag, bool):
+                raise reading.Unusable(f"is_impossible: expected true or false, got {flag!r:.40}")
             if top_k is not None and (type(top_k) is not int or top_k < 1):
                 raise reading.Unusable(f"top_k: expected a number from 1 on, got {top_k!r}")
             return QAExample(

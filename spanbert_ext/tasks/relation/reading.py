@@ -11,13 +11,14 @@ The two entities may overlap, even be the same words.
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from spanbert_ext.errors import DataError
+from spanbert_ext.records import fields_of, read_json, shown_value
+from spanbert_ext.tasks.gold_fields import missing_gold
 
 # What the Penn Treebank writes for brackets.
 _BRACKETS = {
@@ -28,6 +29,16 @@ _BRACKETS = {
     "-LCB-": "{",
     "-RCB-": "}",
 }
+# A file of the task tacred.
+FORM = (
+    '[{"id": "1", "token": ["Ada", "met", "Babbage"], "subj_start": 0, "subj_end": 0, "obj_start": '
+    '2, "obj_end": 2, "subj_type": "PERSON", "obj_type": "PERSON", "relation": "met"}, ...]'
+)
+_KNOWN = (
+    *("id", "docid", "token", "text", "subject", "object", "subject_type", "object_type"),
+    *("subj_start", "subj_end", "obj_start", "obj_end", "subj_type", "obj_type"),
+    *("stanford_pos", "stanford_ner", "stanford_head", "stanford_deprel"),
+)
 _VISIBLE = re.compile(r"\S+")
 _MISSING = object()
 
@@ -78,16 +89,10 @@ def load_records(path: str | Path) -> list[Any]:
     Raises:
         DataError: the file cannot be read, is not JSON or holds something else.
     """
-    try:
-        records = json.loads(Path(path).read_text("utf-8-sig"))
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: is not JSON: {error}; expected a list of records") from None
+    records = read_json(path, f"a JSON list of records, {FORM}")
     if not isinstance(records, list):
         raise DataError(
-            f"{path}: expected a JSON list of records as TACRED's files have it, found "
-            f"{_kind(records)}"
+            f"{path}: expected a JSON list of records, {FORM}; found {shown_value(records)}"
         )
     return records
 
@@ -116,12 +121,14 @@ def example_of(record: Any, id: str, needs_types: bool, needs_relation: bool) ->
     if "token" not in record and "text" not in record:
         raise DataError(
             "expected the field token (and subj_start, subj_end, obj_start, obj_end) or text (and "
-            f"subject, object); there are {_fields_of(record)}"
+            f"subject, object); there are {fields_of(record)}"
         )
     if "token" in record:
         placed, types = _of_tokens(record), ("subj_type", "obj_type")
     else:
         placed, types = _of_text(record), ("subject_type", "object_type")
+    if needs_relation and record.get("relation") is None:
+        raise DataError(missing_gold(record, "relation", '"relation": "born_in"', _KNOWN))
     subject_type, object_type = (_name(record, field, needs_types) for field in types)
     return RelationExample(
         id=id,
@@ -224,7 +231,7 @@ def _words(text: str, edges: list[int]) -> list[Span]:
 def _field(record: dict[str, Any], field: str) -> Any:
     value = record.get(field, _MISSING)
     if value is _MISSING:
-        raise DataError(f"the field {field} is missing; there are {_fields_of(record)}")
+        raise DataError(f"the field {field} is missing; there are {fields_of(record)}")
     return value
 
 
@@ -235,10 +242,6 @@ def _name(record: dict[str, Any], field: str, needed: bool) -> str | None:
     if not isinstance(value, str) or not value.strip():
         raise DataError(f"{field}: expected a name, found {value!r:.40}")
     return value
-
-
-def _fields_of(record: dict[str, Any]) -> str:
-    return ", ".join(repr(str(name)[:40]) for name in list(record)[:12]) or "no fields"
 
 
 def _kind(value: Any) -> str:

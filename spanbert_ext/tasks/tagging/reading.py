@@ -16,7 +16,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from spanbert_ext.errors import DataError
-from spanbert_ext.records import UnreadableLine, read_lines, used_columns, without_empty_end
+from spanbert_ext.records import (
+    UnreadableLine,
+    parse_object,
+    read_lines,
+    shown_value,
+    used_columns,
+    without_empty_end,
+)
 from spanbert_ext.tasks.rejects import Rejects
 from spanbert_ext.tasks.tagging.config import TaggingOptions
 from spanbert_ext.tasks.tagging.example import TaggedExample
@@ -30,6 +37,8 @@ from spanbert_ext.tasks.tagging.schemes import (
     tags_of,
 )
 
+# A file of the task ner.
+FORM = "a word and its tag on a line, such as Ada<TAB>B-PER, and a blank line between sentences"
 _DOCUMENT = "-DOCSTART-"
 _BLANKS = re.compile("[ \t]+")
 # Words of an example. A document longer than that is cut between two sentences, so that a file
@@ -112,7 +121,10 @@ def read_conll(
     """
     path = Path(path)
     lines = list(read_lines(path))
-    layout = _layout(path, [line for line in lines if isinstance(line, str)], options)
+    texts = [line for line in lines if isinstance(line, str)]
+    if seen := _json_in(next((line.strip() for line in texts if line.strip()), "")):
+        raise DataError(f"{path}: it is {seen}; expected CoNLL columns, {FORM}")
+    layout = _layout(path, texts, options)
     sentences = list(_sentences(lines, layout))
     scheme = recognise(sentence.tags for sentence in sentences if not sentence.fault)
     accepted = []
@@ -125,6 +137,14 @@ def read_conll(
             accepted.append(sentence)
     rejects.check(path, len(accepted))
     return [_example(path.name, part) for part in _documents(accepted)]
+
+
+def _json_in(line: str) -> str:
+    """What JSON begins with this line, in words; "" if none does."""
+    found = parse_object(line) if line.startswith("{") else None
+    if isinstance(found, dict):
+        return f"JSON, {shown_value(found)}"
+    return "JSON" if line in ("{", "[") or line.startswith(("[{", "[[", '{"')) else ""
 
 
 def _cells(line: str, tabs: bool) -> list[str]:
