@@ -11,6 +11,8 @@ from pathlib import Path
 
 from spanbert_ext.errors import ConfigError, StorageError
 
+LOCK = ".lock"  # in a run's directory
+
 
 class RunLock:
     """Exclusive use of a run's directory; the operating system drops it when the process dies.
@@ -22,7 +24,7 @@ class RunLock:
 
     def __init__(self, run: Path):
         try:
-            self._file = (run / ".lock").open("ab+", buffering=0)
+            self._file = (run / LOCK).open("ab+", buffering=0)
         except OSError as error:
             raise StorageError(f"cannot write in {run}: {error.strerror}") from error
         try:
