@@ -30,6 +30,7 @@ def _for_task(verb: Verb, base: type, words: Sequence[str], defaults: Callable) 
         verb,
         name=f"{verb.name} {name}",
         usage=verb.usage.replace("TASK", name),
+        examples=tuple(line.replace("TASK", name) for line in verb.examples),
         settings=lambda: registry.settings_class(base, name),
     )
     if asks_for_help(words):
@@ -161,12 +162,18 @@ FINETUNE = Verb(
     "Fine-tune a model for a task: question answering, coreference, relations, entities, GLUE. "
     "Killed, the same command goes on.",
     run_finetune,
+    examples=(
+        "spanbert finetune TASK --model run --train a.json b.json --dev dev.json --output out",
+        "spanbert finetune TASK --model bert-base-cased --train a.json --epochs 3 --output out",
+    ),
+    interrupted="the same command begins or continues the run",
 )
 EVALUATE = Verb(
     "evaluate",
     "spanbert evaluate TASK --model MODEL --data FILE [options]",
     "Measure a fine-tuned model on data with gold answers, as the task's official scorer does.",
     run_evaluate,
+    examples=("spanbert evaluate TASK --model out --data test.json --html page.html",),
 )
 PREDICT = Verb(
     "predict",
@@ -174,4 +181,6 @@ PREDICT = Verb(
     "Predict for every line of a file; killed, the same command goes on.",
     run_predict,
     positional="files",
+    examples=("spanbert predict TASK in.jsonl out.jsonl --model out",),
+    interrupted="the same command goes on from what is saved",
 )

@@ -92,7 +92,8 @@ class OptimizerOptions:
 
     Args:
         peak_lr: learning rate at the end of the warm-up.
-        warmup_steps: steps of linear warm-up.
+        warmup_steps: steps of linear warm-up; on the command line a tenth of the steps where the
+            run is shorter than the default.
         beta1: decay of the gradient's running mean.
         beta2: decay of its running square.
         eps: term that keeps the division finite.
@@ -114,7 +115,8 @@ class BatchOptions:
     """What one update sees.
 
     Args:
-        rows: rows of a batch; several short sequences share a row.
+        rows: rows of a batch; several short sequences share a row. On the command line as many as
+            the corpus fills where it fills fewer than the default.
         max_length: tokens of a row, [CLS] and [SEP] included.
         micro_rows: rows computed at a time (gradient accumulation); null means all. It must divide
             rows. The update does not depend on it.
