@@ -1,5 +1,5 @@
-// The Python module: addresses and sizes in, nothing else. Shapes, dtypes and devices are checked in
-// spanbert_ext/_ops.py, which is the only caller.
+// The Python module: addresses and sizes in, nothing else. Shapes, dtypes and devices are checked by the callers, which
+// are the operations of spanbert_ext alone.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -267,7 +267,7 @@ void move_heads(bool pad, uintptr_t stream, std::pair<int64_t, int64_t> strides,
 }
 
 PYBIND11_MODULE(_C, m) {
-  m.doc() = "Native operations of spanbert_ext over raw addresses; called by spanbert_ext._ops only.";
+  m.doc() = "Native operations of spanbert_ext over raw addresses; called by its operations only.";
 #ifdef SPANBERT_WITH_CUDA
   m.attr("has_cuda") = true;
   m.attr("cuda_architectures") = SPANBERT_CUDA_ARCHITECTURES;

@@ -330,7 +330,7 @@ int main(int argc, char** argv) {
     test_attention(random, width, 0);
     test_attention(random, width, 20000);
   }
-  std::printf("%d packed cases, ", packed_cases);
-  std::printf("%d sequences and 66 row cases with groups of %d, %d failures\n", sequences, kLanes, failures);
+  std::printf("%d packed cases, %d sequences, ", packed_cases, sequences);
+  std::printf("%d checks with groups of %d, %d failures\n", checks, kLanes, failures);
   return failures ? 1 : 0;
 }

@@ -238,8 +238,8 @@ define(
     _sbo_first_layer_gradients,
 )
 
-# cross_entropy_rows: the autograd rule is that of cross_entropy.LinearCrossEntropy, which owns the
-# products
+# cross_entropy_rows: the autograd rules are those of cross_entropy.ScaledLoss and RowLosses, which
+# own the products
 
 
 def cross_entropy_rows_(
