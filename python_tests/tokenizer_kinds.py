@@ -117,6 +117,7 @@ def unigram(
     metaspace = pre_tokenizers.Metaspace(prepend_scheme=prepend)
     around = [pre_tokenizers.WhitespaceSplit(), metaspace]
     backend.pre_tokenizer = pre_tokenizers.Sequence(around) if parted else metaspace
+    backend.decoder = decoders.Metaspace()
     trainer = trainers.UnigramTrainer(
         vocab_size=300,
         special_tokens=_MARKED,
@@ -154,6 +155,8 @@ def byte_fallback() -> PreTrainedTokenizerFast:
     spec["model"]["byte_fallback"] = True
     spec["added_tokens"] = [token for token in spec["added_tokens"] if token["id"] < len(_MARKED)]
     backend = Tokenizer.from_str(json.dumps(spec))
+    fallback = [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()]
+    backend.decoder = decoders.Sequence(fallback)
     ends = [("<s>", 0), ("</s>", 2)]
     backend.post_processor = processors.TemplateProcessing(
         "<s> $A </s>", "<s> $A </s> $B </s>", ends
