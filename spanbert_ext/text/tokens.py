@@ -31,8 +31,8 @@ class Tokens:
         ids: [n] int64.
         offsets: [n, 2] int32, first character and the one behind the last of each token, without
             white space at its ends; empty where a token stands for white space alone.
-        words: [n, 2] int32, the same of the tokenizer's word that the token belongs to; None where
-            nobody asked.
+        words: [n, 2] int32, the same of the tokenizer's word that the token belongs to, between
+            white space where the tokenizer's words have any inside; None where nobody asked.
     """
 
     ids: np.ndarray
@@ -74,7 +74,7 @@ def tokenise(
             flat = chain.from_iterable(batch["offset_mapping"][place])
             offsets = np.fromiter(flat, np.int32, 2 * len(ids)).reshape(-1, 2)
             offsets = _true_offsets(text, ids, offsets, tokenizer)
-            whole = _whole_words(offsets, batch.word_ids(place)) if words else None
+            whole = _whole_words(text, offsets, batch.word_ids(place)) if words else None
             found[text] = Tokens(ids, offsets, whole)
     return found
 
@@ -106,9 +106,8 @@ def _true_offsets(text: str, ids: np.ndarray, offsets: np.ndarray, tokenizer: An
     """
     if not len(ids) or not text:
         return offsets
-    codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
-    blank = _IS_BLANK[np.minimum(codes, len(_IS_BLANK) - 1)]
-    count = len(codes)
+    blank = _blank(text)
+    count = len(blank)
     place = np.arange(count, dtype=np.int32)
     behind = np.minimum.accumulate(np.where(blank, count, place)[::-1])[::-1]
     before = np.maximum.accumulate(np.where(blank, 0, place + 1))
@@ -123,7 +122,13 @@ def _true_offsets(text: str, ids: np.ndarray, offsets: np.ndarray, tokenizer: An
     return np.stack([starts, ends], axis=1).astype(np.int32)
 
 
-def _whole_words(offsets: np.ndarray, word_ids: list[int | None]) -> np.ndarray:
+def _blank(text: str) -> np.ndarray:
+    """[characters] bool, which are white space."""
+    codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
+    return _IS_BLANK[np.minimum(codes, len(_IS_BLANK) - 1)]
+
+
+def _whole_words(text: str, offsets: np.ndarray, word_ids: list[int | None]) -> np.ndarray:
     """[n, 2] int32, offsets of the tokenizer's words of tokens."""
     if not word_ids:
         return offsets
@@ -132,4 +137,12 @@ def _whole_words(offsets: np.ndarray, word_ids: list[int | None]) -> np.ndarray:
     first = np.flatnonzero(np.diff(ids, prepend=ids[:1] - 1))
     stop = np.append(first[1:], len(ids))
     spans = np.stack([offsets[first, 0], offsets[stop - 1, 1]], axis=1)
-    return np.repeat(spans, stop - first, axis=0)
+    spans = np.repeat(spans, stop - first, axis=0)
+    # A tokenizer without a pre-tokenizer takes the whole text for one word.
+    blank = _blank(text)
+    place = np.arange(len(blank), dtype=np.int32)
+    begins = np.append(0, np.maximum.accumulate(np.where(blank, place + 1, 0)))
+    ends = np.minimum.accumulate(np.where(blank, place, len(blank))[::-1])[::-1]
+    starts = np.maximum(spans[:, 0], begins[offsets[:, 0]])
+    ends = np.minimum(spans[:, 1], np.append(ends, len(blank))[offsets[:, 1]])
+    return np.stack([starts, ends], axis=1).astype(np.int32)

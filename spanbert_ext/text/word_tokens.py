@@ -7,6 +7,7 @@ For WordPiece a word is the same wherever it stands, so every distinct word is t
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, chain
@@ -17,6 +18,9 @@ import numpy as np
 from spanbert_ext.errors import ConfigError
 from spanbert_ext.text.splitting import Span, is_unspaced
 from spanbert_ext.text.tokens import Tokens, token_ids, tokenise
+
+# Punctuation of Chinese and Japanese, which has no blanks around it.
+_SIGNS = re.compile("[\u3001-\u303f\uff00-\uff65]")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -150,7 +154,7 @@ def _cut(text: str, offsets: Sequence[Span], start: int, stop: int) -> _Chunk:
 
 def _joined(words: Sequence[str]) -> _Chunk:
     """Words as a text."""
-    unspaced = [is_unspaced(word) for word in words]
+    unspaced = [is_unspaced(word) or _SIGNS.search(word) for word in words]
     gaps = ["" if a or b else " " for a, b in zip(unspaced, unspaced[1:], strict=False)]
     ends = list(
         accumulate(len(gap) + len(word) for gap, word in zip(["", *gaps], words, strict=True))
@@ -189,20 +193,19 @@ class _Builder:
     def _passage(
         self, chunks: Sequence[_Chunk], ids: dict[str, np.ndarray], tokens: dict[str, Tokens]
     ) -> WordTokens:
-        parts, sizes, leads = [], [], []
+        parts, sizes, leads = [np.zeros(0, dtype=np.int64)], [0], []
         for chunk in chunks:
             if chunk.offsets is None:
-                parts.append(ids[chunk.text])
-                sizes.append([len(parts[-1])])
-                leads.append([0])
+                own = ids[chunk.text]
+                sizes.append(len(own))
+                leads.append(0)
             else:
-                for found, own in zip((parts, sizes, leads), self._own(chunk, tokens), strict=True):
-                    found.append(own)
-        if not parts:
-            nothing = np.zeros(0, dtype=np.int64)
-            return WordTokens(nothing, np.zeros(1, dtype=np.int64), nothing)
-        bounds = np.append(0, np.cumsum(np.concatenate(sizes))).astype(np.int64)
-        return WordTokens(np.concatenate(parts), bounds, bounds[:-1] + np.concatenate(leads))
+                own, counts, before = self._own(chunk, tokens)
+                sizes += counts.tolist()
+                leads += before.tolist()
+            parts.append(own)
+        bounds = np.cumsum(sizes, dtype=np.int64)
+        return WordTokens(np.concatenate(parts), bounds, bounds[:-1] + np.array(leads, np.int64))
 
     def _own(
         self, chunk: _Chunk, tokens: dict[str, Tokens]
