@@ -88,6 +88,8 @@ def _write(
         task.write_predictions(Path(config.predictions), examples, predictions)
     if config.html is not None:
         blocks = (task.marked(e, p) for e, p in zip(examples, predictions, strict=True))
-        html.write_page(Path(config.html), f"{task.name}: {config.model}", blocks)
+        files = ", ".join(Path(path).name for path in config.data)
+        title = f"{task.name}: {files}, predicted by {config.model}"
+        html.write_page(Path(config.html), title, blocks)
     if config.plot is not None:
         task.plot(Path(config.plot), examples, predictions)
