@@ -109,6 +109,18 @@ def resolved_document(document: Document, clusters: Iterable[Iterable[Span]] | N
     )
 
 
+def cluster_names(document: Document, clusters: Iterable[Iterable[Span]]) -> list[str]:
+    """The most telling mention of each cluster of word spans; of pronouns alone the first."""
+    text, offsets = with_text(document)
+    resolver = _Resolver(
+        text, [sorted({(offsets[a][0], offsets[b][1]) for a, b in cluster}) for cluster in clusters]
+    )
+    return [
+        " ".join(text[slice(*(resolver.representative(own) or own[0]))].split())
+        for own in resolver.clusters
+    ]
+
+
 def resolved_text(text: str, clusters: Iterable[Iterable[Span]]) -> str:
     """A text in which mentions are replaced by their cluster's representative.
 
@@ -148,7 +160,7 @@ class _Resolver:
         found = []
         for cluster in self.clusters:
             inner = _inside_others(cluster)
-            representative = self._representative(cluster)
+            representative = self.representative(cluster)
             if representative is None:
                 continue
             for span in cluster:
@@ -161,7 +173,8 @@ class _Resolver:
         part = self.text[slice(*span)]
         return [part[start:end] for start, end in units(part, treebank=True)] or [part]
 
-    def _representative(self, cluster: Sequence[Span]) -> Span | None:
+    def representative(self, cluster: Sequence[Span]) -> Span | None:
+        """The most telling mention; None where all are pronouns, or there is one alone."""
         if len(cluster) < 2:
             return None
         holders = _inside_others(cluster, outer=True)

@@ -22,7 +22,12 @@ from spanbert_ext.tasks.coref.documents import (
 )
 from spanbert_ext.tasks.coref.metrics import CONLL, CorefScorer
 from spanbert_ext.tasks.coref.options import CorefOptions
-from spanbert_ext.tasks.coref.resolve import cluster_mentions, resolved_document, with_text
+from spanbert_ext.tasks.coref.resolve import (
+    cluster_mentions,
+    cluster_names,
+    resolved_document,
+    with_text,
+)
 from spanbert_ext.tasks.coref.segments import SegmentedDocument, segment
 from spanbert_ext.tasks.marked_text import Mark, MarkedText
 from spanbert_ext.tasks.rejects import Rejects
@@ -222,20 +227,24 @@ class CorefTask(DownstreamTask[Document, CorefPrediction]):
         return line
 
     def marked(self, example: Document, prediction: CorefPrediction) -> MarkedText:
-        """The text with a colour and a number for each cluster."""
+        """The text with a colour and a number for each cluster, and what the numbers stand for."""
         text, offsets = with_text(example)
-        marks, number = [], 0
+        together = [cluster for cluster in prediction.clusters if len(cluster) > 1]
+        numbers = {cluster: str(n) for n, cluster in enumerate(together, 1)}
+        marks = []
         for cluster in prediction.clusters:
-            number += len(cluster) > 1
-            label = str(number) if len(cluster) > 1 else _ALONE
+            label = numbers.get(cluster, "")
             for first, last in cluster:
                 start, end = offsets[first][0], offsets[last][1]
                 note = f"{prediction.scores[first, last]:.2f}"
-                marks.append(Mark(start, end, "" if label == _ALONE else label, label, note))
-        alone = len(prediction.clusters) - number
-        facts = [("clusters", str(number)), ("mentions", str(len(marks)))]
-        facts += [("that nothing refers to", str(alone))] if self.options.singletons else []
-        return MarkedText(example.id, text, tuple(marks), tuple(facts))
+                marks.append(Mark(start, end, label, label or _ALONE, note))
+        named = zip(together, cluster_names(example, together), strict=True)
+        by_size = sorted(named, key=lambda pair: -len(pair[0]))
+        names = [(numbers[own], f"{numbers[own]} {name} ({len(own)})") for own, name in by_size]
+        alone = len(prediction.clusters) - len(together)
+        names += [(_ALONE, f"alone, in no cluster ({alone})")] if alone else []
+        facts = (("clusters", str(len(together))), ("mentions", str(len(marks))))
+        return MarkedText(example.id, text, tuple(marks), facts, tuple(names))
 
     def write_predictions(
         self, path: Path, examples: Sequence[Document], predictions: Sequence[CorefPrediction]
