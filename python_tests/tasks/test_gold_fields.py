@@ -7,6 +7,7 @@ import pytest
 from spanbert_ext import cli
 from spanbert_ext.errors import DataError
 from spanbert_ext.tasks import registry
+from spanbert_ext.tasks.forms import FORMS
 from spanbert_ext.tasks.gold_fields import gold_elsewhere
 from spanbert_ext.tasks.rejects import Rejects
 
@@ -138,19 +139,18 @@ def test_help_shows_records_and_files(task, capsys):
             cli.main([verb, task, "--help"])
         text = capsys.readouterr().out
         assert (made.example_record in text) is (verb == "predict")
-        assert (made.file_help.splitlines()[0] in text) is (verb != "predict")
+        assert (FORMS[task].file.splitlines()[0] in text) is (verb != "predict")
     # What the help shows can be predicted.
     made.parse(json.loads(made.example_record), "in.jsonl:1")
     for field in json.loads(made.example_record):
-        assert field in made.record_help
+        assert field in FORMS[task].fields
 
 
 @pytest.mark.parametrize(
     ("task", "suffix"), [("squad2", "json"), ("tacred", "json"), ("mrqa", "jsonl")]
 )
 def test_the_file_in_the_help_can_be_read(tmp_path, task, suffix):
-    made = make(task)
-    assert len(read(tmp_path, task, made.file_help.replace(", ...]", "]"), suffix)) == 1
+    assert len(read(tmp_path, task, FORMS[task].file.replace(", ...]", "]"), suffix)) == 1
 
 
 def test_a_folder_is_named_with_its_files(tmp_path, capsys):

@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar
 import numpy as np
 
 from spanbert_ext.errors import ConfigError
+from spanbert_ext.tasks.forms import FORMS
 from spanbert_ext.tasks.marked_text import MarkedText
 from spanbert_ext.tasks.rejects import Rejects
 
@@ -80,11 +81,6 @@ class DownstreamTask(ABC, Generic[Example, Prediction]):
     confusion_unit: ClassVar[str] = "examples"
     # Whether {"text": ...} is a whole record of `predict`.
     takes_text: bool = False
-    # A record of `predict` as its line of JSON.
-    example_record: str
-    # Its fields, and what files of training and evaluation hold, in lines for the help.
-    record_help: str
-    file_help: str
     # The number of `score` that picks the best model; larger is better.
     best_metric: str
     # Test sets without gold answers become files of predictions for somebody else to score.
@@ -98,6 +94,11 @@ class DownstreamTask(ABC, Generic[Example, Prediction]):
         self.name = name
         self.options = options
         self.facts: dict[str, Any] = dict(facts or {})
+
+    @property
+    def example_record(self) -> str:
+        """A record of `predict` as its line of JSON."""
+        return FORMS[self.name].example
 
     def has_gold(self, example: Example) -> bool:
         """Whether a gold answer is known of an example."""

@@ -16,6 +16,7 @@ from spanbert_ext.console import plain_console
 from spanbert_ext.errors import ConfigError
 from spanbert_ext.tasks import registry
 from spanbert_ext.tasks.config import EvaluateConfig, FinetuneConfig, PredictConfig
+from spanbert_ext.tasks.forms import FORMS
 
 
 def _for_task(verb: Verb, base: type, words: Sequence[str], defaults: Callable) -> Any:
@@ -46,17 +47,18 @@ def _for_task(verb: Verb, base: type, words: Sequence[str], defaults: Callable) 
 def _about(verb: Verb, entry: registry.TaskEntry) -> str:
     if verb.name != "predict":
         return entry.about
-    return entry.make(entry.options_class()()).example_record
+    return FORMS[entry.name].example
 
 
 def _notes(verb: Verb, name: str) -> str:
     """What files of a task hold, for the help."""
-    entry = registry.entry_of(name)
-    task = entry.make(entry.options_class()())
+    form = FORMS[name]
     if verb.name == "predict":
-        lines = [*task.record_help.splitlines(), f"such as {task.example_record}"]
-        return "\n".join(["IN.jsonl has one JSON object a line:", *(f"  {x}" for x in lines)])
-    return "\n".join(["files of data:", *(f"  {line}" for line in task.file_help.splitlines())])
+        title = "IN.jsonl has one JSON object a line:"
+        lines = [*form.fields.splitlines(), f"such as {form.example}"]
+    else:
+        title, lines = "files of data:", form.file.splitlines()
+    return "\n".join([title, *(f"  {line}" for line in lines)])
 
 
 def _task_list(verb: Verb) -> str:

@@ -34,14 +34,13 @@ from spanbert_ext.tasks.coref.documents import (
     sorted_clusters,
 )
 from spanbert_ext.tasks.coref.segments import SegmentedDocument, lay_out
+from spanbert_ext.tasks.forms import COREF
 from spanbert_ext.tasks.gold_fields import gold_elsewhere
 from spanbert_ext.tasks.rejects import Rejects
 from spanbert_ext.training.checkpoint import json_text, write_text
 
 _NOBODY = ("", "-", "[SPL]")
 _CONTINUATION = "##"
-# A document in words.
-FORM = '{"sentences": [["Ada", "met", "Bo"], ["She", "left"]], "clusters": [[[0, 0], [3, 3]]]}'
 _KNOWN = (
     *("id", "doc_key", "text", "words", "sentences", "speakers", "genre", "mention_clusters"),
     *("sentence_map", "subtoken_map", "constituents", "ner", "pronouns"),
@@ -100,7 +99,7 @@ def read(path: str | Path, rejects: Rejects, shared: Shared = "keep") -> list[Do
             if other := gold_elsewhere(record, "clusters", _KNOWN):
                 raise DataError(
                     f"no gold in 'clusters', is it {other[:40]!r}? Fields there: "
-                    f"{fields_of(record)}. Expected {FORM}"
+                    f"{fields_of(record)}. Expected {COREF}"
                 )
             found.append(document_of(record, where, shared))
         except DataError as error:
@@ -164,13 +163,13 @@ def document_of(record: dict[str, Any], where: str, shared: Shared = "keep") -> 
     elif isinstance(record.get("text"), str):
         if record.get("speakers") or record.get("clusters"):
             raise DataError(
-                f"{where}: speakers and clusters need words, not a text. Expected {FORM}"
+                f"{where}: speakers and clusters need words, not a text. Expected {COREF}"
             )
         return from_text(key, record["text"], genre=_genre(record, key, where))
     else:
         raise DataError(
             f"{where}: a document needs 'text', 'words' or 'sentences'; fields there: "
-            f"{fields_of(record)}. Expected {FORM}"
+            f"{fields_of(record)}. Expected {COREF}"
         )
     words = sum(map(len, sentences))
     return from_words(

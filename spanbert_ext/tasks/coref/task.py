@@ -82,20 +82,6 @@ class CorefTask(DownstreamTask[Document, CorefPrediction]):
 
     head = "coreference"
     takes_text = True
-    record_help = (
-        "text       a text: mentions are [start, end) in characters\n"
-        "words      in its place a list of words, or\n"
-        "sentences  lists of words: mentions are first and last word, counted over all\n"
-        "speakers   with words, a name for each (optional, like those below)\n"
-        "genre      a code that the model knows\n"
-        "id         comes back in the output"
-    )
-    file_help = (
-        "CoNLL-2012: #begin document (NAME); part 000, a word and its columns on a line with the\n"
-        "word in column 3 from 0 and the coreference in the last, #end document; or, in a file\n"
-        f"that ends in .jsonl, lines such as {jsonlines.FORM}"
-    )
-    example_record = '{"text": "Ada met Charles. She liked him."}'
     length_option = "max_segment_len"
     gold_hint = "there is no cluster of mentions: is the coreference elsewhere?"
     options: CorefOptions

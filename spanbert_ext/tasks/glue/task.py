@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -68,12 +67,7 @@ class GlueTask(DownstreamTask[GlueExample, GluePrediction]):
         self.gold_hint = (
             f"there is no gold label (column {' or '.join(self.layout.label)}): is it a test set?"
         )
-        fields = self.layout.texts[0]
-        self.takes_text = len(fields) == 1
-        names = " or ".join(" and ".join(own) for own in self.layout.texts)
-        self.record_help = f"{names}\nid and {self.layout.label[0]} are optional"
-        self.file_help = f"columns parted by tabs under a header such as {self.layout.form()}"
-        self.example_record = json.dumps(dict.fromkeys(fields, "It was a good film."))
+        self.takes_text = len(self.layout.texts[0]) == 1
 
     def has_gold(self, example: GlueExample) -> bool:
         return example.gold is not None

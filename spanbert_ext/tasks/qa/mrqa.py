@@ -8,16 +8,11 @@ from typing import Any, Literal
 
 from spanbert_ext.errors import DataError
 from spanbert_ext.records import UnreadableLine, read_objects, shown_value
+from spanbert_ext.tasks.forms import MRQA
 from spanbert_ext.tasks.gold_fields import missing_gold
 from spanbert_ext.tasks.qa.reading import QAExample, Unusable, id_of, shown_id, text_of
 from spanbert_ext.tasks.rejects import Rejects
 
-# A file of the task mrqa, its first two lines.
-FORM = (
-    '{"header": {"dataset": "D", "split": "train"}}\n'
-    '{"context": "Ada wrote it.", "qas": [{"qid": "1", "question": "Who?", "answers": ["Ada"], '
-    '"detected_answers": [{"text": "Ada", "char_spans": [[0, 2]]}]}]}'
-)
 _HALVES = {"dev": 0, "test": 1}
 
 
@@ -99,7 +94,7 @@ def _add_questions(
 ) -> None:
     questions = record.get("qas")
     if not isinstance(questions, list):
-        expected = FORM.splitlines()[1]
+        expected = MRQA[1]
         rejects.add(
             where, where, f"no list 'qas', it is {shown_value(record)}; expected {expected}"
         )

@@ -9,14 +9,10 @@ from typing import Any, Literal
 
 from spanbert_ext.errors import DataError
 from spanbert_ext.records import fields_of, read_json, shown_value
+from spanbert_ext.tasks.forms import SQUAD
 from spanbert_ext.tasks.gold_fields import missing_gold
 from spanbert_ext.tasks.rejects import Rejects
 
-# A file of the tasks squad and squad2 (with is_impossible).
-FORM = (
-    '{"data": [{"paragraphs": [{"context": "Ada wrote it.", "qas": [{"id": "1", "question": '
-    '"Who?", "answers": [{"text": "Ada", "answer_start": 0}], "is_impossible": false}]}]}]}'
-)
 _KNOWN = ("id", "question", "is_impossible", "plausible_answers")
 
 
@@ -199,14 +195,14 @@ def _questions(path: str | Path, rejects: Rejects) -> Iterator[tuple[str, Any, A
     for a, article in enumerate(_data(path)):
         paragraphs = article.get("paragraphs") if isinstance(article, dict) else None
         if not isinstance(paragraphs, list):
-            reason = f"no list 'paragraphs', it is {shown_value(article)}; expected {FORM}"
+            reason = f"no list 'paragraphs', it is {shown_value(article)}; expected {SQUAD}"
             rejects.add(f"data[{a}]", f"{path}: data[{a}]", reason)
             continue
         for p, paragraph in enumerate(paragraphs):
             place = f"data[{a}].paragraphs[{p}]"
             questions = paragraph.get("qas") if isinstance(paragraph, dict) else None
             if not isinstance(questions, list):
-                reason = f"no list 'qas', it is {shown_value(paragraph)}; expected {FORM}"
+                reason = f"no list 'qas', it is {shown_value(paragraph)}; expected {SQUAD}"
                 rejects.add(place, f"{path}: {place}", reason)
                 continue
             for q, question in enumerate(questions):
@@ -214,11 +210,11 @@ def _questions(path: str | Path, rejects: Rejects) -> Iterator[tuple[str, Any, A
 
 
 def _data(path: str | Path) -> list:
-    content = read_json(path, f"a SQuAD file, {FORM}; files of MRQA are read by the task mrqa")
+    content = read_json(path, f"a SQuAD file, {SQUAD}; files of MRQA are read by the task mrqa")
     data = content.get("data") if isinstance(content, dict) else None
     if not isinstance(data, list):
         raise DataError(
             f"{path}: no list 'data' in it, it is {shown_value(content)}. Expected a SQuAD file, "
-            f"{FORM}"
+            f"{SQUAD}"
         )
     return data

@@ -33,18 +33,10 @@ class QATask(DownstreamTask[QAExample, QAPrediction]):
     """
 
     head = "question-answering"
-    record_help = (
-        "question, context  texts\n"
-        "id                 comes back in the output (optional, like those below)\n"
-        "top_k              how many answers are written\n"
-        'answers            gold, {"text": [...], "answer_start": [...]} or a list of such'
-    )
-    example_record = '{"question": "Who wrote it?", "context": "Ada wrote it in 1843."}'
 
     def __init__(self, name: str, options: QAOptions, facts: dict[str, Any] | None = None):
         super().__init__(name, options, facts)
         self.best_metric = "best_f1" if name == "squad2" else "f1"
-        self.file_help = mrqa.FORM if name == "mrqa" else reading.FORM
         self._warned = False
 
     @property

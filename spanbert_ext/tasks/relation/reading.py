@@ -18,6 +18,7 @@ from typing import Any
 
 from spanbert_ext.errors import DataError
 from spanbert_ext.records import fields_of, read_json, shown_value
+from spanbert_ext.tasks.forms import TACRED
 from spanbert_ext.tasks.gold_fields import missing_gold
 
 # What the Penn Treebank writes for brackets.
@@ -29,11 +30,6 @@ _BRACKETS = {
     "-LCB-": "{",
     "-RCB-": "}",
 }
-# A file of the task tacred.
-FORM = (
-    '[{"id": "1", "token": ["Ada", "met", "Babbage"], "subj_start": 0, "subj_end": 0, "obj_start": '
-    '2, "obj_end": 2, "subj_type": "PERSON", "obj_type": "PERSON", "relation": "met"}, ...]'
-)
 _KNOWN = (
     *("id", "docid", "token", "text", "subject", "object", "subject_type", "object_type"),
     *("subj_start", "subj_end", "obj_start", "obj_end", "subj_type", "obj_type"),
@@ -89,10 +85,10 @@ def load_records(path: str | Path) -> list[Any]:
     Raises:
         DataError: the file cannot be read, is not JSON or holds something else.
     """
-    records = read_json(path, f"a JSON list of records, {FORM}")
+    records = read_json(path, f"a JSON list of records, {TACRED}")
     if not isinstance(records, list):
         raise DataError(
-            f"{path}: expected a JSON list of records, {FORM}; found {shown_value(records)}"
+            f"{path}: expected a JSON list of records, {TACRED}; found {shown_value(records)}"
         )
     return records
 

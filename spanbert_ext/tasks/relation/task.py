@@ -53,22 +53,6 @@ class RelationTask(DownstreamTask[RelationExample, RelationPrediction]):
     head: ClassVar[Head] = "sequence-classification"
     best_metric = "f1"
     predictions_by_id = False
-    record_help = (
-        "text                           a text, with\n"
-        "subject, object                [start, end) of the two entities in characters\n"
-        "subject_type, object_type      names, where the model is shown types\n"
-        "token                          in its place a list of words, as TACRED has it, with\n"
-        "subj_start, subj_end,\n"
-        "obj_start, obj_end             first and last word of the two entities, from 0\n"
-        "subj_type, obj_type            names\n"
-        "id                             comes back in the output (optional)\n"
-        "relation                       gold (optional)"
-    )
-    file_help = reading.FORM
-    example_record = (
-        '{"text": "Ada worked for Babbage.", "subject": [0, 3], "object": [15, 22], '
-        '"subject_type": "PERSON", "object_type": "PERSON"}'
-    )
 
     def __init__(self, name: str, options: Any, facts: dict[str, Any] | None = None):
         super().__init__(name, options, facts)

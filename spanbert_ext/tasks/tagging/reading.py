@@ -24,6 +24,7 @@ from spanbert_ext.records import (
     used_columns,
     without_empty_end,
 )
+from spanbert_ext.tasks.forms import CONLL
 from spanbert_ext.tasks.rejects import Rejects
 from spanbert_ext.tasks.tagging.config import TaggingOptions
 from spanbert_ext.tasks.tagging.example import TaggedExample
@@ -37,8 +38,6 @@ from spanbert_ext.tasks.tagging.schemes import (
     tags_of,
 )
 
-# A file of the task ner.
-FORM = "a word and its tag on a line, such as Ada<TAB>B-PER, and a blank line between sentences"
 _DOCUMENT = "-DOCSTART-"
 _BLANKS = re.compile("[ \t]+")
 # Words of an example. A document longer than that is cut between two sentences, so that a file
@@ -123,7 +122,7 @@ def read_conll(
     lines = list(read_lines(path))
     texts = [line for line in lines if isinstance(line, str)]
     if seen := _json_in(next((line.strip() for line in texts if line.strip()), "")):
-        raise DataError(f"{path}: it is {seen}; expected CoNLL columns, {FORM}")
+        raise DataError(f"{path}: it is {seen}; expected CoNLL columns, {CONLL}")
     layout = _layout(path, texts, options)
     sentences = list(_sentences(lines, layout))
     scheme = recognise(sentence.tags for sentence in sentences if not sentence.fault)

@@ -19,7 +19,7 @@ from spanbert_ext.tasks.tagging.decoding import Transitions, log_softmax
 from spanbert_ext.tasks.tagging.example import TaggedExample, text_example
 from spanbert_ext.tasks.tagging.features import IGNORED, counted_in, features_of, sentence_ranges
 from spanbert_ext.tasks.tagging.metrics import entity_scores, word_confusion
-from spanbert_ext.tasks.tagging.reading import FORM, read_conll
+from spanbert_ext.tasks.tagging.reading import read_conll
 from spanbert_ext.tasks.tagging.schemes import (
     Span,
     Tag,
@@ -101,13 +101,6 @@ class TaggingTask(DownstreamTask[TaggedExample, Tagging]):
     head = "token-classification"
     confusion_unit = "words"
     takes_text = True
-    record_help = (
-        "text   a text: entities are [start, end) in characters\n"
-        'words  in its place a list, ["Ada", "met", "Charles"]: they are in words\n'
-        "id     comes back in the output (optional)"
-    )
-    file_help = FORM
-    example_record = '{"text": "Ada met Charles in London."}'
     best_metric = "f1"
     predictions_by_id = False
     gold_hint = "every tag is O: is tagging.tag_column right?"
