@@ -290,9 +290,5 @@ def load_checkpoint(folder: Path, head: Head) -> nn.Module:
 
 def open_model(name: str):
     """`open_start`, after a run's name has become that of its best model, or newest checkpoint."""
-    from spanbert_ext.training import checkpoint
-
     folder = model_folder(name)
-    if folder == Path(name):
-        folder = checkpoint.model_directory(folder)
     return open_start(str(folder) if folder.exists() else name)
