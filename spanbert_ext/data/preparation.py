@@ -16,6 +16,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from spanbert_ext import hub
 from spanbert_ext.data.annotators import load_annotator
 from spanbert_ext.data.assembly import assemble, check_rejects
 from spanbert_ext.data.config import HOW, PrepareConfig
@@ -115,7 +116,9 @@ def _origin(config: PrepareConfig, sources: list[Source]) -> dict:
 def _given_tokenizer(config: PrepareConfig) -> dict[str, bytes]:
     from spanbert_ext.data.tokenizer import load_tokenizer
 
-    return load_tokenizer(Path(config.tokenizer), config.lowercase)[1]
+    given = config.tokenizer
+    path = hub.tokenizer_folder(given) if hub.is_name(given) else Path(given)
+    return load_tokenizer(path, config.lowercase)[1]
 
 
 def _is_there(output: Path, origin: dict) -> bool:

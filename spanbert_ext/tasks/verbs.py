@@ -77,9 +77,9 @@ def _own_defaults(_cls: type, _given: dict[str, Any]) -> None:
 
 def _stored_defaults(cls: type, given: dict[str, Any]) -> Any:
     """Defaults of a verb that uses a model: the task's options are those it was trained with."""
-    from spanbert_ext.tasks.task_file import model_folder, read_task_file, stored_options
+    from spanbert_ext.tasks.task_file import stored_beside, stored_options
 
-    stored = read_task_file(model_folder(given["model"])) if given.get("model") else None
+    stored = stored_beside(given["model"]) if given.get("model") else None
     if stored is None:
         return None
     entry = registry.entry_of(stored["task"])

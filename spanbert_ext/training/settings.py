@@ -231,7 +231,9 @@ def _construct(cls: type, flat: Mapping[str, Any], defaults: Any) -> Any:
         if dataclasses.is_dataclass(kind):
             head = f"{field.name}."
             inner = {k.removeprefix(head): v for k, v in flat.items() if k.startswith(head)}
-            values[field.name] = _construct(kind, inner, default)
+            # Where nothing is named, the default itself: what it is can tell that nobody asked.
+            own = default if not inner and default is not None else None
+            values[field.name] = _construct(kind, inner, default) if own is None else own
         else:
             values[field.name] = flat.get(field.name, default)
     return cls(**values)
