@@ -106,10 +106,16 @@ def _check(hidden, index, parameters, capacity) -> None:
         check(name, parameter, shape, parameter.dtype, hidden)
     if readable(hidden) and _indices_fit(index, tokens, positions.shape[0]):
         return
-    check_range("span_left", span_left, tokens, lambda: span_right > 0)
-    check_range("span_right", span_right, tokens, lambda: span_right > 0)
-    check_range("target_spans", target_spans, spans, lambda: sbo_ids != IGNORE)
-    check_range("target_offsets", target_offsets, positions.shape[0], lambda: sbo_ids != IGNORE)
+    check_range("span_left", span_left, tokens, lambda: span_right > 0, kernel_asserts=True)
+    check_range("span_right", span_right, tokens, lambda: span_right > 0, kernel_asserts=True)
+    check_range("target_spans", target_spans, spans, lambda: sbo_ids != IGNORE, kernel_asserts=True)
+    check_range(
+        "target_offsets",
+        target_offsets,
+        positions.shape[0],
+        lambda: sbo_ids != IGNORE,
+        kernel_asserts=True,
+    )
 
 
 def _indices_fit(index, tokens: int, positions: int) -> bool:

@@ -15,12 +15,11 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from spanbert_ext._boundary import working_dtype
+from spanbert_ext._boundary import check_range, working_dtype
 from spanbert_ext._norm_op import add_layer_norm_dropout, dropout_add_layer_norm
 from spanbert_ext.attention import (
     Packing,
     attention_path,
-    check_range,
     check_same_shape,
     packed_attention,
     packing_of,

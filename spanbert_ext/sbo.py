@@ -49,7 +49,8 @@ class SBOHead(nn.Module):
 
     Args:
         hidden_size: H, of the encoder and of the result.
-        max_span_targets: P, number of position embeddings; at least the masker's max_span_targets.
+        max_span_targets: P, number of position embeddings; at least the masker's max_span_targets
+            (with fewer there, the last embeddings are not trained).
         position_size: E, width of a position embedding.
         layer_norm_eps: of both LayerNorms.
 
@@ -67,6 +68,7 @@ class SBOHead(nn.Module):
     ):
         super().__init__()
         self.hidden_size = hidden_size
+        self.max_span_targets = max_span_targets
         self.position_embeddings = nn.Embedding(max_span_targets, position_size)
         self.linear1 = nn.Linear(2 * hidden_size + position_size, hidden_size)
         self.layer_norm1 = GeluLayerNorm(hidden_size, layer_norm_eps)
@@ -88,7 +90,9 @@ class SBOHead(nn.Module):
             [K, H]; rows whose `sbo_ids` is -100 are zero and pass no gradient.
 
         Raises:
-            ValueError: the hidden size differs.  IndexError: a span or offset lies outside (CPU).
+            ValueError: the hidden size differs.
+            IndexError: the masker's max_span_targets is more than the head has, or a span or offset
+                lies outside (on CUDA a device assertion).
         """
         if hidden.shape[-1] != self.hidden_size:
             raise ValueError(
@@ -98,6 +102,13 @@ class SBOHead(nn.Module):
         if batch.sbo_ids.device != hidden.device:
             raise ValueError(f"batch must be on {hidden.device}; got {batch.sbo_ids.device}")
         capacity = batch.sbo_ids.shape[0]
+        needed = batch.max_span_targets
+        if needed is not None and needed > self.max_span_targets:
+            raise IndexError(
+                f"target_offsets can reach {needed - 1}: the batch was masked with "
+                f"max_span_targets={needed}, this head has max_span_targets="
+                f"{self.max_span_targets}; give both the same number"
+            )
         batch = batch.used()
         return sbo_head(
             hidden.reshape(-1, self.hidden_size).contiguous(),
