@@ -184,8 +184,6 @@ const Operations kOperations = {
     launch_cross_entropy_rows,
     launch_dropout_norm,
     launch_dropout_norm_backward,
-    launch_bias_gelu,
-    launch_bias_gelu_backward,
     launch_attention_weights,
     launch_attention_weights_backward,
 };

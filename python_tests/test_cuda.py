@@ -243,8 +243,6 @@ def empty_samples() -> dict[str, list[tuple]]:
             (rows, *head_inputs[1:], *head_matrices, *head_saved, tokens, torch.float32)
             for tokens in (0, 5)
         ],
-        "bias_gelu": [(rows, w)],
-        "bias_gelu_backward": [(rows, rows, w)],
         "cross_entropy_rows_": [
             (torch.zeros(0, 12), none, None, None, None, 10),
             (torch.zeros(0, 12), none, torch.ones(2, 10), none, flat, 10),
