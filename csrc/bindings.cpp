@@ -398,36 +398,6 @@ PYBIND11_MODULE(_C, m) {
             place);
       },
       unlocked);
-  m.def(
-      "bias_gelu",
-      [](const Place& place, int dtype, uintptr_t x, uintptr_t bias, uintptr_t out, int64_t rows, int64_t size) {
-        BiasGeluArgs a{};
-        a.dtype = Dtype(dtype);
-        a.x = at<void>(x);
-        a.bias = at<void>(bias);
-        a.out = at<void>(out);
-        a.rows = rows;
-        a.size = size;
-        operations_at(place).bias_gelu(a, place);
-      },
-      unlocked);
-  m.def(
-      "bias_gelu_backward",
-      [](const Place& place, int dtype, uintptr_t grad_out, uintptr_t x, uintptr_t bias, uintptr_t grad_x,
-         uintptr_t grad_bias, uintptr_t partials, int64_t rows, int64_t size) {
-        BiasGeluArgs a{};
-        a.dtype = Dtype(dtype);
-        a.grad_out = at<void>(grad_out);
-        a.x = at<void>(x);
-        a.bias = at<void>(bias);
-        a.grad_x = at<void>(grad_x);
-        a.grad_bias = at<void>(grad_bias);
-        a.partials = at<void>(partials);
-        a.rows = rows;
-        a.size = size;
-        operations_at(place).bias_gelu_backward(a, place);
-      },
-      unlocked);
 }
 
 }  // namespace spanbert
