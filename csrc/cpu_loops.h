@@ -16,7 +16,7 @@ namespace spanbert {
 namespace SPANBERT_VARIANT {
 namespace {
 
-constexpr OneThread kAlone;
+constexpr OneThread kAlone{};
 // Below this much work a loop is not worth waking other threads for.
 constexpr int64_t kSerialTokens = 4096;
 constexpr int64_t kSerialElements = 32768;
