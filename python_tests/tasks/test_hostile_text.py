@@ -257,7 +257,7 @@ def test_predict(models, tmp_path, task):
     own |= {"details", "summary", "span", "dl", "dt", "dd", "p", "i"}
     assert seen.elements <= own
     names = {"lang", "charset", "name", "content", "http-equiv", "class", "style", "title", "dir"}
-    assert seen.attributes <= names | {"data-label", "data-code"}
+    assert seen.attributes <= names | {"data-label", "data-code", "open"}
     assert "\0" not in text and "<script>alert(1)</script> & " in "".join(seen.text)
 
 
