@@ -1,5 +1,6 @@
 # Whether the CUDA sources can be compiled here, found out before anything depends on it: a toolkit that is there and
-# cannot be used must neither stop the installation nor leave its user guessing.
+# cannot be used must neither stop the installation nor leave its user guessing. As a script it tells what it found:
+#   cmake -P cmake/cuda.cmake      ->  /usr/local/cuda/bin/nvcc for 80-real;90, or why there will be no CUDA
 include("${CMAKE_CURRENT_LIST_DIR}/architectures.cmake")
 
 # Sets `compiler` to nvcc and `architectures` to what is compiled for, and `reason` to why there will be no CUDA, or "".
@@ -91,6 +92,7 @@ function(spanbert_try_nvcc nvcc architectures fault)
   elseif(NOT EXISTS "${program}")
     set(${fault} "nvcc reported success and wrote nothing" PARENT_SCOPE)
   else()
+    file(REMOVE "${program}")
     set(${fault} "" PARENT_SCOPE)
   endif()
 endfunction()
@@ -116,3 +118,11 @@ function(spanbert_first_fault output line)
   endif()
   set(${line} "${found}" PARENT_SCOPE)
 endfunction()
+
+if(CMAKE_SCRIPT_MODE_FILE STREQUAL CMAKE_CURRENT_LIST_FILE)
+  spanbert_find_cuda(nvcc architectures reason)
+  if(NOT reason)
+    set(reason "${nvcc} for ${architectures}")
+  endif()
+  execute_process(COMMAND "${CMAKE_COMMAND}" -E echo "${reason}")
+endif()

@@ -1,5 +1,5 @@
-// The Python module: addresses and sizes in, nothing else. Shapes, dtypes and devices are checked in
-// spanbert_ext/_ops.py, which is the only caller.
+// The Python module: addresses and sizes in, nothing else. Shapes, dtypes and devices are checked by the callers, which
+// are the operations of spanbert_ext alone.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -267,7 +267,7 @@ void move_heads(bool pad, uintptr_t stream, std::pair<int64_t, int64_t> strides,
 }
 
 PYBIND11_MODULE(_C, m) {
-  m.doc() = "Native operations of spanbert_ext over raw addresses; called by spanbert_ext._ops only.";
+  m.doc() = "Native operations of spanbert_ext over raw addresses; called by its operations only.";
 #ifdef SPANBERT_WITH_CUDA
   m.attr("has_cuda") = true;
   m.attr("cuda_architectures") = SPANBERT_CUDA_ARCHITECTURES;
@@ -396,36 +396,6 @@ PYBIND11_MODULE(_C, m) {
             {Dtype(dtype), at<void>(logits), at<int64_t>(targets), at<void>(bias), at<int64_t>(head), at<void>(scale),
              at<void>(losses), at<void>(grad_bias), at<void>(partials), rows, vocab_size, stride, heads, bias_stride},
             place);
-      },
-      unlocked);
-  m.def(
-      "bias_gelu",
-      [](const Place& place, int dtype, uintptr_t x, uintptr_t bias, uintptr_t out, int64_t rows, int64_t size) {
-        BiasGeluArgs a{};
-        a.dtype = Dtype(dtype);
-        a.x = at<void>(x);
-        a.bias = at<void>(bias);
-        a.out = at<void>(out);
-        a.rows = rows;
-        a.size = size;
-        operations_at(place).bias_gelu(a, place);
-      },
-      unlocked);
-  m.def(
-      "bias_gelu_backward",
-      [](const Place& place, int dtype, uintptr_t grad_out, uintptr_t x, uintptr_t bias, uintptr_t grad_x,
-         uintptr_t grad_bias, uintptr_t partials, int64_t rows, int64_t size) {
-        BiasGeluArgs a{};
-        a.dtype = Dtype(dtype);
-        a.grad_out = at<void>(grad_out);
-        a.x = at<void>(x);
-        a.bias = at<void>(bias);
-        a.grad_x = at<void>(grad_x);
-        a.grad_bias = at<void>(grad_bias);
-        a.partials = at<void>(partials);
-        a.rows = rows;
-        a.size = size;
-        operations_at(place).bias_gelu_backward(a, place);
       },
       unlocked);
 }

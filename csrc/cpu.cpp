@@ -10,8 +10,6 @@ namespace SPANBERT_VARIANT {
 
 void dropout_norm(const DropoutNormArgs& args, const Place&);
 void dropout_norm_backward(const DropoutNormArgs& args, const Place&);
-void bias_gelu(const BiasGeluArgs& args, const Place&);
-void bias_gelu_backward(const BiasGeluArgs& args, const Place&);
 void attention_weights(const AttentionWeightsArgs& args, const Place&);
 void attention_weights_backward(const AttentionWeightsArgs& args, const Place&);
 
@@ -269,8 +267,6 @@ const Operations kOperations = {
     cross_entropy_rows,
     dropout_norm,
     dropout_norm_backward,
-    bias_gelu,
-    bias_gelu_backward,
     attention_weights,
     attention_weights_backward,
 };

@@ -1,5 +1,4 @@
-// Residual connections and GELU(x + bias) on the CPU: rows forward, chunks of rows backward.
-#include "bias_gelu_rows.h"
+// Residual connections on the CPU: rows forward, chunks of rows backward.
 #include "cpu_loops.h"
 #include "norm_rows.h"
 
@@ -59,39 +58,7 @@ void backward_rows(const DropoutNormArgs& args) {
   return args.drop_output ? backward_as<Drop::kOutput, X, S>(args) : backward_as<Drop::kInput, X, S>(args);
 }
 
-template <class T>
-void bias_gelu_as(const BiasGeluArgs& args) {
-  const int64_t height = norm_rows_per_chunk(args.rows), chunks = (args.rows + height - 1) / height;
-#pragma omp parallel num_threads(threads_for(args.rows* args.size, kSerialElements))
-  {
-    const Scratch<working_t<T>> bias(args.size);
-    StridedColumns<OneThread, working_t<T>> columns{kAlone, args.size, bias.data(), nullptr};
-#pragma omp for schedule(static)
-    for (int64_t chunk = 0; chunk < chunks; ++chunk) bias_gelu_chunk<T>(columns, args, 0, chunk, 0, 1);
-  }
-}
-
-template <class T>
-void bias_gelu_backward_as(const BiasGeluArgs& args) {
-  using W = working_t<T>;
-  const int64_t size = args.size, height = norm_rows_per_chunk(args.rows), chunks = (args.rows + height - 1) / height;
-  W* partials = static_cast<W*>(args.partials);
-#pragma omp parallel num_threads(threads_for(args.rows* size, kSerialElements))
-  {
-    const Scratch<W> bias(size);
-    StridedColumns<OneThread, W> columns{kAlone, size, bias.data(), nullptr};
-#pragma omp for schedule(static)
-    for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-      bias_gelu_backward_chunk<T>(columns, args, 0, chunk, 0, 1, partials + chunk * size);
-    }
-  }
-  sum_chunks(partials, chunks, size, size, static_cast<W*>(args.grad_bias));
-}
-
 }  // namespace
-
-SPANBERT_BY_DTYPE(bias_gelu, BiasGeluArgs)
-SPANBERT_BY_DTYPE(bias_gelu_backward, BiasGeluArgs)
 
 // x has the stream's dtype or is a 16-bit branch of an fp32 stream.
 #define SPANBERT_BY_STREAM(name, run)                                                          \

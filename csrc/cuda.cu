@@ -23,13 +23,14 @@ __device__ SequenceDraws draws_of(const SpanMaskArgs& args, int64_t row) {
 
 __device__ int64_t warp_index() { return int64_t(blockIdx.x) * kWarpsPerBlock + (threadIdx.x >> 5); }
 
-// A cu_seqlens that falls or leaves the stream stops the kernel instead of reading wildly.
+// Sequences that fall, leave the stream or reach into the one before stop the kernel: two warps would write the same
+// labels and bitmaps.
 __device__ void check_bounds(const SpanMaskArgs& args, int64_t row) {
-  const int64_t start = args.starts[row], end = args.ends[row];
-  if (start < 0 || end < start || end > args.total) {
-    printf("spanbert_ext: sequence %lld has bounds [%lld, %lld) in a batch of %lld tokens\n", (long long)row,
-           (long long)start, (long long)end, (long long)args.total);
-    assert(false && "sequence bounds");
+  const int64_t start = args.starts[row], end = args.ends[row], before = row > 0 ? args.ends[row - 1] : 0;
+  if (start < before || end < start || end > args.total) {
+    printf("spanbert_ext: sequence %lld has bounds [%lld, %lld) behind %lld in a batch of %lld tokens\n",
+           (long long)row, (long long)start, (long long)end, (long long)before, (long long)args.total);
+    assert(false && "sequence bounds: starts and ends must ascend without overlap");
   }
 }
 
@@ -180,8 +181,6 @@ const Operations kOperations = {
     launch_cross_entropy_rows,
     launch_dropout_norm,
     launch_dropout_norm_backward,
-    launch_bias_gelu,
-    launch_bias_gelu_backward,
     launch_attention_weights,
     launch_attention_weights_backward,
 };

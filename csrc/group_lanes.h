@@ -15,9 +15,10 @@ using namespace spanbert::SPANBERT_VARIANT;
 
 namespace {
 
-int failures = 0;
+int checks = 0, failures = 0;
 
 void expect(bool good, const char* what, int64_t detail) {
+  ++checks;
   if (good) return;
   std::printf("FAILED: %s (%lld)\n", what, static_cast<long long>(detail));
   ++failures;

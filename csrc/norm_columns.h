@@ -79,11 +79,7 @@ struct StridedColumns {
     return on ? (uint32_t(drawn[at.h]) < threshold ? W(0) : scale) : W(1);
   }
 
-  // Column sums over the rows of a chunk, [size] or [2, size], each thread its own columns.
-  SPANBERT_HD void start_sum(W* out) const {
-    each([&](Spot at) { out[at.h] = 0; });
-  }
-  SPANBERT_HD void add(W* out, Spot at, W first) const { out[at.h] += first; }
+  // Column sums over the rows of a chunk, [2, size], each thread its own columns.
   SPANBERT_HD void start_sums(W* out) const {
     each([&](Spot at) { out[at.h] = out[size + at.h] = 0; });
   }
@@ -229,10 +225,6 @@ struct PacketColumns {
     return out;
   }
 
-  SPANBERT_HD void start_sum(Part* sum) const {
-    for (int part = 0; part < kPackets; ++part) sum[part] = Part{};
-  }
-  SPANBERT_HD void add(Part* sum, Spot at, const Part& first) const { sum[at.part] = sum[at.part] + first; }
   SPANBERT_HD void start_sums(Sums& sums) const {
     for (int part = 0; part < kPackets; ++part) sums.first[part] = sums.second[part] = Part{};
   }

@@ -111,23 +111,8 @@ struct DropoutNormArgs {
   void* partials;         // [chunks, 2, H] working type
 };
 
-// Rows of a chunk of dropout_norm and bias_gelu: few rows still make enough chunks to fill a device.
+// Rows of a chunk of dropout_norm: few rows still make enough chunks to fill a device.
 constexpr int64_t norm_rows_per_chunk(int64_t rows) { return rows < 16384 ? 16 : 64; }
-
-// GELU(x + bias); the backward pass reads x and bias again.
-struct BiasGeluArgs {
-  Dtype dtype;
-  const void* x;     // [R, I]
-  const void* bias;  // [I] working type
-  void* out;         // [R, I]
-  int64_t rows, size;
-
-  // The rest belongs to the backward pass, where out is not used.
-  const void* grad_out;  // [R, I]
-  void* grad_x;          // [R, I]
-  void* grad_bias;       // [I] working type
-  void* partials;        // [chunks, I] working type
-};
 
 // Softmax of scale * scores over the keys of a sequence, then dropout. Lq and Lk are what sequences are padded to.
 struct AttentionWeightsArgs {
@@ -206,8 +191,6 @@ struct Operations {
   void (*cross_entropy_rows)(const CrossEntropyArgs&, const Place&);
   void (*dropout_norm)(const DropoutNormArgs&, const Place&);
   void (*dropout_norm_backward)(const DropoutNormArgs&, const Place&);
-  void (*bias_gelu)(const BiasGeluArgs&, const Place&);
-  void (*bias_gelu_backward)(const BiasGeluArgs&, const Place&);
   void (*attention_weights)(const AttentionWeightsArgs&, const Place&);
   void (*attention_weights_backward)(const AttentionWeightsArgs&, const Place&);
 };

@@ -85,15 +85,19 @@ SPANBERT_HD int64_t count_bits(const uint64_t* bits, int64_t first, int64_t end)
 // Bits that begin a run of set bits, for one word; `before` is the word to the left (0 for the first).
 SPANBERT_HD uint64_t run_starts(uint64_t w, uint64_t before) { return w & ~((w << 1) | (before >> 63)); }
 
-// Position of the bit of rank r over a whole bitmap of so many words, found by the group together.
+// Position of the bit of rank r over a whole bitmap of so many words, found by the group together; -1 if the bitmap has
+// no such bit, which takes arguments that no caller should make: a count that is not the bitmap's must not read on.
 template <class Group>
 SPANBERT_HD int64_t select_in(const Group& g, const uint64_t* bits, int64_t words, int64_t r) {
   if constexpr (Group::kSize == 1) {
-    int64_t word = 0;
-    for (int here; r >= (here = popcount(bits[word])); ++word) r -= here;
-    return word * 64 + select_bit(bits[word], int(r));
+    for (int64_t word = 0; word < words; ++word) {
+      const int here = popcount(bits[word]);
+      if (r < here) return word * 64 + select_bit(bits[word], int(r));
+      r -= here;
+    }
+    return -1;
   } else {
-    for (int64_t base = 0;; base += g.size()) {
+    for (int64_t base = 0; base < words; base += g.size()) {
       const int64_t word = base + g.rank();
       const uint64_t w = word < words ? bits[word] : 0;
       int total = 0;
@@ -104,6 +108,7 @@ SPANBERT_HD int64_t select_in(const Group& g, const uint64_t* bits, int64_t word
       }
       r -= total;
     }
+    return -1;
   }
 }
 
@@ -221,13 +226,16 @@ SPANBERT_HD RowCounts sample_row(const Group& g, const SpanMaskArgs& args, int64
       draw = {g.broadcast(block.first, turn), g.broadcast(block.second, turn)};
     }
     Pieces span;
-    if (open > 0 && draw.first < s.candidate_threshold) {
-      span.first = select_in(g, bits.open, bits.words, rank_among(draw.second, open));
-      span.end = nth_bit_from(bits.borders, span.first + 1, 1, n);
+    const bool takes_candidate = open > 0 && draw.first < s.candidate_threshold;
+    const int64_t anchor = takes_candidate ? select_in(g, bits.open, bits.words, rank_among(draw.second, open))
+                                           : select_in(g, bits.free, bits.words, rank_among(draw.second, free));
+    if (anchor < 0) break;
+    if (takes_candidate) {
+      span = {anchor, nth_bit_from(bits.borders, anchor + 1, 1, n)};
     } else {
       int64_t words = s.min_words;
       for (int i = 0; i + 1 < s.num_lengths; ++i) words += draw.first >= s.length_thresholds[i];
-      span = word_span(bits, select_in(g, bits.free, bits.words, rank_among(draw.second, free)), words, n);
+      span = word_span(bits, anchor, words, n);
     }
     const int64_t taken = nth_bit_from(bits.free, span.first, left, span.end);  // the piece that ends the budget
     if (taken < span.end) span.end = taken + 1;
@@ -251,7 +259,7 @@ SPANBERT_HD RowCounts sample_row(const Group& g, const SpanMaskArgs& args, int64
   for (int64_t word = g.rank(); word < bits.words; word += g.size()) {
     spans += popcount(run_starts(bits.free[word], word > 0 ? bits.free[word - 1] : 0));
   }
-  return {budget, g.sum(spans), counts.bad_place};
+  return {budget - left, g.sum(spans), counts.bad_place};
 }
 
 // One merged span of a sequence: pieces [first, end), its number in the batch, and its replacement draw.

@@ -40,6 +40,12 @@ def make_masker(**options) -> SpanMasker:
     return SpanMasker(word_starts(), SPECIALS, MASK, **options)
 
 
+def rewound(masker: SpanMasker) -> SpanMasker:
+    """The same masker; a call without sample_ids has the ids 0, 1 ... again."""
+    masker.next_sample_id = 0
+    return masker
+
+
 def word_text(pieces: int, seed: int, shares=(0.80, 0.12, 0.05, 0.03)) -> torch.Tensor:
     """[pieces] int64 of words with 1, 2, 3, 4 pieces in the given shares, cut at the end; no
     specials."""

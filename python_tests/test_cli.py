@@ -1,5 +1,6 @@
 """The command line: help, configuration files, verbs end to end."""
 
+import dataclasses
 import json
 import resource
 import subprocess
@@ -9,6 +10,7 @@ import pytest
 import yaml
 
 from spanbert_ext.cli import VERBS, main
+from spanbert_ext.errors import Preempted
 from spanbert_ext.training.config import DEMONSTRATION, PretrainConfig
 from spanbert_ext.training.settings import as_flat_dict, flatten, options
 
@@ -105,6 +107,51 @@ def test_doctor(capsys):
     text = capsys.readouterr().out
     for part in ("torch", "numpy", "backend mode", "native cpu", "precision auto is"):
         assert part in text
+
+
+@pytest.mark.parametrize(
+    ("verb", "said"),
+    [
+        ("prepare", "the same command goes on from what is finished"),
+        ("pretrain", "the same command begins or continues the run"),
+        ("predict", "the same command goes on from what is saved"),
+        ("evaluate", "nothing was kept"),
+    ],
+)
+def test_ctrl_c_says_whether_the_command_goes_on(verb, said, monkeypatch, capsys):
+    def interrupt(_words):
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(VERBS, verb, dataclasses.replace(VERBS[verb], run=interrupt))
+    assert main([verb]) == 130
+    assert capsys.readouterr().err == f"spanbert: interrupted; {said}\n"
+
+
+def test_a_request_to_stop_is_no_error(monkeypatch, capsys):
+    def stop(_words):
+        raise Preempted("handed to Slurm, last job 5")
+
+    monkeypatch.setitem(VERBS, "prepare", dataclasses.replace(VERBS["prepare"], run=stop))
+    assert main(["prepare"]) == 75
+    assert capsys.readouterr().err == "spanbert: handed to Slurm, last job 5\n"
+
+
+def test_fill_names_a_folder_that_is_not_there(tmp_path, capsys):
+    assert main(["fill", f"{tmp_path}/none", "a ___ b"]) == 2
+    assert "none: there is no such directory; name a run" in capsys.readouterr().err
+
+
+def test_help_is_in_groups_with_examples(capsys):
+    with pytest.raises(SystemExit):
+        main(["pretrain", "--help"])
+    text = capsys.readouterr().out
+    assert text.index("\nexamples:\n  spanbert pretrain --corpus corpus") < text.index(
+        "--output OUTPUT"
+    )
+    assert "\nmasking:\n  How tokens are selected and corrupted" in text
+    assert "--masking.scheme span|piece|word|entity|phrase\n" in text
+    assert "--strict_resume [true|false]\n" in text
+    assert "Literal" not in text and "default: None" not in text and "null)" not in text
 
 
 TINY = [

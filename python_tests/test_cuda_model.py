@@ -85,13 +85,14 @@ class Step:
     def __init__(self, device="cuda"):
         self.ids = word_text(16 * 128, seed=1).view(16, 128).to(device)
         self.epoch = torch.tensor([0], device=device)
+        self.sample_ids = torch.arange(16, device=device)
         self.masker, self.head = make_masker(seed=3), make_head(64).to(device)
         self.table = randn(200, 64, seed=4).to(device).requires_grad_()
         self.bias = torch.zeros(2, 200, device=device, requires_grad=True)
         self.counts = torch.tensor(300.0, device=device)
 
     def __call__(self):
-        batch = self.masker(self.ids, epoch=self.epoch)
+        batch = self.masker(self.ids, sample_ids=self.sample_ids, epoch=self.epoch)
         hidden = F.embedding(batch.input_ids, self.table)
         rows = hidden.view(-1, 64)[batch.target_positions]
         loss = two_head_cross_entropy(

@@ -3,15 +3,13 @@ gradients at most twice as far from float64 as torch's, no waiting, graphs with 
 
 import pytest
 import torch
-import torch.nn.functional as F
-from cuda_helpers import DTYPES, no_waiting
+from cuda_helpers import no_waiting
 from strategies import assert_as_good_as_torch, randn
 from test_norm_op import DTYPES as STREAMS
 from test_norm_op import EPS, FORMS, SEED, gradients, inputs, torch_formula
 
 from spanbert_ext import dropout_reference as reference
 from spanbert_ext._boundary import working_dtype
-from spanbert_ext._gelu_op import bias_gelu
 from spanbert_ext._norm_op import add_layer_norm_dropout
 
 pytestmark = [pytest.mark.cuda, pytest.mark.usefixtures("native_back_end")]
@@ -67,29 +65,6 @@ def check_rows(device, form, branch, stream, rows, size, p=0.1):
 @pytest.mark.parametrize("form", FORMS)
 def test_values_and_gradients(form, branch, stream, rows, size):
     check_rows("cuda", form, branch, stream, rows, size)
-
-
-def check_bias_gelu(device, dtype, rows, size):
-    x, bias, grad = (
-        randn(*shape, seed=s, scale=2.0).to(device, dtype)
-        for s, shape in enumerate([(rows, size), (size,), (rows, size)])
-    )
-
-    def run(function, *leaves):
-        value, grads = gradients(function, leaves, grad)
-        return value, *grads
-
-    ours = run(lambda x, b: bias_gelu(x, b.to(working_dtype(dtype))), x, bias)
-    own = run(lambda x, b: F.gelu(x + b), x, bias)
-    exact = run(lambda x, b: F.gelu(x + b), x.double(), bias.double())
-    for name, *values in zip(("value", "x", "bias"), ours, own, exact, strict=True):
-        assert_as_good_as_torch(*values, name)
-
-
-@pytest.mark.parametrize("rows, size", [(70, 3072), (70, 264), (70, 33), (16450, 64), (1, 8)])
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_bias_gelu(dtype, rows, size):
-    check_bias_gelu("cuda", dtype, rows, size)
 
 
 def test_a_captured_step_draws_new_masks_without_waiting():

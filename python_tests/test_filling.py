@@ -332,7 +332,7 @@ def test_runs_and_checkpoints_load(filler, tmp_path, capsys):
     assert main(["fill", str(tmp_path), "a b"]) == 65
     assert "text 0: the text must have one gap" in capsys.readouterr().err
     assert main(["fill", str(tmp_path)]) == 2
-    with pytest.raises(ConfigError, match="not a directory of a run"):
+    with pytest.raises(ConfigError, match="there is no such directory; name a run"):
         SpanFiller(tmp_path / "step-0000009")
     (tmp_path / "step-0000003" / "model.safetensors").unlink()
     (tmp_path / "step-0000006" / "model.safetensors").unlink()

@@ -17,6 +17,7 @@ from strategies import (
     fields,
     make_masker,
     naming,
+    rewound,
     run_python,
 )
 
@@ -40,6 +41,7 @@ META = torch.device("meta")
         ({"input_ids": torch.full_like(IDS, VOCAB)}, IndexError, naming(0, VOCAB)),
         ({"input_ids": IDS - 5}, IndexError, naming(0, -4, VOCAB)),
         ({"lengths": torch.tensor([5])}, ValueError, r"lengths.*\(2,\).*\(1,\)"),
+        ({"lengths": torch.ones_like(IDS)}, ValueError, r"lengths.*\(2, 5\).*attention_mask="),
         ({"lengths": torch.tensor([5.0, 5.0])}, TypeError, "lengths.*int.*float32"),
         ({"lengths": [5, 5]}, TypeError, "lengths.*tensor.*list"),
         ({"lengths": torch.tensor([5, 5], device=META)}, ValueError, "lengths.*cpu.*meta"),
@@ -122,15 +124,16 @@ def test_strided_index_arguments_work_or_are_named(backend, layout):
     if layout == "attention_mask":
         mask = torch.ones(5, 2).t()
         assert_same_batch(
-            masker(IDS, attention_mask=mask), masker(IDS, attention_mask=mask.contiguous())
+            masker(IDS, attention_mask=mask),
+            rewound(masker)(IDS, attention_mask=mask.contiguous()),
         )
         return
     column = wide[layout][:, 0]
 
     def call(values):
         if layout == "cu_seqlens":
-            return masker.packed(FLAT, values)
-        return masker(IDS, **{layout: values})
+            return rewound(masker).packed(FLAT, values)
+        return rewound(masker)(IDS, **{layout: values})
 
     try:
         strided = call(column)
@@ -158,7 +161,9 @@ def test_the_first_bad_id_is_named_by_its_flat_position(backend):
 
 def test_epoch_tensor_may_be_int32_like_every_index(backend):
     masker = make_masker()
-    assert_same_batch(masker(IDS, epoch=torch.tensor([3], dtype=torch.int32)), masker(IDS, epoch=3))
+    assert_same_batch(
+        masker(IDS, epoch=torch.tensor([3], dtype=torch.int32)), rewound(masker)(IDS, epoch=3)
+    )
 
 
 @pytest.mark.parametrize(
@@ -226,8 +231,8 @@ def test_default_pool_is_every_ordinary_id(backend):
 
 def test_a_pickled_masker_makes_the_same_masks(backend):
     masker = make_masker(seed=12, mask_ratio=0.3)
-    before = masker(IDS)
-    assert_same_batch(pickle.loads(pickle.dumps(masker))(IDS), before)
+    copied = pickle.loads(pickle.dumps(masker))
+    assert_same_batch(copied(IDS), masker(IDS))
     assert (
         b"_on_device" not in pickle.dumps(masker)
         or not pickle.loads(pickle.dumps(masker))._on_device
@@ -240,6 +245,54 @@ def test_batch_moves_and_is_frozen():
     with pytest.raises(AttributeError):
         batch.input_ids = IDS
     assert make_masker().settings.mask_id == MASK
+
+
+def test_what_a_tokenizer_of_transformers_returns_can_be_passed_on(backend):
+    encoding = {
+        "input_ids": IDS,
+        "token_type_ids": torch.zeros_like(IDS),
+        "attention_mask": (IDS != PAD).long(),
+    }
+    masker, other = make_masker(mask_ratio=0.5), make_masker(mask_ratio=0.5)
+    assert_same_batch(masker(**encoding), other(IDS, attention_mask=encoding["attention_mask"]))
+
+
+BOUNDS = [
+    ([0, 60], [100, 200]),
+    ([0, 64, 128], [200, 128, 200]),  # one row in another
+    ([0, 0], [64, 64]),
+    ([100, 0], [200, 100]),
+    ([50], [20]),
+    ([-64, 0], [0, 64]),
+    ([0], [-1]),
+    ([0, 100], [100, 201]),
+    ([0], [2**62]),
+    ([2**62], [2**62]),
+    ([-(2**63)], [2**63 - 1]),
+]
+
+
+@pytest.mark.parametrize("mode", ["native", "reference"])
+def test_rows_that_overlap_or_leave_the_stream(mode):
+    """In a child: two rows that share bitmaps may end the process, or never end."""
+    code = f"""
+import torch
+from strategies import POOL, make_masker, word_starts
+from spanbert_ext import _mask_op
+tables = word_starts().to(torch.uint8), torch.tensor(list(POOL))
+masker = make_masker(mask_ratio=1.0)
+for starts, ends in {BOUNDS}:
+    ids = torch.arange(len(starts))
+    rows = torch.tensor(starts), torch.tensor(ends), ids, ids[:1]
+    try:
+        _mask_op.span_mask(torch.full((200,), 10), *rows, *tables, masker.settings, 500, 500)
+    except ValueError as error:
+        print(error)
+"""
+    child = run_python(code, SPANBERT_EXT_BACKEND=mode)
+    assert child.returncode == 0, child.stderr
+    said = "starts and ends must ascend inside [0, 200] without overlap"
+    assert child.stdout.splitlines() == [said] * len(BOUNDS)
 
 
 CALL = """

@@ -13,6 +13,7 @@ from strategies import (
     make_masker,
     marks_for,
     naming,
+    rewound,
     spans_of,
     word_text,
 )
@@ -125,16 +126,19 @@ def test_padded_and_packed_take_the_same_candidates(backend, scheme):
     ids = word_text(5 * 40, seed=2).view(5, 40)
     marks = marks_for(masker, ids)["candidates"]
     padded = masker(ids, candidates=marks)
-    packed = masker.packed(ids.view(-1), torch.arange(0, 201, 40), candidates=marks.view(-1))
+    packed = rewound(masker).packed(
+        ids.view(-1), torch.arange(0, 201, 40), candidates=marks.view(-1)
+    )
     assert torch.equal(padded.labels.view(-1), packed.labels)
-    assert not torch.equal(padded.labels, masker(ids, candidates=torch.zeros_like(marks)).labels)
+    unmarked = rewound(masker)(ids, candidates=torch.zeros_like(marks))
+    assert not torch.equal(padded.labels, unmarked.labels)
     # What the attention mask hides is special: marks there say nothing.
     hidden = torch.ones(5, 40)
     hidden[:, 20:] = 0
     changed = torch.where(hidden == 0, BEGINS, marks).to(torch.uint8)
     assert_same_batch(
-        masker(ids, candidates=changed, attention_mask=hidden),
-        masker(ids, candidates=marks, attention_mask=hidden),
+        rewound(masker)(ids, candidates=changed, attention_mask=hidden),
+        rewound(masker)(ids, candidates=marks, attention_mask=hidden),
     )
 
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import inside_larger_buffer, make_masker, naming, randn, text_batch, word_text
 
-from spanbert_ext import _attention_op, _gelu_op, _mask_op, _norm_op, _ops, _sbo_op
+from spanbert_ext import _attention_op, _mask_op, _norm_op, _ops, _sbo_op
 from spanbert_ext._boundary import working_dtype
 from spanbert_ext.tasks.coref import pruning
 
@@ -96,10 +96,6 @@ def op_samples() -> dict[str, list[tuple]]:
         samples.setdefault("sbo_head_backward", []).append(
             (values(targets, 6, grad=False), *used, *saved, 48, dtype)
         )
-        samples.setdefault("bias_gelu", []).append((x, bias))
-        samples.setdefault("bias_gelu_backward", []).append(
-            (x.detach() + 1, x.detach(), bias.detach())
-        )
         counts = torch.tensor([3, 0]), torch.tensor([5, 2])
         for settings in ((0.5, 0, None, 0), (0.5, 9000, key, 2**31)):
             samples.setdefault("attention_weights", []).append(
@@ -122,7 +118,7 @@ def op_samples() -> dict[str, list[tuple]]:
 
 
 def registered_operations() -> list[str]:
-    for boundary in (_attention_op, _gelu_op, _mask_op, _norm_op, _ops, _sbo_op, pruning):
+    for boundary in (_attention_op, _mask_op, _norm_op, _ops, _sbo_op, pruning):
         assert boundary, "importing a boundary registers its operations"
     prefix = "spanbert_ext::"
     return sorted(

@@ -60,8 +60,8 @@ def attention_weights(
     arguments = (scores, first_queries, queries, keys, scale, threshold, seed, site)
     _check(scores, first_queries, queries, keys)
     check_draws(scores, seed, site, threshold)
-    check_range("queries", queries, scores.shape[2] + 1)
-    check_range("keys", keys, scores.shape[3] + 1)
+    check_range("queries", queries, scores.shape[2] + 1, kernel_asserts=True)
+    check_range("keys", keys, scores.shape[3] + 1, kernel_asserts=True)
     if not _backend.use_native(scores.device):
         return dropout_reference.attention_weights(*arguments)
     return torch.ops.spanbert_ext.attention_weights(*arguments)[0]

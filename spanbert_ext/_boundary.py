@@ -79,11 +79,27 @@ def readable(values: Tensor) -> bool:
 
 
 def check_range(
-    name: str, index: Tensor, size: int, used: Callable[[], Tensor] | None = None
+    name: str,
+    index: Tensor,
+    size: int,
+    used: Callable[[], Tensor] | None = None,
+    kernel_asserts: bool = False,
 ) -> None:
-    """IndexError unless [N] integers lie in [0, size) wherever `used()`; only where readable, since
-    elsewhere the kernels assert."""
-    if not readable(index) or index.numel() == 0:
+    """IndexError unless integers lie in [0, size) wherever `used()`; where their numbers cannot be
+    read without a sync, a device assertion.
+
+    Args:
+        kernel_asserts: the native operation that reads them makes the assertion itself, which
+            saves the launches of another one.
+    """
+    if not readable(index):
+        if not (kernel_asserts and _backend.use_native(index.device)):
+            fine = (index >= 0) & (index < size)
+            if used is not None:
+                fine |= ~used()
+            torch._assert_async(fine.all(), f"{name} must lie in [0, {size})")
+        return
+    if index.numel() == 0:
         return
     low, high = (int(value) for value in index.aminmax())
     if low >= 0 and high < size:
@@ -92,8 +108,9 @@ def check_range(
     if used is not None:
         bad &= used()
     if bool(bad.any()):
+        bad, flat = bad.reshape(-1), index.reshape(-1)
         first = int(bad.nonzero()[0])
-        got = f"{int(index[first])} at flat index {first}"
+        got = f"{int(flat[first])} at flat index {first}"
         raise IndexError(f"{name} must lie in [0, {size}); got {got}")
 
 

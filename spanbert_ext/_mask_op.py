@@ -92,7 +92,7 @@ def _check_inputs(
 
 
 def _check_order(starts: Tensor, ends: Tensor, total: int) -> None:
-    if not readable(starts) or not starts.numel():
+    if not starts.numel():
         return
     bounds = torch.stack([starts, ends], dim=1).view(-1)
     if int(bounds[0]) < 0 or int(bounds[-1]) > total or bool((bounds.diff() < 0).any()):

@@ -44,8 +44,8 @@ def gather_boundaries(hidden: Tensor, span_left: Tensor, span_right: Tensor) -> 
 def _check_spans(span_left, span_right, tokens: int, like: Tensor) -> None:
     check("span_left", span_left, (None,), torch.int64, like)
     check("span_right", span_right, (span_left.numel(),), torch.int64, like)
-    check_range("span_left", span_left, tokens, lambda: span_right > 0)
-    check_range("span_right", span_right, tokens, lambda: span_right > 0)
+    check_range("span_left", span_left, tokens, lambda: span_right > 0, kernel_asserts=True)
+    check_range("span_right", span_right, tokens, lambda: span_right > 0, kernel_asserts=True)
 
 
 def _gather_boundaries(hidden, span_left, span_right):
@@ -179,8 +179,8 @@ def _check_sbo(span_rows, position_rows, target_spans, target_offsets, sbo_ids, 
     def used() -> Tensor:
         return sbo_ids != IGNORE
 
-    check_range("target_spans", target_spans, span_rows.shape[0], used)
-    check_range("target_offsets", target_offsets, position_rows.shape[0], used)
+    check_range("target_spans", target_spans, span_rows.shape[0], used, kernel_asserts=True)
+    check_range("target_offsets", target_offsets, position_rows.shape[0], used, kernel_asserts=True)
 
 
 def _sbo_first_layer(
@@ -238,8 +238,8 @@ define(
     _sbo_first_layer_gradients,
 )
 
-# cross_entropy_rows: the autograd rule is that of cross_entropy.LinearCrossEntropy, which owns the
-# products
+# cross_entropy_rows: the autograd rules are those of cross_entropy.ScaledLoss and RowLosses, which
+# own the products
 
 
 def cross_entropy_rows_(
@@ -268,12 +268,12 @@ def _check_cross_entropy(logits, targets, bias, head, scale, vocab_size) -> None
     if not 1 <= vocab_size <= stride:
         raise ValueError(f"vocab_size must lie in [1, {stride}]; got {vocab_size}")
     check("targets", targets, (rows,), torch.int64, logits)
-    check_range("targets", targets, vocab_size, lambda: targets != IGNORE)
+    check_range("targets", targets, vocab_size, lambda: targets != IGNORE, kernel_asserts=True)
     if bias is not None:
         check("bias", bias, (None, vocab_size), dtype, logits)
     if head is not None:
         check("head", head, (rows,), torch.int64, logits)
-        check_range("head", head, bias.shape[0] if bias is not None else 1)
+        check_range("head", head, bias.shape[0] if bias is not None else 1, kernel_asserts=True)
     if scale is not None:
         check("scale", scale, (rows,), dtype, logits)
 

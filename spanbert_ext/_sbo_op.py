@@ -88,14 +88,7 @@ def sbo_head(
 
 def _check(hidden, index, parameters, capacity) -> None:
     check_rows("hidden", hidden)
-    span_left, span_right, target_spans, target_offsets, sbo_ids = index
-    tokens, size = hidden.shape
-    spans, targets = span_left.numel(), target_spans.numel()
-    check("span_left", span_left, (None,), torch.int64, hidden)
-    check("span_right", span_right, (spans,), torch.int64, hidden)
-    check("target_spans", target_spans, (None,), torch.int64, hidden)
-    check("target_offsets", target_offsets, (targets,), torch.int64, hidden)
-    check("sbo_ids", sbo_ids, (targets,), torch.int64, hidden)
+    size, targets = hidden.shape[1], index[2].numel()
     if capacity < targets:
         raise ValueError(f"capacity must be at least {targets}, the number of targets")
     positions = parameters[0]
@@ -104,12 +97,26 @@ def _check(hidden, index, parameters, capacity) -> None:
     for name, parameter, shape in zip(PARAMETERS, parameters, shapes, strict=True):
         check_float(name, parameter, len(shape))
         check(name, parameter, shape, parameter.dtype, hidden)
-    if readable(hidden) and _indices_fit(index, tokens, positions.shape[0]):
+    check_indices(hidden, index, positions.shape[0])
+
+
+def check_indices(hidden: Tensor, index: tuple[Tensor, ...], positions: int) -> None:
+    """ValueError, TypeError or IndexError (CPU) unless the five columns of a batch, in the order of
+    `MaskedBatch`, fit hidden [T, H] and a table of so many positions."""
+    span_left, span_right, target_spans, target_offsets, sbo_ids = index
+    tokens, spans, targets = hidden.shape[0], span_left.numel(), target_spans.numel()
+    check("span_left", span_left, (None,), torch.int64, hidden)
+    check("span_right", span_right, (spans,), torch.int64, hidden)
+    check("target_spans", target_spans, (None,), torch.int64, hidden)
+    check("target_offsets", target_offsets, (targets,), torch.int64, hidden)
+    check("sbo_ids", sbo_ids, (targets,), torch.int64, hidden)
+    if readable(hidden) and _indices_fit(index, tokens, positions):
         return
-    check_range("span_left", span_left, tokens, lambda: span_right > 0)
-    check_range("span_right", span_right, tokens, lambda: span_right > 0)
-    check_range("target_spans", target_spans, spans, lambda: sbo_ids != IGNORE)
-    check_range("target_offsets", target_offsets, positions.shape[0], lambda: sbo_ids != IGNORE)
+    inside, wanted = (lambda: span_right > 0), (lambda: sbo_ids != IGNORE)
+    check_range("span_left", span_left, tokens, inside, kernel_asserts=True)
+    check_range("span_right", span_right, tokens, inside, kernel_asserts=True)
+    check_range("target_spans", target_spans, spans, wanted, kernel_asserts=True)
+    check_range("target_offsets", target_offsets, positions, wanted, kernel_asserts=True)
 
 
 def _indices_fit(index, tokens: int, positions: int) -> bool:

@@ -16,6 +16,7 @@ from spanbert_ext.config_files import config_file, read_yaml
 from spanbert_ext.errors import ConfigError
 from spanbert_ext.training import settings
 from spanbert_ext.training.setting_names import GUESSES
+from spanbert_ext.training.setting_values import optional, split_list
 from spanbert_ext.training.settings import Option
 
 _HELP = ("--help", "-h")
@@ -33,6 +34,7 @@ class Verb:
         other_case: when other defaults hold than the class's own, for the help.
         examples: commands, for the help.
         notes: lines that stand in the help as they are.
+        interrupted: what Ctrl-C leaves.
     """
 
     name: str
@@ -44,6 +46,7 @@ class Verb:
     other_case: str = ""
     examples: tuple[str, ...] = ()
     notes: str = ""
+    interrupted: str = "nothing was kept"
 
 
 @dataclass
@@ -146,7 +149,7 @@ def _is_short(word: str) -> bool:
 
 
 def _is_list(option: Option) -> bool:
-    return get_origin(settings.optional(option.type)[0]) in (list, tuple)
+    return get_origin(optional(option.type)[0]) in (list, tuple)
 
 
 def _add(found: Arguments, option: Option, words: list[str]) -> None:
@@ -158,11 +161,11 @@ def _add(found: Arguments, option: Option, words: list[str]) -> None:
     if name not in found.values and len(words) == 1:
         found.values[name] = words[0]  # which may be null
         return
-    kind = settings.optional(option.type)[0]
+    kind = optional(option.type)[0]
     before = found.values.get(name, [])
     given = [before] if isinstance(before, str) else []
     try:
-        items = [item for word in (*given, *words) for item in settings.split_list(word, kind)]
+        items = [item for word in (*given, *words) for item in split_list(word, kind)]
     except ValueError as error:
         found.faults.append(f"{name}: {error}")
         return
@@ -175,18 +178,28 @@ def _unknown_short(name: str, known: Mapping[str, Option]) -> str:
     return f"-{name}: no such option{remedy}"
 
 
+DefaultsFor = Callable[[dict[str, Any]], Any]
+
+
 def parse_settings(
-    verb: Verb, words: Sequence[str], defaults_for: Callable[[dict[str, Any]], Any] | None = None
+    verb: Verb, words: Sequence[str], defaults_for: DefaultsFor | None = None
 ) -> Any:
     """The settings dataclass of a verb, from the command line and YAML.
 
     Args:
-        defaults_for: given the settings named so far, an instance whose values are the defaults, or
+        defaults_for: given the values that are named, an instance whose values are the defaults, or
             None.
 
     Raises:
         ConfigError: lists every fault.
     """
+    return parse_named(verb, words, defaults_for)[0]
+
+
+def parse_named(
+    verb: Verb, words: Sequence[str], defaults_for: DefaultsFor | None = None
+) -> tuple[Any, frozenset[str]]:
+    """(what `parse_settings` gives, names of the settings that are not defaults)"""
     cls = verb.settings()
     if asks_for_help(words):
         from spanbert_ext.verb_help import help_text
@@ -214,4 +227,4 @@ def parse_settings(
         flat = settings.as_flat_dict(config)
         print(yaml.safe_dump(settings.nest(flat), sort_keys=False, allow_unicode=True), end="")
         raise SystemExit(0)
-    return config
+    return config, frozenset(good)

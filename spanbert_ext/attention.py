@@ -15,8 +15,7 @@ from dataclasses import dataclass, field
 import torch
 import torch.nn.functional as F
 
-from spanbert_ext import _boundary
-from spanbert_ext._boundary import readable
+from spanbert_ext._boundary import check_range, readable
 from spanbert_ext.cpu_attention import attention_in_runs
 
 # Head sizes and dtypes of the flash kernel behind varlen_attn.
@@ -138,15 +137,6 @@ def packing_of(
     _check_integers("lengths", lengths, input_ids)
     check_range("lengths", lengths, input_ids.shape[1] + 1)
     return pack_padded(input_ids.shape, lengths)
-
-
-def check_range(name: str, values: torch.Tensor, end: int) -> None:
-    """IndexError unless every integer of `values` lies in [0, end); on a GPU a device assertion."""
-    if readable(values):
-        _boundary.check_range(name, values.reshape(-1), end)
-    else:
-        fine = (values >= 0) & (values < end)
-        torch._assert_async(fine.all(), f"{name} must lie in [0, {end})")
 
 
 def check_same_shape(name: str, values: torch.Tensor, input_ids: torch.Tensor) -> None:

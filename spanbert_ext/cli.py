@@ -14,9 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import spanbert_ext
-from spanbert_ext.arguments import Verb, asks_for_help, parse_settings, split_arguments
+from spanbert_ext.arguments import (
+    Verb,
+    asks_for_help,
+    parse_named,
+    parse_settings,
+    split_arguments,
+)
 from spanbert_ext.console import patient_output, plain_console
-from spanbert_ext.errors import ConfigError, ReportedElsewhere, SpanBertError
+from spanbert_ext.errors import ConfigError, Preempted, ReportedElsewhere, SpanBertError
 from spanbert_ext.tasks.verbs import EVALUATE, FINETUNE, PREDICT
 from spanbert_ext.training import settings
 
@@ -34,15 +40,20 @@ def _prepare_settings() -> type:
 
 
 def _pretrain_defaults(given: dict[str, Any]) -> Any:
-    from spanbert_ext.training.config import DEMONSTRATION
+    from spanbert_ext.training.pretrain_defaults import pretrain_defaults
 
-    return DEMONSTRATION if given.get("corpus") is None else None
+    return pretrain_defaults(given)
 
 
 def run_pretrain(words: Sequence[str]) -> int:
     """`spanbert pretrain`: the demonstration without a corpus."""
-    config = parse_settings(VERBS["pretrain"], words, _pretrain_defaults)
+    config, named = parse_named(VERBS["pretrain"], words, _pretrain_defaults)
     _quiet_console()
+    from spanbert_ext.training.pretrain import pretrain
+    from spanbert_ext.training.pretrain_defaults import lowered_rows, tell_of_warmup
+
+    if "optimizer.warmup_steps" not in named:
+        tell_of_warmup(config)
     if config.corpus is None:
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise ConfigError("corpus: the demonstration starts processes itself, with --nproc N")
@@ -50,9 +61,7 @@ def run_pretrain(words: Sequence[str]) -> int:
 
         run_demonstration(config)
         return 0
-    from spanbert_ext.training.pretrain import pretrain
-
-    result = pretrain(config)
+    result = pretrain(config if "batch.rows" in named else lowered_rows(config))
     if result.was_finished:
         print(
             f"{result.run} is finished: {result.checkpoint} is its last checkpoint; nothing to do"
@@ -205,6 +214,11 @@ VERBS = {
             run_prepare,
             _prepare_settings,
             "inputs",
+            examples=(
+                "spanbert prepare books/ --documents file --output corpus",
+                "spanbert prepare a.jsonl.gz b.parquet --text_field body --output corpus",
+            ),
+            interrupted="the same command goes on from what is finished",
         ),
         Verb(
             "pretrain",
@@ -215,6 +229,12 @@ VERBS = {
             run_pretrain,
             _pretrain_settings,
             other_case="without --corpus",
+            examples=(
+                "spanbert pretrain --corpus corpus --preset base --output run",
+                "spanbert pretrain --corpus corpus --init bert-base-cased --steps 1e5 --output run",
+                "spanbert pretrain --config our-bert --corpus corpus --batch.micro_rows 16",
+            ),
+            interrupted="the same command begins or continues the run",
         ),
         FINETUNE,
         EVALUATE,
@@ -236,6 +256,7 @@ VERBS = {
             run_fill,
             _fill_settings,
             "inputs",
+            examples=('spanbert fill run "the ____ sat on the mat" --pieces 2',),
         ),
         Verb(
             "plot",
@@ -245,6 +266,7 @@ VERBS = {
             run_plot,
             _plot_settings,
             "runs",
+            examples=("spanbert plot run run2 --output curves.png",),
         ),
         Verb(
             "bench",
@@ -305,9 +327,11 @@ def _run(words: list[str]) -> int:
             raise
         rank = os.environ.get("RANK", "0")
         who = "spanbert" if rank == "0" else f"spanbert: rank {rank}"
-        print(f"{who}: error: {error}", file=sys.stderr)
+        kind = "" if isinstance(error, Preempted) else "error: "
+        print(f"{who}: {kind}{error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt as error:
-        # What was computing may have said what is kept, and whether the command goes on.
-        print(": ".join(["spanbert: interrupted", *map(str, error.args)]), file=sys.stderr)
+        # What was computing may know better than the verb what is kept.
+        kept = ": ".join(map(str, error.args)) or VERBS[words[0]].interrupted
+        print(f"spanbert: interrupted; {kept}", file=sys.stderr)
         return 130

@@ -25,17 +25,11 @@ from transformers.utils import logging
 from spanbert_ext.archives import pickle_fault
 from spanbert_ext.configuration import ABOUT_THE_FILE, SpanBertConfig
 from spanbert_ext.errors import DataError, StorageError
+from spanbert_ext.hub import TOKENIZER_FILES
 from spanbert_ext.load_report import LoadReport
 from spanbert_ext.modeling import SpanBertForPreTraining
 from spanbert_ext.threads import alone_with
 
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.txt",
-)
 # What of BERT's configuration our encoder and output layer do not vary.
 _REQUIRED = {
     "tie_word_embeddings": True,

@@ -241,7 +241,13 @@ def _check_rows(rows, weight, targets, ignore_index, prefix="") -> None:
         raise ValueError(f"{prefix}targets must have shape ({count},); got {tuple(targets.shape)}")
     for name, tensor in (("weight", weight), (f"{prefix}targets", targets)):
         _check_device(name, tensor, rows)
-    check_range(f"{prefix}targets", targets, vocab_size, lambda: targets != ignore_index)
+    check_range(
+        f"{prefix}targets",
+        targets,
+        vocab_size,
+        lambda: targets != ignore_index,
+        kernel_asserts=True,
+    )
 
 
 def _check_bias(rows, weight, bias, head) -> None:
@@ -263,7 +269,7 @@ def _check_bias(rows, weight, bias, head) -> None:
     if tuple(head.shape) != (count,):
         raise ValueError(f"head must have shape ({count},); got {tuple(head.shape)}")
     _check_device("head", head, rows)
-    check_range("head", head, heads)
+    check_range("head", head, heads, kernel_asserts=True)
 
 
 def _check_device(name: str, tensor: torch.Tensor, rows: torch.Tensor) -> None:

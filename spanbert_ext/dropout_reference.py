@@ -91,12 +91,6 @@ def dropout_norm(
     return out.to(residual.dtype)
 
 
-def bias_gelu(x: Tensor, bias: Tensor) -> Tensor:
-    """GELU(x + bias), exact (erf), of x [R, I] and bias [I] fp32 (double for double); in x's
-    dtype."""
-    return F.gelu(x.to(bias.dtype) + bias).to(x.dtype)
-
-
 def attention_draw_rows(first_queries: Tensor, heads: int, height: int) -> Tensor:
     """[N, heads, Lq] int64, the row among all draws of every row of scores:
     (place of the query in the stream) * heads + head."""

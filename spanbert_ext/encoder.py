@@ -12,20 +12,21 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from spanbert_ext._boundary import working_dtype
+from spanbert_ext._boundary import check_range, working_dtype
 from spanbert_ext._norm_op import add_layer_norm_dropout, dropout_add_layer_norm
 from spanbert_ext.attention import (
     Packing,
     attention_path,
-    check_range,
     check_same_shape,
     packed_attention,
     packing_of,
 )
-from spanbert_ext.encoder_products import Prepared, inner_layer, is_plain
+from spanbert_ext.encoder_products import Prepared, can_be_prepared
+from spanbert_ext.plain_modules import has_affine, is_plain
 from spanbert_ext.tied_embedding import tied_lookup
 
 # Sites of dropout draws: 0 is the embeddings', 1 + 2 i and 2 + 2 i are those behind attention and
@@ -45,9 +46,14 @@ def _residual(
     seed: torch.Tensor | None,
     site: int,
 ) -> torch.Tensor:
-    """`join` of `_norm_op` with the parameters of two modules. The stream keeps the wider dtype:
+    """`join` of `_norm_op` with the parameters of two modules, or the modules themselves where one
+    of them is changed, whose dropout torch's generator draws. The stream keeps the wider dtype:
     under autocast a bf16 branch is added to an fp32 residual."""
     dtype = torch.promote_types(x.dtype, residual.dtype)
+    if not (is_plain(norm, nn.LayerNorm) and has_affine(norm) and is_plain(dropout, nn.Dropout)):
+        if join is add_layer_norm_dropout:
+            return dropout(norm(x.to(dtype) + residual)).to(dtype)
+        return norm(dropout(x).to(dtype) + residual).to(dtype)
     if x.dtype.itemsize > 2:
         x = x.to(dtype)
     wide = working_dtype(dtype)
@@ -116,7 +122,7 @@ class PackedLayer(nn.Module):
     def _prepared(self, x: torch.Tensor, *projections: nn.Module) -> Prepared | None:
         """Projections of x as one product; None where the modules must be called."""
         wanted = self._kept is not None and not torch.compiler.is_compiling()
-        if not wanted or not all(is_plain(p) for p in projections):
+        if not wanted or not all(can_be_prepared(p) for p in projections):
             return None
         key = x.dtype, *projections
         if key not in self._kept:
@@ -128,8 +134,8 @@ class PackedLayer(nn.Module):
 
     def _inner(self, hidden: torch.Tensor) -> torch.Tensor:
         dense = self.intermediate.dense
-        prepared = None if hidden.is_cuda else self._prepared(hidden, dense)
-        return inner_layer(dense, hidden) if prepared is None else prepared(hidden, gelu=True)
+        prepared = self._prepared(hidden, dense)
+        return F.gelu(dense(hidden)) if prepared is None else prepared(hidden, gelu=True)
 
     def _by_heads(self, hidden: torch.Tensor, *projections: nn.Module) -> list[torch.Tensor]:
         """[T, H] to a [T, heads, D] of each projection: for predictions as one product. In training
@@ -194,12 +200,16 @@ class PackedEmbeddings(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """tokens [T] and token_type_ids [T] (None: all 0) to [T, H], and the word embedding [V, H]
         for the output layer (`tied_lookup`); dropout draws by seed [1] int64 at site 0."""
-        if token_type_ids is None:
-            types = self.token_type_embeddings.weight[0]
+        table = self.token_type_embeddings
+        if token_type_ids is None and is_plain(table, nn.Embedding):
+            types = table.weight[0]
         else:
-            types = self.token_type_embeddings(token_type_ids)
+            types = table(torch.zeros_like(tokens) if token_type_ids is None else token_type_ids)
         places = self.position_embeddings(packing.positions(tokens.shape[0]))
-        words, weight = tied_lookup(self.word_embeddings.weight, tokens)
+        if is_plain(self.word_embeddings, nn.Embedding):
+            words, weight = tied_lookup(self.word_embeddings.weight, tokens)
+        else:
+            words, weight = self.word_embeddings(tokens), self.word_embeddings.weight
         join = add_layer_norm_dropout
         hidden = _residual(join, words, places + types, self.LayerNorm, self.dropout, seed, 0)
         return hidden, weight
@@ -373,7 +383,8 @@ class PackedBert(nn.Module):
         layers = self.encoder.layer
         places = (self.embeddings.dropout, *(layer.dropout for layer in layers))
         inside = any(layer.training and layer.attention_dropout > 0 for layer in layers)
-        if not inside and not any(place.training and place.p > 0 for place in places):
+        plain = [place for place in places if isinstance(place, nn.Dropout)]
+        if not inside and not any(place.training and place.p > 0 for place in plain):
             return None
         return torch.randint(-(1 << 63), (1 << 63) - 1, (1,), dtype=torch.int64, device=device)
 

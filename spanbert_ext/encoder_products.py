@@ -1,6 +1,5 @@
-"""The products of an encoder's layer: with parameters as they are, or prepared for predictions.
-
-A replaced or hooked module (adapters, quantisation) is always called.
+"""The products of an encoder's layer, prepared for predictions; a replaced or hooked module
+(adapters, quantisation) is always called.
 """
 
 from __future__ import annotations
@@ -12,27 +11,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spanbert_ext import _backend
-from spanbert_ext._boundary import working_dtype
-from spanbert_ext._gelu_op import bias_gelu
+from spanbert_ext.plain_modules import is_plain
 
 # What torch's compiler emits for linear layers; private, so torch may lose them.
 _OPERATORS = ("_linear_pointwise", "_reorder_linear_weight", "_is_mkldnn_bf16_supported")
 
 
-def is_plain(dense: nn.Module) -> bool:
+def can_be_prepared(dense: nn.Module) -> bool:
     """Whether a projection is its two parameters: nobody replaced it or hung a hook on it."""
-    hooks = dense._forward_hooks or dense._forward_pre_hooks
-    return type(dense) is nn.Linear and dense.bias is not None and not hooks
-
-
-def inner_layer(dense: nn.Module, hidden: Tensor) -> Tensor:
-    """GELU(dense(hidden)). Eagerly on a GPU the bias is added where GELU is computed; elsewhere the
-    product adds it for nothing (CPU: torch's GELU is a fifth faster than ours, too) or
-    torch.compile fuses it."""
-    if not hidden.is_cuda or torch.compiler.is_compiling() or not is_plain(dense):
-        return F.gelu(dense(hidden))
-    x = F.linear(hidden, dense.weight)
-    return bias_gelu(x, dense.bias.to(working_dtype(x.dtype)))
+    return is_plain(dense, nn.Linear) and dense.bias is not None
 
 
 class Prepared:

@@ -103,6 +103,10 @@ class SpanFiller:
             from spanbert_ext.training.checkpoint import model_directory
 
             folder = model_directory(Path(model))
+            if not folder.exists():
+                raise ConfigError(
+                    f"{model}: there is no such directory; name a run, a checkpoint or a BERT"
+                )
             if not folder.is_dir():
                 raise ConfigError(f"{model} is not a directory of a run, a checkpoint or a BERT")
             tokenizer = folder if tokenizer is None else tokenizer

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 from transformers import MODEL_MAPPING, AutoConfig, AutoModel, PreTrainedModel
 
-from spanbert_ext._boundary import readable
-from spanbert_ext.attention import Packing, check_range, check_same_shape, packing_of
+from spanbert_ext._boundary import check_range, readable
+from spanbert_ext.attention import Packing, check_same_shape, packing_of
 
 
 def foreign_encoder(config) -> PreTrainedModel:

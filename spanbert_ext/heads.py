@@ -104,7 +104,7 @@ def first_tokens(
         count = starts.shape[0]
     if tuple(labels.shape) != (count,):
         raise ValueError(f"nsp_labels must have shape ({count},); got {tuple(labels.shape)}")
-    check_range("nsp_labels", labels, 2, lambda: labels != IGNORE)
+    check_range("nsp_labels", labels, 2, lambda: labels != IGNORE, kernel_asserts=True)
     return torch.where(labels == IGNORE, -1, starts)
 
 
@@ -171,4 +171,4 @@ def over_compact_rows(batch: MaskedBatch) -> MaskedBatch:
     slots = torch.arange(spans, device=batch.span_left.device)
     valid = batch.span_right > 0
     left, right = torch.where(valid, slots, 0), torch.where(valid, slots + spans, 0)
-    return dataclasses.replace(batch, span_left=left, span_right=right)
+    return batch.replace(span_left=left, span_right=right)

@@ -13,7 +13,7 @@ _TARGET_FIELDS = ("target_positions", "target_ids", "target_spans", "target_offs
 _SPAN_FIELDS = ("span_left", "span_right")
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class MaskedBatch:
     """A masked batch; K is the target capacity, S the span capacity, both fixed by the input's
     shape.
@@ -37,6 +37,10 @@ class MaskedBatch:
             boundary of at most one span and the right one of at most one.
         dropped_spans: [1] int64, spans beyond the capacity; they keep their MLM targets and lose
             SBO ones.
+
+    Every field is a tensor. Beside them, `max_span_targets` is the masker's number: SBO targets
+    have offsets below it, and an `SBOHead` needs as many positions. None (not known) where a batch
+    was made by hand or by `dataclasses.replace`; `replace` keeps it.
     """
 
     input_ids: torch.Tensor
@@ -49,6 +53,19 @@ class MaskedBatch:
     span_left: torch.Tensor
     span_right: torch.Tensor
     dropped_spans: torch.Tensor
+    max_span_targets = None
+
+    def __repr__(self) -> str:
+        """Sizes instead of numbers; how many slots are used only where reading costs no sync."""
+        ids, targets, spans = self.input_ids, len(self.target_ids), len(self.span_left)
+        if readable(self.target_ids):
+            used = int((self.target_ids != IGNORE).sum())
+            targets = f"{used} of {targets}"
+            spans = f"{int(self.target_spans[:used].max()) + 1 if used else 0} of {spans}"
+        return (
+            f"MaskedBatch(input_ids {list(ids.shape)} {str(ids.dtype).removeprefix('torch.')} on "
+            f"{ids.device}, targets {targets}, spans {spans})"
+        )
 
     def used(self) -> MaskedBatch:
         """The batch without its unused slots where counts are free to read (on the CPU); one slot
@@ -61,9 +78,18 @@ class MaskedBatch:
         if targets == len(self.target_ids) and spans == len(self.span_left):
             return self
         cut = {name: getattr(self, name)[: max(size, 1)] for name, size in sizes.items()}
-        return dataclasses.replace(self, **cut)
+        return self.replace(**cut)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> MaskedBatch:
         """The same batch on another device."""
-        fields = (getattr(self, f.name) for f in dataclasses.fields(self))
-        return MaskedBatch(*(t.to(device, non_blocking=non_blocking) for t in fields))
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return self.replace(
+            **{name: t.to(device, non_blocking=non_blocking) for name, t in fields.items()}
+        )
+
+    def replace(self, **changes: torch.Tensor | int | None) -> MaskedBatch:
+        """A batch with other tensors for the named fields, or another max_span_targets."""
+        number = changes.pop("max_span_targets", self.max_span_targets)
+        batch = dataclasses.replace(self, **changes)
+        object.__setattr__(batch, "max_span_targets", number)
+        return batch

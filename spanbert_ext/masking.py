@@ -1,13 +1,12 @@
 """Masking of batches (paper sections 3.1 and 6.1): `SpanMasker`, which returns a `MaskedBatch`.
 
 A sequence's mask is a pure function of (seed, epoch, sample id): the same on every device, in every
-batch, on any number of workers. Shapes depend on the input's shape alone, so a step can be captured
-in a CUDA graph.
+batch, on any number of workers, behind any padding. Shapes depend on the input's shape alone, so a
+step can be captured in a CUDA graph.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Sequence
 
@@ -27,6 +26,7 @@ from spanbert_ext.mask_settings import (
     span_lengths,
 )
 from spanbert_ext.masked_batch import MaskedBatch
+from spanbert_ext.sample_ids import SampleIdCounter
 
 # Standard deviations between the expected number of spans and the capacity: a normal tail below
 # 1e-9.
@@ -46,7 +46,10 @@ class SpanMasker:
             million.
         geometric_p: p of the geometric length distribution, in (0, 1]; truncated to
             min_words..max_words. Scheme span alone draws lengths.
-        min_words, max_words: bounds of a span's length in words.
+        min_words, max_words: bounds of the length that is drawn for a span, in words. A span is
+            shorter than min_words where a special token or the end of its sequence comes first, and
+            where it is the last one drawn: it ends where the count of masked pieces is reached. It
+            is longer than max_words where spans touch or overlap, which makes them one.
         replacement: "span" draws [MASK] / random / keep once for a merged span, "piece" for every
             piece, as the scheme piece always does.
         mask_prob, random_prob: probabilities of [MASK] and of random pieces; the rest is kept.
@@ -61,6 +64,12 @@ class SpanMasker:
             tokens; "internal", from its own first and last token, whatever they became. A span of
             one token that begins its sequence has no internal endpoints: its boundaries would read
             as those of an unused slot; behind a [CLS] there is no such span.
+
+    Called without sample_ids, a masker gives the rows the ids that follow those of the call before,
+    so every batch has new draws; `next_sample_id` says where it stands, may be set, and is part of
+    copies and pickles. In a `DataLoader`'s worker it starts from the worker's seed, so that no two
+    workers and no two epochs repeat each other. Other processes with copies of one masker (ranks,
+    pools) all begin with the same draws: give them sample_ids, or seeds of their own.
 
     Source: paper sections 3.1, 3.2 and 6.1; the rules are those of the published settings.
     """
@@ -106,6 +115,7 @@ class SpanMasker:
             scheme, word_starts, special_ids, mask_id, random_tokens
         )
         self._on_device: dict[torch.device, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._sample_ids = SampleIdCounter()
 
     @classmethod
     def from_tokenizer(cls, tokenizer, seed: int = 0, **options) -> SpanMasker:
@@ -130,6 +140,19 @@ class SpanMasker:
         """Whether batches must come with `candidates`."""
         return self.scheme in CANDIDATE_SCHEMES
 
+    @property
+    def next_sample_id(self) -> int:
+        """Sample id of the first row of the next call without sample_ids, in [0, 2**62); 0 at
+        first, in a worker of a `DataLoader` what its seed gives."""
+        return self._sample_ids.next
+
+    @next_sample_id.setter
+    def next_sample_id(self, value: int) -> None:
+        self._sample_ids.next = value
+
+    def __setstate__(self, state):
+        self.__dict__.update({"_sample_ids": SampleIdCounter(), **state})
+
     def __getstate__(self):
         return {**self.__dict__, "_on_device": {}}  # device copies are remade where they are needed
 
@@ -141,6 +164,7 @@ class SpanMasker:
         epoch: int | torch.Tensor = 0,
         attention_mask: torch.Tensor | None = None,
         candidates: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
     ) -> MaskedBatch:
         """Mask a padded batch.
 
@@ -148,17 +172,24 @@ class SpanMasker:
             input_ids: [B, L] int32 or int64, contiguous.
             lengths: [B] integer, used tokens of each row; default all L.
             sample_ids: [B] int64, what makes each row's mask its own, such as its index in the
-                data; default 0..B-1, which gives every batch of an epoch the same draws.
+                data; default the next ids, which gives every call new draws. A step captured in a
+                CUDA graph must pass them.
             epoch: int, or a [1] int64 tensor on the input's device (for captured steps). The same
                 sample in the same epoch is masked the same way.
-            attention_mask: [B, L], 0 at positions that must not be masked.
+            attention_mask: [B, L], 0 at positions that must not be masked. A row begins at its
+                first position that is not 0, so padding on the left changes no mask; without
+                attention_mask it is part of the row.
             candidates: [B, L] uint8, where the candidate spans of the scheme entity or phrase are:
                 1 begins one, 2 continues it, 0 belongs to none. Special tokens end them. Other
                 schemes take None.
+            token_type_ids: not read; here so that `masker(**encoding)` takes what a tokenizer of
+                transformers returns.
 
         Raises:
             TypeError, ValueError: wrong dtype, shape, device or layout of an argument.
-            IndexError: an id outside the vocabulary (on CUDA a device assertion).
+            IndexError: an id outside the vocabulary or a length outside the row (on CUDA a device
+                assertion).
+            RuntimeError: no sample_ids while a CUDA graph is captured.
         """
         _check_ids("input_ids", input_ids, 2)
         rows, width = input_ids.shape
@@ -166,15 +197,25 @@ class SpanMasker:
         starts = torch.arange(rows, device=device) * width
         ends = starts + width
         if lengths is not None:
+            if isinstance(lengths, torch.Tensor) and lengths.shape == input_ids.shape:
+                raise ValueError(
+                    f"lengths must have shape ({rows},); got {tuple(lengths.shape)}, the shape of "
+                    "input_ids: pass an attention mask as attention_mask="
+                )
             _check_vector("lengths", lengths, rows, device)
-            check_range("lengths", lengths, width + 1)
+            check_range("lengths", lengths, width + 1, kernel_asserts=True)
             ends = starts + lengths
         flat = input_ids.view(-1)
         kept = None
         self._check_candidates(candidates, input_ids)
         if attention_mask is not None:
             _check_like("attention_mask", attention_mask, input_ids)
-            kept = attention_mask.reshape(-1) != 0
+            kept = attention_mask != 0
+            if width:
+                # Draws of replacements are counted from the start of a row, so that is no padding.
+                first = kept.to(torch.uint8).argmax(1)
+                starts = torch.minimum(starts + first, ends)
+            kept = kept.reshape(-1)
             flat = torch.where(kept, flat, self.settings.mask_id)  # a special id, so never masked
         targets = rows * budget_of(width, self.settings.ratio)
         spans = self._span_capacity(rows, rows * width, targets)
@@ -185,9 +226,7 @@ class SpanMasker:
             if kept is None
             else torch.where(kept, batch.input_ids, input_ids.view(-1))
         )
-        return dataclasses.replace(
-            batch, input_ids=ids.view(rows, width), labels=batch.labels.view(rows, width)
-        )
+        return batch.replace(input_ids=ids.view(rows, width), labels=batch.labels.view(rows, width))
 
     def packed(
         self,
@@ -205,6 +244,10 @@ class SpanMasker:
                 sequences.
             sample_ids, epoch, candidates: as for a padded batch, sample_ids being [N] and
                 candidates [T].
+
+        Raises:
+            TypeError, ValueError, IndexError, RuntimeError: as for a padded batch; ValueError (on
+                CUDA a device assertion) where cu_seqlens is not what it must be.
         """
         _check_ids("tokens", tokens, 1)
         self._check_candidates(candidates, tokens)
@@ -240,7 +283,7 @@ class SpanMasker:
             raise TypeError(f"candidates must be uint8; got {candidates.dtype}")
         if not candidates.is_contiguous():
             raise ValueError(f"candidates must be contiguous; got strides {candidates.stride()}")
-        check_range("candidates", candidates.view(-1), CANDIDATE_CONTINUES + 1)
+        check_range("candidates", candidates, CANDIDATE_CONTINUES + 1)
 
     def _mask(
         self, tokens, starts, ends, sample_ids, epoch, targets, spans, candidates
@@ -248,14 +291,14 @@ class SpanMasker:
         device = tokens.device
         count = starts.numel()
         if sample_ids is None:
-            sample_ids = torch.arange(count, device=device)
+            sample_ids = self._sample_ids.take(count, device)
         _check_vector("sample_ids", sample_ids, count, device)
         if not isinstance(epoch, torch.Tensor):
             epoch = torch.full((1,), int(epoch), dtype=torch.int64, device=device)
         _check_vector("epoch", epoch, 1, device)
         epoch = epoch.to(torch.int64)
         vocabulary, random_tokens = self._tables_on(device)
-        return MaskedBatch(
+        batch = MaskedBatch(
             *_mask_op.span_mask(
                 tokens,
                 starts,
@@ -270,6 +313,7 @@ class SpanMasker:
                 candidates,
             )
         )
+        return batch.replace(max_span_targets=self.settings.max_span_targets)
 
     def _tables_on(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         # The first call for a device copies the tables and waits; do it before capturing a graph.

@@ -12,12 +12,15 @@ is the caller's business.
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from spanbert_ext import _ops
 from spanbert_ext._boundary import check_float, working_dtype
-from spanbert_ext._sbo_op import sbo_head
+from spanbert_ext._sbo_op import check_indices, sbo_head
 from spanbert_ext.masked_batch import MaskedBatch
+from spanbert_ext.plain_modules import is_plain
+from spanbert_ext.reference import IGNORE
 
 
 class GeluLayerNorm(nn.Module):
@@ -49,9 +52,13 @@ class SBOHead(nn.Module):
 
     Args:
         hidden_size: H, of the encoder and of the result.
-        max_span_targets: P, number of position embeddings; at least the masker's max_span_targets.
+        max_span_targets: P, number of position embeddings; at least the masker's max_span_targets
+            (with fewer there, the last embeddings are not trained).
         position_size: E, width of a position embedding.
         layer_norm_eps: of both LayerNorms.
+
+    A head whose layers are as they were made runs as one operation; where one was replaced,
+    parametrised or given a hook, the layers are called.
 
     Parameters: position_embeddings [P, E], linear1 (2H + E to H), layer_norm1, linear2 (H to H),
         layer_norm2.
@@ -67,6 +74,7 @@ class SBOHead(nn.Module):
     ):
         super().__init__()
         self.hidden_size = hidden_size
+        self.max_span_targets = max_span_targets
         self.position_embeddings = nn.Embedding(max_span_targets, position_size)
         self.linear1 = nn.Linear(2 * hidden_size + position_size, hidden_size)
         self.layer_norm1 = GeluLayerNorm(hidden_size, layer_norm_eps)
@@ -88,7 +96,9 @@ class SBOHead(nn.Module):
             [K, H]; rows whose `sbo_ids` is -100 are zero and pass no gradient.
 
         Raises:
-            ValueError: the hidden size differs.  IndexError: a span or offset lies outside (CPU).
+            ValueError: the hidden size differs.
+            IndexError: the masker's max_span_targets is more than the head has, or a span or offset
+                lies outside (on CUDA a device assertion).
         """
         if hidden.shape[-1] != self.hidden_size:
             raise ValueError(
@@ -98,9 +108,20 @@ class SBOHead(nn.Module):
         if batch.sbo_ids.device != hidden.device:
             raise ValueError(f"batch must be on {hidden.device}; got {batch.sbo_ids.device}")
         capacity = batch.sbo_ids.shape[0]
+        needed = batch.max_span_targets
+        if needed is not None and needed > self.max_span_targets:
+            raise IndexError(
+                f"target_offsets can reach {needed - 1}: the batch was masked with "
+                f"max_span_targets={needed}, this head has max_span_targets="
+                f"{self.max_span_targets}; give both the same number"
+            )
         batch = batch.used()
+        hidden = hidden.reshape(-1, self.hidden_size).contiguous()
+        if not self._is_plain():
+            rows = self._through_modules(hidden, batch)
+            return F.pad(rows, (0, 0, 0, capacity - rows.shape[0]))
         return sbo_head(
-            hidden.reshape(-1, self.hidden_size).contiguous(),
+            hidden,
             batch.span_left,
             batch.span_right,
             batch.target_spans,
@@ -111,6 +132,33 @@ class SBOHead(nn.Module):
             self._row_dtype(hidden),
             capacity,
         )
+
+    def _is_plain(self) -> bool:
+        """Whether nobody replaced a layer (adapters, quantisation) or hung a hook on one."""
+        linear = all(
+            is_plain(layer, nn.Linear) and layer.bias is not None
+            for layer in (self.linear1, self.linear2)
+        )
+        norms = (self.layer_norm1, self.layer_norm2)
+        return (
+            linear
+            and is_plain(self.position_embeddings, nn.Embedding)
+            and all(is_plain(norm, GeluLayerNorm) for norm in norms)
+        )
+
+    def _through_modules(self, hidden: torch.Tensor, batch: MaskedBatch) -> torch.Tensor:
+        """The same rows by calling every layer once: [T, H] to [K, H]."""
+        index = (batch.span_left, batch.span_right, batch.target_spans)
+        index += (batch.target_offsets, batch.sbo_ids)
+        check_indices(hidden, index, self.max_span_targets)
+        pairs = _ops.gather_boundaries(hidden, batch.span_left, batch.span_right)
+        used = batch.sbo_ids != IGNORE
+        offsets = torch.where(used, batch.target_offsets, 0)
+        positions = self.position_embeddings(offsets).to(pairs.dtype)
+        pairs = pairs.index_select(0, torch.where(used, batch.target_spans, 0))
+        rows = self.layer_norm1(self.linear1(torch.cat([pairs, positions], 1)))
+        rows = self.layer_norm2(self.linear2(rows))
+        return torch.where(used.unsqueeze(1), rows, 0)
 
     def _parameters_in_order(self) -> tuple[torch.Tensor, ...]:
         """As `_sbo_op.PARAMETERS` names them."""

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -22,11 +21,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HTTPError
 from transformers import MODEL_FOR_MASKED_LM_MAPPING, AutoConfig, AutoModel
 
-from spanbert_ext import conversion, fairseq
+from spanbert_ext import conversion, fairseq, hub
 from spanbert_ext.archives import read_tensors, unpack
 from spanbert_ext.data.vocabulary import read_json
 from spanbert_ext.device import physical_memory
@@ -42,8 +39,6 @@ LICENCE = (
 _RELEASED = "spanbert/"
 _PICKLE = "pytorch_model.bin"
 _ARCHIVES = (".tar", ".tar.gz", ".tgz")
-_HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
-_HUB_FILES = ["config.json", "model*.safetensors", "*.index.json", *conversion.TOKENIZER_FILES]
 _BYTES_PER_LAYER = 100_000  # of Python objects, whatever its width
 
 
@@ -77,7 +72,7 @@ def open_start(name: str) -> Iterator[StartingPoint]:
     """
     path, licence = Path(name), None
     with contextlib.ExitStack() as stack:
-        if path.is_file() and path.name.endswith(_ARCHIVES):
+        if path.is_file() and path.resolve().name.endswith(_ARCHIVES):
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="spanbert-")))
             unpack(path, folder)
             path = _model_folder(name, folder)
@@ -99,24 +94,12 @@ def _model_folder(name: str, folder: Path) -> Path:
 
 def _from_hub(name: str) -> Path:
     """A model's directory in the local cache, downloaded if it is not there."""
-    if not _HUB_NAME.fullmatch(name):
-        raise ConfigError(f"{name}: there is no such file or directory")
-    for patterns in (_HUB_FILES, [*_HUB_FILES, _PICKLE]):
-        for offline in (True, False):
-            try:
-                folder = Path(
-                    snapshot_download(name, allow_patterns=patterns, local_files_only=offline)
-                )
-            except (OSError, ValueError, HTTPError) as error:
-                reason = (str(error) or type(error).__name__).splitlines()[0]
-                continue
-            if (folder / "config.json").is_file() and _weight_files(folder):
-                return folder
-            reason = "it has no config.json with weights that are safetensors or a plain pickle"
-    raise ConfigError(
-        f"{name}: no such file or directory here, and as a name on the Hugging Face hub it cannot "
-        f"be had ({reason}). Check the name; without a network, copy the model's directory to this "
-        "machine and name that"
+    return hub.find(
+        name,
+        [hub.MODEL_FILES, (*hub.MODEL_FILES, _PICKLE)],
+        lambda folder: (folder / "config.json").is_file() and bool(_weight_files(folder)),
+        "the model's directory",
+        "config.json with weights that are safetensors or a plain pickle",
     )
 
 
@@ -267,7 +250,7 @@ def export_start(name: str, out_dir: str | os.PathLike) -> LoadReport:
     """
     with open_start(name) as start:
         model, report = read_start(start)
-        with_tokenizer = any((start.folder / f).is_file() for f in conversion.TOKENIZER_FILES)
+        with_tokenizer = any((start.folder / f).is_file() for f in hub.TOKENIZER_FILES)
         conversion.export_bert(
             model,
             out_dir,

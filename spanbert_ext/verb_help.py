@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args, get_origin
 from spanbert_ext.arguments import Verb
 from spanbert_ext.config_files import config_names
 from spanbert_ext.training import settings
+from spanbert_ext.training.setting_values import optional
 from spanbert_ext.training.settings import Option
 
 _WORDS = {int: "whole number", float: "number", str: "text"}
@@ -74,7 +75,7 @@ def _group(parser: argparse.ArgumentParser, cls: type, name: str) -> argparse._A
 
 
 def _metavar(option: Option) -> str:
-    kind, _ = settings.optional(option.type)
+    kind, _ = optional(option.type)
     last = option.name.rpartition(".")[2].upper()
     if get_origin(kind) is Literal:
         return "|".join(map(str, get_args(kind)))
@@ -84,7 +85,7 @@ def _metavar(option: Option) -> str:
 
 
 def _type_and_default(option: Option) -> str:
-    kind, may_be_none = settings.optional(option.type)
+    kind, may_be_none = optional(option.type)
     words = [_WORDS[kind]] if kind in _WORDS else []  # the others show what they take
     if get_origin(kind) in (list, tuple):
         inner = get_args(kind)[0]

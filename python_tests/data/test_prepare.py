@@ -340,3 +340,10 @@ def test_a_full_disk_keeps_what_is_finished(tmp_path, monkeypatch):
     assert sorted(os.listdir(tmp_path)) == [".out.staging", "in"]
     assert run(tmp_path, "a.txt", GOOD).num_documents == 2
     assert sorted(os.listdir(tmp_path)) == ["in", "out"]
+
+
+def test_where_nothing_can_be_written_nothing_is_promised(tmp_path):
+    source = write(tmp_path / "a.txt", GOOD)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match=r"cannot be written: .*; nothing was written$"):
+        prepare(PrepareConfig([str(source)], str(tmp_path / "file" / "out"), vocab_size=64))

@@ -68,7 +68,7 @@ def test_all_impossible_values_at_once(command, corpus):
     [
         (["pretrain", "--masking.mask_ratio", "0"], "masking.mask_ratio: must lie in (0, 1]"),
         (["pretrain", "--model.heads", "5"], "model.heads: 5 heads do not divide"),
-        (["pretrain", "--steps", "10"], "optimizer.warmup_steps"),
+        (["pretrain", "--steps=10", "--optimizer.warmup_steps=11"], "optimizer.warmup_steps"),
         (["pretrain", "--batch.micro_rows", "7"], "batch.micro_rows: 7 does not divide"),
         (["pretrain", "--resume=never", "--weights_only=true"], "weights_only: nothing is"),
         (["pretrain", "--resume=never", "--strict_resume=true"], "strict_resume: nothing is"),

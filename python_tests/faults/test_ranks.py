@@ -87,7 +87,7 @@ def test_a_signal_to_one_rank_stops_all_and_the_run_continues_exactly(command, w
     os.kill(children_of(process)[1], signal.SIGUSR1)
     code, said = process.finish(60)
     assert code == 75, said
-    assert said.count("spanbert: error: stopped by SIGUSR1 after step") == 1
+    assert said.count("spanbert: stopped by SIGUSR1 after step") == 1
     stopped = checkpoint.newest(command.directory / "run")
     _, said = trained(warm, settings, "other", f"--resume={stopped}")
     assert "the checkpoint was written by 2 process(es), now there are 1" in said

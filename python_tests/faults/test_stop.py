@@ -28,7 +28,7 @@ def test_signals_then_the_end_then_nothing_to_do(command, warm, corpus, clean):
         assert code == 75, output
         before, stopped = stopped, int(checkpoint.newest(run).name.removeprefix("step-"))
         assert before < stopped < 30
-        message = f"spanbert: error: stopped by {number} after step {stopped} of 30; saved in run/"
+        message = f"spanbert: stopped by {number} after step {stopped} of 30; saved in run/"
         assert message in output
         assert "checkpoint(s) took " in output
         assert "Traceback" not in output

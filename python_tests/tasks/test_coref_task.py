@@ -354,3 +354,18 @@ def test_the_score_plot_draws_no_threshold(monkeypatch, tmp_path):
     (((right, wrong, *_), names),) = drawn
     assert (right, wrong) == ([-3.0], [-4.0])
     assert "threshold" not in names and names["quantity"] == "mention score"
+
+
+def test_the_page_names_the_clusters():
+    """By their most telling mention, the largest first; nothing is said of what is not there."""
+    task = CorefTask("coref", CorefOptions(singletons=True))
+    words = [["He", "saw", "Ada", "Byron", "."], ["Ada", "saw", "him", ",", "she", "said", "."]]
+    document = from_words("d", words)
+    he, ada = ((0, 0), (7, 7)), ((2, 3), (5, 5), (9, 9))
+    scores = dict.fromkeys((*he, *ada, (10, 10)), 1.0)
+    block = task.marked(document, CorefPrediction((he, ada), scores))
+    assert block.names == (("2", "2 Ada Byron (3)"), ("1", "1 He (2)"))
+    assert block.facts == (("clusters", "2"), ("mentions", "5"))
+    block = task.marked(document, CorefPrediction((he, ((10, 10),)), scores))
+    assert block.names == (("1", "1 He (2)"), ("alone", "alone, in no cluster (1)"))
+    assert [(mark.label, mark.group) for mark in block.marks][-1] == ("", "alone")

@@ -19,7 +19,11 @@ from spanbert_ext.tasks.coref.resolve import (
     with_text,
 )
 from spanbert_ext.tasks.coref.sentences import number_sentences
-from spanbert_ext.tasks.coref.words import split_words
+from spanbert_ext.text import units
+
+
+def treebank_words(text):
+    return units(text, treebank=True)
 
 
 @pytest.mark.parametrize(
@@ -43,7 +47,7 @@ from spanbert_ext.tasks.coref.words import split_words
 def test_words_of_a_text(divided):
     text = divided.replace("|", "")
     expected = [part for chunk in divided.split() for part in chunk.split("|") if part]
-    assert [text[start:end] for start, end in split_words(text)] == expected
+    assert [text[start:end] for start, end in treebank_words(text)] == expected
 
 
 TEXTS = st.one_of(
@@ -54,7 +58,7 @@ TEXTS = st.one_of(
 
 def check_words(text):
     at = 0
-    for start, end in split_words(text):
+    for start, end in treebank_words(text):
         assert start < end
         assert not any(map(str.isspace, text[start:end]))
         assert at == start or text[at:start].isspace()
@@ -77,7 +81,7 @@ def test_every_character_but_white_space_is_in_exactly_one_word(text):
 def test_time_is_linear_in_a_text_that_repeats_itself(text):
     long = text * (100_000 // len(text)) + "é"
     begin = time.process_time()
-    spans = split_words(long)
+    spans = treebank_words(long)
     number_sentences(long, spans)
     # A quadratic rule takes minutes.
     assert time.process_time() - begin < 5
@@ -101,9 +105,9 @@ def test_time_is_linear_in_a_text_that_repeats_itself(text):
 )
 def test_sentences_of_a_text(divided):
     text = divided.replace("| ", "")
-    words = split_words(text)
+    words = treebank_words(text)
     numbers = number_sentences(text, words)
-    expected = [n for n, part in enumerate(divided.split("|")) for _ in split_words(part)]
+    expected = [n for n, part in enumerate(divided.split("|")) for _ in treebank_words(part)]
     assert numbers == expected
 
 
@@ -117,7 +121,7 @@ def test_sentences_of_words_that_blanks_part():
 @settings(max_examples=200)
 @given(TEXTS)
 def test_sentence_numbers_rise_by_one(text):
-    words = split_words(text)
+    words = treebank_words(text)
     numbers = number_sentences(text, words)
     assert len(numbers) == len(words)
     assert numbers[:1] in ([], [0])

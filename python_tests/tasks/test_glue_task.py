@@ -131,7 +131,7 @@ def test_many_texts_are_tokenised_in_batches(tokenizer, monkeypatch):
     examples = [GlueExample(str(n), (letter * n,)) for n, letter in enumerate("abcdefg", 1)]
     task = GlueTask("cola", GlueOptions())
     at_once = task.features(examples, tokenizer)
-    monkeypatch.setattr("spanbert_ext.tasks.glue.task._BATCH", 3)
+    monkeypatch.setattr("spanbert_ext.text.tokens._AT_ONCE", 3)
     parts = task.features(examples, tokenizer)
     assert [f.input_ids.tolist() for f in parts] == [f.input_ids.tolist() for f in at_once]
 

@@ -74,7 +74,7 @@ def train(toy_bert, home, task, content, *more):
 
 @pytest.fixture(scope="module")
 def models(toy_bert, tmp_path_factory):
-    """A folder with a run of each of squad2, tacred, ner and sst-2, of two steps each."""
+    """A folder with a run of each of squad2, tacred, ner, sst-2 and coref, of two steps each."""
     home = tmp_path_factory.mktemp("models")
     context, answer = "Anna was in Paris .", {"text": "Paris", "answer_start": 12}
     questions = [
@@ -97,6 +97,7 @@ def models(toy_bert, tmp_path_factory):
     train(toy_bert, home, "ner", rows, "--tagging.length=32", "--tagging.overlap=8")
     sentiment_file(home / "sst-2-data", 8)
     train(toy_bert, home, "sst-2", None, "--glue.length=48")
+    assert cli.main(coref_words(toy_bert, home, home / "coref", max_steps=2)) == 0
     return home
 
 
@@ -105,8 +106,7 @@ def test_the_example_of_the_readme(models, toy_bert, tmp_path, monkeypatch):
     readme = Path(__file__).resolve().parents[2] / "README.md"
     examples = re.findall(r"```python\n(.*?)```", readme.read_text("utf-8"), re.S)
     (example,) = [text for text in examples if "ExtractiveQA" in text]
-    assert cli.main(coref_words(toy_bert, tmp_path, tmp_path / "coref", max_steps=1)) == 0
-    for name, task in (("qa", "squad2"), ("ner", "ner"), ("tacred", "tacred")):
+    for name, task in (("qa", "squad2"), ("ner", "ner"), ("tacred", "tacred"), ("coref", "coref")):
         (tmp_path / name).symlink_to(models / task)
     monkeypatch.chdir(tmp_path)
     names: dict = {}
@@ -196,6 +196,12 @@ RECORDS = {
     ],
     "ner": lambda text: [{"text": text}, {"words": [text, "in", text]}, {"words": []}],
     "sst-2": lambda text: [{"sentence": text}],
+    "coref": lambda text: [
+        {"text": text},
+        {"text": f"Anna saw {text}. She left."},
+        {"words": ["Anna", "saw", text or "it", "."]},
+        {"sentences": [["Anna", text or "it"], ["She", text or "it", "."]]},
+    ],
 }
 
 
@@ -241,11 +247,14 @@ def test_predict(models, tmp_path, task):
         elif task == "ner" and "text" in record:
             for entity in row["entities"]:
                 assert record["text"][entity["start"] : entity["end"]] == entity["text"]
+        elif task == "coref" and "text" in record:
+            for mention in (mention for cluster in row["clusters"] for mention in cluster):
+                assert record["text"][mention["start"] : mention["end"]] == mention["text"]
     text = page.read_text("utf-8")
     seen = Visible(text)
     assert "<script" not in text and "&lt;script&gt;alert(1)&lt;/script&gt;" in text
     own = {"html", "head", "meta", "title", "style", "body", "h1", "h2", "section", "div", "mark"}
-    own |= {"details", "summary", "dl", "dt", "dd", "p", "i"}
+    own |= {"details", "summary", "span", "dl", "dt", "dd", "p", "i"}
     assert seen.elements <= own
     names = {"lang", "charset", "name", "content", "http-equiv", "class", "style", "title", "dir"}
     assert seen.attributes <= names | {"data-label", "data-code"}

@@ -171,11 +171,32 @@ def test_a_long_text_is_folded():
     source = page("t", [MarkedText("", text, (Mark(0, 4, "A"),)), MarkedText("", "short")])
     found = Page(source)
     assert (found.text(0), found.text(1)) == (text, "short")
-    (summary,) = found.shown["summary"]
-    assert summary.startswith("word <b> word")
-    assert summary.endswith("\u2026 (9,000 characters, 1 marked)")
-    assert source.count("<details>") == 1
-    assert "open" not in {name for name, _ in found.attributes}
+    assert found.shown["summary"] == ["(9,000 characters, 1 marked)"]
+    (glimpse,) = found.shown["span"]
+    assert glimpse.startswith("word <b> word") and glimpse.endswith("\u2026 ")
+
+
+def test_a_page_is_no_empty_screen():
+    """The first text is unfolded however long it is, further ones while the page is short."""
+    texts = ["a" * size for size in (10_000, 40_000, 3000, 20_000, 5000)]
+    source = page("t", [MarkedText("", text) for text in texts])
+    assert re.findall("<details( open)?>", source) == [" open", " open", "", ""]
+    source = page("t", [MarkedText("", "a" * 90_000), MarkedText("", "a" * 5000)])
+    assert re.findall("<details( open)?>", source) == [" open", ""]
+
+
+def test_groups_of_a_text_are_named_beside_it():
+    """The same number is another cluster in another text; the page's legend leaves them out."""
+    own = (("1", "1 Ada (2)"), ("2", "2 <b> (1)"))
+    marks = (Mark(0, 1, "1"), Mark(1, 2, "2"), Mark(2, 3, "PER"))
+    blocks = [MarkedText("", "abc", marks, names=own), MarkedText("", "abc", marks[:1], names=own)]
+    found = Page(page("", blocks))
+    assert found.shown["mark"] == [
+        "1 Ada (2)", "2 <b> (1)", "a", "b", "c", "1 Ada (2)", "2 <b> (1)", "a", "PER",
+    ]  # fmt: skip
+    many = tuple((str(n), f"name {n}") for n in range(70))
+    found = Page(page("", [MarkedText("", "a", names=many)]))
+    assert found.shown["p"] == ["and 10 more", "1 text"]
 
 
 def test_facts_and_legend():

@@ -117,7 +117,7 @@ def test_an_interruption_says_what_is_kept(predict, monkeypatch):
         patch.setattr(predict_module, "fail_point", stop)
         code, said = predict()
     assert code == 130
-    assert said.splitlines()[-1].startswith("spanbert: interrupted: 8 predictions are kept for")
+    assert said.splitlines()[-1].startswith("spanbert: interrupted; 8 predictions are kept for")
     assert said.rstrip().endswith("the same command goes on behind them")
     with monkeypatch.context() as patch:
         patch.setattr(predict_module, "_predict_chunk", lambda *_: stop("") or stop(""))
@@ -134,7 +134,7 @@ def test_an_interrupted_evaluation_says_that_nothing_is_kept(trained, capsys, mo
 
     monkeypatch.setattr(GlueTask, "decode", stop)
     assert cli.main(["evaluate", "sst-2", f"--model={model}", f"--data={data}"]) == 130
-    assert "interrupted: nothing was written; an evaluation begins anew" in capsys.readouterr().err
+    assert "interrupted; nothing was written; an evaluation begins anew" in capsys.readouterr().err
 
 
 def test_chunks_are_cut_by_records_and_by_bytes():

@@ -182,7 +182,8 @@ def test_the_command_refuses_without_a_traceback(continued, tokenizer, tmp_path,
     for name, code, message in cases:
         capsys.readouterr()  # transformers' bars
         words = ["pretrain", "--corpus", continued.corpus, "--output", continued.output]
-        words += ["--init", str(tmp_path / name), "--batch.max_length", "32", "--device", "cpu"]
+        words += ["--init", str(tmp_path / name), "--batch.max_length=32", "--batch.rows=8"]
+        words += ["--device=cpu"]
         assert main(words) == code
         error = capsys.readouterr().err
         assert error.startswith("spanbert: error: ")

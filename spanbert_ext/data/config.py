@@ -35,8 +35,8 @@ class PrepareConfig:
             Directories are read recursively in the order of their names; hidden files and other
             suffixes are passed over.
         output: Directory to create. It appears whole at the end or not at all.
-        tokenizer: Hugging Face tokenizer directory, tokenizer.json or vocab.txt. None learns a
-            WordPiece vocabulary from the text.
+        tokenizer: Hugging Face tokenizer directory or hub name, tokenizer.json or vocab.txt. None
+            learns a WordPiece vocabulary from the text.
         vocab_size: Largest size of a learned vocabulary; small text may give fewer pieces.
         lowercase: Lower-case and strip accents; for a learned vocabulary or a bare vocab.txt. A
             tokenizer.json has its own rule.

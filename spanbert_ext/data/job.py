@@ -177,3 +177,8 @@ class Job:
 def unit_part(stage: str, number: int) -> str:
     """Name of a unit's part; stage is `count` or `encode`."""
     return f"{number:05d}.{stage}"
+
+
+def finished_parts(directory: Path) -> bool:
+    """Whether a staging directory holds a finished part."""
+    return any((directory / PARTS).glob(f"*/{_MARKER}"))

@@ -16,11 +16,12 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from spanbert_ext import hub
 from spanbert_ext.data.annotators import load_annotator
 from spanbert_ext.data.assembly import assemble, check_rejects
 from spanbert_ext.data.config import HOW, PrepareConfig
 from spanbert_ext.data.corpus import SIDECAR, Corpus
-from spanbert_ext.data.job import TOKENIZER_PART, Job, unit_part
+from spanbert_ext.data.job import TOKENIZER_PART, Job, finished_parts, unit_part
 from spanbert_ext.data.pool import run_units
 from spanbert_ext.data.sources import Source, find_sources
 from spanbert_ext.data.storage import digest_bytes, locked_staging, publish, staging_directory
@@ -80,11 +81,14 @@ def _prepared(config: PrepareConfig, output: Path, progress: Progress) -> Corpus
             job = Job.begin(staging, config, sources, plan_units(sources, config), origin)
             Preparation(job, progress).run(output)
     except (OSError, StorageError) as error:
-        raise StorageError(
-            f"{_reason(error, output)}; what is finished stays in {staging} and the same command "
-            "goes on from there"
-        ) from error
+        raise StorageError(f"{_reason(error, output)}; {_what_stays(staging)}") from error
     return Corpus.open(output)
+
+
+def _what_stays(staging: Path) -> str:
+    if not finished_parts(staging):
+        return "nothing was written"
+    return f"what is finished stays in {staging} and the same command goes on from there"
 
 
 def _reason(error: OSError | StorageError, output: Path) -> str:
@@ -112,7 +116,9 @@ def _origin(config: PrepareConfig, sources: list[Source]) -> dict:
 def _given_tokenizer(config: PrepareConfig) -> dict[str, bytes]:
     from spanbert_ext.data.tokenizer import load_tokenizer
 
-    return load_tokenizer(Path(config.tokenizer), config.lowercase)[1]
+    given = config.tokenizer
+    path = hub.tokenizer_folder(given) if hub.is_name(given) else Path(given)
+    return load_tokenizer(path, config.lowercase)[1]
 
 
 def _is_there(output: Path, origin: dict) -> bool:

@@ -67,7 +67,8 @@ def evaluate(
 
     def write_page(path: Path) -> None:
         blocks = (task.marked(e, p) for e, p in zip(chosen, predictions, strict=True))
-        html.write_page(path, f"{task.name}: {config.model}", blocks)
+        files = ", ".join(Path(name).name for name in config.data)
+        html.write_page(path, f"{task.name}: {files}, predicted by {config.model}", blocks)
 
     steps = (
         (config.metrics, write_metrics),

@@ -134,8 +134,9 @@ class FinetuneRun(Run):
         self.tokenizer = read_tokenizer(folder)
         task.learn(self.data.train, self.tokenizer)  # from all: a sample may lack a label
         self.data = draw_sample(self.data, config)
-        if start is not None:  # what was tuned on dev
-            task.facts |= (read_task_file(start) or {}).get("facts", {})
+        if start is not None:
+            # What was tuned on dev; without what the release that began the run did not know.
+            task.facts = (read_task_file(start) or {}).get("facts") or task.facts
         self.features = task.features(self.data.train, self.tokenizer)
         self.dev_features = task.features(self.data.dev, self.tokenizer)
         self._check_gold(config)

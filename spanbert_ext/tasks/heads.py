@@ -22,6 +22,7 @@ from transformers.modeling_outputs import (
 )
 
 from spanbert_ext.encoder import PackedBert
+from spanbert_ext.plain_modules import is_plain
 from spanbert_ext.tasks.losses import label_loss, span_loss
 
 
@@ -58,9 +59,13 @@ class _HeadModel(BertPreTrainedModel):
         return None if self.config.type_vocab_size < 2 else token_type_ids
 
     def _head(self, layer: nn.Linear, hidden: torch.Tensor) -> torch.Tensor:
-        """The last product in fp32: it is small, and 16-bit scores tie."""
+        """The last product in fp32: it is small, and 16-bit scores tie. A changed layer (adapters)
+        is called in its own dtype."""
         with torch.autocast(hidden.device.type, enabled=False):
-            return F.linear(hidden.float(), layer.weight.float(), layer.bias.float())
+            if is_plain(layer, nn.Linear):
+                return F.linear(hidden.float(), layer.weight.float(), layer.bias.float())
+            own = next((p.dtype for p in layer.parameters() if p.is_floating_point()), hidden.dtype)
+            return layer(hidden.to(own)).float()
 
 
 def _places(

@@ -15,15 +15,16 @@ import os
 import re
 import zlib
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from spanbert_ext.data.storage import temporary
 from spanbert_ext.errors import StorageError
 from spanbert_ext.tasks.marked_text import Mark, MarkedText
 
-# Longer texts are folded.
+# Longer texts are folded, but for the first ones of the page.
 _LONG = 4000  # characters
+_UNFOLDED = 60_000  # characters in all
 _GLIMPSE = 160
 # Hues of groups, 15 degrees apart. Neighbours differ in the kind of their line; a further round
 # through the hues takes other lines again.
@@ -57,10 +58,12 @@ h2 { font-size: 1rem; }
 .legend { order: -1; position: sticky; top: 0; padding: .5rem 0; background: var(--back);
   border-bottom: 1px solid var(--edge); display: flex; flex-wrap: wrap; gap: .3rem .8rem;
   max-height: 20vh; overflow: auto; }
-.legend p { margin: 0; color: var(--soft); }
+.names { display: flex; flex-wrap: wrap; gap: .2rem .6rem; margin-top: .3rem; font-size: .88rem;
+  max-height: 9rem; overflow: auto; }
+.legend p, .names p { margin: 0; color: var(--soft); }
 section { border: 1px solid var(--edge); border-radius: .5rem; padding: .8rem 1rem; }
 .text { margin-top: .4rem; white-space: pre-wrap; overflow-wrap: anywhere; unicode-bidi: isolate;
-  line-height: calc(1.9em + var(--deep, 0) * .35em); }
+  line-height: calc(1.7em + var(--deep, 0) * .35em); }
 mark { background: hsl(var(--hue) var(--tint)); color: inherit; border-radius: .2em;
   border-bottom: 3px solid hsl(var(--hue) var(--line));
   padding: .1em .1em calc(.05em + var(--inside, 0) * .3em); box-decoration-break: clone;
@@ -73,6 +76,7 @@ mark[data-label]::after { content: attr(data-label); unicode-bidi: isolate;
 i[data-code]::before { content: attr(data-code); font: 700 .6em monospace; color: var(--soft);
   border: 1px solid; border-radius: .2em; padding: 0 .2em; margin: 0 .1em; vertical-align: .2em; }
 summary { cursor: pointer; color: var(--soft); overflow-wrap: anywhere; }
+[open] > summary span { display: none; }
 dl { display: flex; flex-wrap: wrap; gap: .2rem 1.2rem; margin: .6rem 0 0; font-size: .88rem; }
 dl div { display: flex; gap: .4rem; } dt { color: var(--soft); }
 dd { margin: 0; font-weight: 600; overflow-wrap: anywhere; }
@@ -99,7 +103,8 @@ def page(title: str, blocks: Iterable[MarkedText]) -> str:
 
     Args:
         title: of the page.
-        blocks: shown one below the other, texts of more than 4000 characters folded.
+        blocks: shown one below the other; of texts of more than 4000 characters the first is
+            unfolded, and further ones while the page is short.
 
     Returns:
         HTML, to be written as UTF-8.
@@ -134,11 +139,17 @@ def _pieces(title: str, blocks: Iterable[MarkedText]) -> Iterator[str]:
     """The legend comes last, when all groups are known; the style sheet puts it on top."""
     yield _HEAD.format(title=_plain(title), style=_STYLE)
     colours = Colours()
-    count = 0
+    groups: dict[str, None] = {}
+    count = shown = 0
     for block in blocks:
         count += 1
-        yield "".join(_block(block, colours))
-    yield from _legend(colours, count)
+        shown += len(block.text)
+        yield "".join(_block(block, colours, is_open=count == 1 or shown <= _UNFOLDED))
+        own = {group for group, _ in block.names}
+        groups |= {name: None for mark in block.marks if (name := _group(mark)) not in own}
+    yield f'<div class="legend"><p>{count:,} {"text" if count == 1 else "texts"}</p>\n'
+    yield from _legend([(group, group) for group in colours.looks if group in groups], colours)
+    yield "</div>\n"
     yield "</body>\n</html>\n"
 
 
@@ -171,15 +182,24 @@ class Colours:
         return line, hue * 360 // _HUES
 
 
-def _block(block: MarkedText, colours: Colours) -> Iterator[str]:
+def _group(mark: Mark) -> str:
+    return mark.group or mark.label
+
+
+def _block(block: MarkedText, colours: Colours, is_open: bool) -> Iterator[str]:
     yield "<section>\n"
     if block.title:
         yield f'<h2 dir="auto">{_plain(block.title)}</h2>\n'
+    if block.names:
+        yield '<div class="names">'
+        yield from _legend(block.names, colours)
+        yield "</div>\n"
     folded = len(block.text) > _LONG
     if folded:
         glimpse = _plain(" ".join(block.text[:_GLIMPSE].split()))
         marks = f", {len(block.marks):,} marked" if block.marks else ""
-        yield f'<details><summary dir="auto">{glimpse} &hellip; '
+        state = " open" if is_open else ""
+        yield f'<details{state}><summary dir="auto"><span>{glimpse} &hellip; </span>'
         yield f"({len(block.text):,} characters{marks})</summary>\n"
     yield from _marked(block, colours)
     if folded:
@@ -243,20 +263,20 @@ def _deepest(marks: Iterable[Mark]) -> int:
 
 def _tag(mark: Mark, colours: Colours, last_part: bool, inside: int) -> str:
     """The opening tag of a part of a mark; `inside`: how many more could nest in it."""
-    line, hue = colours(mark.group or mark.label)
+    line, hue = colours(_group(mark))
     label = f' data-label="{_plain(mark.label)}"' if last_part else ""
     tip = _plain(": ".join(filter(None, (mark.label, mark.note))))
     style = f"--hue:{hue};--inside:{max(0, inside)}"
     return f'<mark class="{line}" style="{style}" title="{tip}"{label}>'
 
 
-def _legend(colours: Colours, count: int) -> Iterator[str]:
-    yield f'<div class="legend"><p>{count:,} {"text" if count == 1 else "texts"}</p>\n'
-    for group, (line, hue) in itertools.islice(colours.looks.items(), _MOST_LEGEND):
-        yield f'<mark class="{line}" style="--hue:{hue}">{_plain(group)}</mark>\n'
-    if len(colours.looks) > _MOST_LEGEND:
-        yield f"<p>and {len(colours.looks) - _MOST_LEGEND:,} more</p>\n"
-    yield "</div>\n"
+def _legend(groups: Sequence[tuple[str, str]], colours: Colours) -> Iterator[str]:
+    """The first groups with what they stand for."""
+    for group, meaning in groups[:_MOST_LEGEND]:
+        line, hue = colours(group)
+        yield f'<mark class="{line}" style="--hue:{hue}">{_plain(meaning)}</mark>\n'
+    if len(groups) > _MOST_LEGEND:
+        yield f"<p>and {len(groups) - _MOST_LEGEND:,} more</p>\n"
 
 
 def _shown(text: str) -> str:

@@ -32,9 +32,12 @@ class MarkedText:
         text: whole; shown as it is, escaped.
         marks: may nest and may overlap.
         facts: name and value pairs below it.
+        names: (group, what it stands for) of groups that are this text's own, as clusters are; the
+            page's legend leaves them out.
     """
 
     title: str
     text: str
     marks: tuple[Mark, ...] = ()
     facts: tuple[tuple[str, str], ...] = field(default=())
+    names: tuple[tuple[str, str], ...] = field(default=())

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import nn
 from transformers import (
     MODEL_FOR_MASKED_LM_MAPPING,
@@ -37,6 +36,7 @@ from spanbert_ext.tasks.coref.model import SpanBertForCoreference
 from spanbert_ext.tasks.foreign_heads import ForeignHead
 from spanbert_ext.tasks.heads import HEADS
 from spanbert_ext.tasks.layout import check_first_token
+from spanbert_ext.tasks.stored_heads import sort_rows, stored_head
 from spanbert_ext.tasks.task import Head
 from spanbert_ext.tasks.task_file import model_folder
 
@@ -144,7 +144,7 @@ def start_model(
         weights = {n: t for n, t in weights.items() if not n.startswith("pooler.")}
     model.bert.load_state_dict(weights)
     new = [name for name, _ in model.named_parameters() if not name.startswith("bert.")]
-    found = _stored_head(start, model, labels)
+    found, notes = stored_head(start, model, head, labels)
     model.load_state_dict(found, strict=False)
     new = [name for name in new if name not in found]
     if "pooler" in report.new and head == "sequence-classification":
@@ -155,7 +155,7 @@ def start_model(
     licence = report.licence
     info = {"missing_keys": new, "unexpected_keys": unused}
     return model, LoadReport.of(
-        model, start.name, report.layout, info, notes=report.notes, licence=licence
+        model, start.name, report.layout, info, notes=(*report.notes, *notes), licence=licence
     )
 
 
@@ -186,24 +186,6 @@ def _dropout_fields(dropout: float | None) -> dict[str, float]:
     return {} if dropout is None else dict.fromkeys(names, dropout)
 
 
-def _stored_head(
-    start: StartingPoint, model: nn.Module, labels: Sequence[str]
-) -> dict[str, torch.Tensor]:
-    """Weights of a head of the same kind, with the same labels, that lies beside the encoder."""
-    own = {n: p.shape for n, p in model.named_parameters() if not n.startswith("bert.")}
-    if labels:
-        stored = start.fields.get("id2label") or {}
-        if [stored.get(str(i)) for i in range(len(labels))] != list(labels):
-            return {}
-    found = {}
-    for file in sorted(start.folder.glob("model*.safetensors")):
-        with safe_open(file, "pt") as tensors:
-            for name in own.keys() & set(tensors.keys()):
-                found[name] = tensors.get_tensor(name)
-    fits = found.keys() == own.keys() and all(found[n].shape == own[n] for n in own)
-    return {name: tensor.float() for name, tensor in found.items()} if fits else {}
-
-
 def _foreign_model(
     start: StartingPoint,
     head: Head,
@@ -224,6 +206,8 @@ def _foreign_model(
             )
         for name, value in _label_fields(head, labels).items():
             setattr(config, name, value)
+        if head == "question-answering" and config.num_labels != 2:
+            config.num_labels = 2  # by which most classes size this head
         for name, value in _dropout_fields(dropout).items():
             if not hasattr(config, name):
                 raise ConfigError(f"dropout: {config.model_type} calls its dropouts otherwise")
@@ -241,10 +225,14 @@ def _foreign_model(
     misshapen = [entry for entry in info["mismatched_keys"] if entry[0].startswith(base)]
     conversion.check_weights(start.name, model, lost, misshapen)
     conversion.own_memory(model)
+    new = {*info["missing_keys"], *(entry[0] for entry in info["mismatched_keys"])}
+    loaded = {name for name, _ in model.named_parameters()} - new
+    unsorted, notes = sort_rows(model, start, head, labels, loaded)
+    info = {"missing_keys": new.union(unsorted), "unexpected_keys": info["unexpected_keys"]}
     if vocab_size > model.get_input_embeddings().weight.shape[0]:
         model.resize_token_embeddings(vocab_size, mean_resizing=False)
     kind = f"{start.fields['model_type']} directory"
-    return ForeignHead(model, head), LoadReport.of(model, start.name, kind, info)
+    return ForeignHead(model, head), LoadReport.of(model, start.name, kind, info, notes=notes)
 
 
 def load_head(folder: Path, head: Head, fields: Mapping[str, Any] | None = None) -> nn.Module:
@@ -290,9 +278,5 @@ def load_checkpoint(folder: Path, head: Head) -> nn.Module:
 
 def open_model(name: str):
     """`open_start`, after a run's name has become that of its best model, or newest checkpoint."""
-    from spanbert_ext.training import checkpoint
-
     folder = model_folder(name)
-    if folder == Path(name):
-        folder = checkpoint.model_directory(folder)
     return open_start(str(folder) if folder.exists() else name)

@@ -128,8 +128,8 @@ class OutputFiles:
             for line in file:
                 fields = json.loads(line)
                 marks = tuple(Mark(**mark) for mark in fields.pop("marks"))
-                facts = tuple((name, value) for name, value in fields.pop("facts"))
-                yield MarkedText(**fields, marks=marks, facts=facts)
+                facts, names = (tuple(map(tuple, fields.pop(n, ()))) for n in ("facts", "names"))
+                yield MarkedText(**fields, marks=marks, facts=facts, names=names)
 
     def _clear_debris(self) -> None:
         """What a command that was killed on its last steps has left."""

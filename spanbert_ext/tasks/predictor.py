@@ -56,8 +56,8 @@ def outputs_of(
     with autocast(device, precision), for_predictions(model, int(lengths.sum())):
         done = 0
         for numbers in by_tokens(np.argsort(-lengths, kind="stable"), lengths, batch_tokens):
-            part = [features[i] for i in numbers]
-            batch = pack(part, task.head, pad_id, device, multiple=stream_multiple(model))
+            chosen = [features[i] for i in numbers]
+            batch = pack(chosen, task.head, pad_id, device, multiple=stream_multiple(model))
             values = head_outputs(model, batch, task.head).float().cpu().numpy()
             for i, part in zip(numbers, _split(values, batch, task.head), strict=True):
                 outputs[i] = part
@@ -174,12 +174,16 @@ class Predictor:
 
     @classmethod
     def of_settings(cls, config: Any) -> Predictor:
-        """What the settings of `evaluate` or `predict` name; raises as `load`."""
+        """What the settings of `evaluate` or `predict` name; raises as `load`.
+
+        Settings without a section of the task take the options that are stored with the model.
+        """
+        given = config.task_options
         predictor = cls.load(
             config.model,
             config.device,
             config.precision,
-            options=config.task_options,
+            options=None if given is registry.options_not_given(type(given)) else given,
             task_name=config.task_name,
         )
         predictor.batch_tokens = config.batch_tokens

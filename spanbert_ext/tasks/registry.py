@@ -118,6 +118,13 @@ def entry_of(name: str) -> TaskEntry:
 
 
 @functools.cache
+def options_not_given(options: type) -> Any:
+    """The defaults of a task's section: the very object that a verb's settings have where nobody
+    gave a section, so that a model's own options count."""
+    return options()
+
+
+@functools.cache
 def settings_class(base: type, name: str) -> type:
     """The settings of a verb for one task: those of `base` and the task's section.
 
@@ -128,7 +135,7 @@ def settings_class(base: type, name: str) -> type:
     options = entry.options_class()
     if base is FinetuneConfig:
         base = entry.settings_class()
-    section = field(default_factory=options)
+    section = field(default_factory=functools.partial(options_not_given, options))
     return dataclasses.make_dataclass(
         base.__name__,
         [(entry.section, options, section)],

@@ -11,8 +11,7 @@ import spanbert_ext
 from spanbert_ext.errors import ConfigError, StorageError
 from spanbert_ext.tasks import registry
 from spanbert_ext.tasks.task import DownstreamTask
-from spanbert_ext.training import settings
-from spanbert_ext.training.checkpoint import json_text
+from spanbert_ext.training import checkpoint, settings
 from spanbert_ext.training.stored_settings import completed
 
 TASK_FILE = "spanbert_task.json"
@@ -29,13 +28,34 @@ def write_task(folder: Path, task: DownstreamTask) -> None:
         "options": settings.as_flat_dict(task.options),
         "facts": task.facts,
     }
-    (folder / TASK_FILE).write_text(json_text(content, indent=1) + "\n", "utf-8")
+    (folder / TASK_FILE).write_text(checkpoint.json_text(content, indent=1) + "\n", "utf-8")
 
 
 def model_folder(name: str | Path) -> Path:
-    """Where the model of a name lies: the best model of a fine-tuning run, else the name itself."""
+    """Where the model of a name lies: the best model of a fine-tuning run, or its newest checkpoint
+    where there is none yet; else the name itself.
+
+    Raises:
+        StorageError: none of a run's checkpoints is whole.
+    """
     best = Path(name) / BEST
-    return best if (best / TASK_FILE).is_file() else Path(name)
+    return best if (best / TASK_FILE).is_file() else checkpoint.model_directory(Path(name))
+
+
+def stored_beside(name: str) -> Mapping[str, Any] | None:
+    """`read_task_file` of the folder that a name means: a directory, a run, an archive or a hub
+    name.
+
+    Raises:
+        ConfigError, DataError, StorageError: as `models.open_model`.
+    """
+    folder = model_folder(name)
+    if folder.is_dir():
+        return read_task_file(folder)
+    from spanbert_ext.tasks.models import open_model  # only here: it brings torch
+
+    with open_model(name) as start:
+        return read_task_file(start.folder)
 
 
 def read_task_file(folder: Path) -> Mapping[str, Any] | None:

@@ -31,6 +31,7 @@ def _for_task(verb: Verb, base: type, words: Sequence[str], defaults: Callable) 
         verb,
         name=f"{verb.name} {name}",
         usage=verb.usage.replace("TASK", name),
+        examples=tuple(line.replace("TASK", name) for line in verb.examples),
         settings=lambda: registry.settings_class(base, name),
     )
     if asks_for_help(words):
@@ -76,9 +77,9 @@ def _own_defaults(_cls: type, _given: dict[str, Any]) -> None:
 
 def _stored_defaults(cls: type, given: dict[str, Any]) -> Any:
     """Defaults of a verb that uses a model: the task's options are those it was trained with."""
-    from spanbert_ext.tasks.task_file import model_folder, read_task_file, stored_options
+    from spanbert_ext.tasks.task_file import stored_beside, stored_options
 
-    stored = read_task_file(model_folder(given["model"])) if given.get("model") else None
+    stored = stored_beside(given["model"]) if given.get("model") else None
     if stored is None:
         return None
     entry = registry.entry_of(stored["task"])
@@ -163,12 +164,18 @@ FINETUNE = Verb(
     "Fine-tune a model for a task: question answering, coreference, relations, entities, GLUE. "
     "Killed, the same command goes on.",
     run_finetune,
+    examples=(
+        "spanbert finetune TASK --model run --train a.json b.json --dev dev.json --output out",
+        "spanbert finetune TASK --model bert-base-cased --train a.json --epochs 3 --output out",
+    ),
+    interrupted="the same command begins or continues the run",
 )
 EVALUATE = Verb(
     "evaluate",
     "spanbert evaluate TASK --model MODEL --data FILE [options]",
     "Measure a fine-tuned model on data with gold answers, as the task's official scorer does.",
     run_evaluate,
+    examples=("spanbert evaluate TASK --model out --data test.json --html page.html",),
 )
 PREDICT = Verb(
     "predict",
@@ -176,4 +183,6 @@ PREDICT = Verb(
     "Predict for every line of a file; killed, the same command goes on.",
     run_predict,
     positional="files",
+    examples=("spanbert predict TASK in.jsonl out.jsonl --model out",),
+    interrupted="the same command goes on from what is saved",
 )

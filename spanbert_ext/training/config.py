@@ -44,9 +44,11 @@ class MaskingOptions:
             is one.
         mask_ratio: part of a sequence's tokens that is masked, in (0, 1]; 1 masks them all.
         geometric_p: success probability of the geometric distribution of the scheme span's lengths.
-        min_words: shortest span, in words.
-        max_words: longest span, in words; the distribution is renormalised over
-            min_words..max_words.
+        min_words: shortest length that is drawn for a span, in words. A span is shorter where a
+            special token or the end of the sequence comes first, or where it is the last one of a
+            sequence, which ends when mask_ratio is reached.
+        max_words: longest length that is drawn, in words; the distribution is renormalised over
+            min_words..max_words. Spans that touch become one longer span.
         replacement: span draws 80/10/10 (mask, random, keep) once per span, piece once per token,
             as the scheme piece always does.
         max_span_targets: how many positions of a span the boundary objective predicts.
@@ -92,7 +94,8 @@ class OptimizerOptions:
 
     Args:
         peak_lr: learning rate at the end of the warm-up.
-        warmup_steps: steps of linear warm-up.
+        warmup_steps: steps of linear warm-up; on the command line a tenth of the steps where the
+            run is shorter than the default.
         beta1: decay of the gradient's running mean.
         beta2: decay of its running square.
         eps: term that keeps the division finite.
@@ -114,7 +117,8 @@ class BatchOptions:
     """What one update sees.
 
     Args:
-        rows: rows of a batch; several short sequences share a row.
+        rows: rows of a batch; several short sequences share a row. On the command line as many as
+            the corpus fills where it fills fewer than the default.
         max_length: tokens of a row, [CLS] and [SEP] included.
         micro_rows: rows computed at a time (gradient accumulation); null means all. It must divide
             rows. The update does not depend on it.

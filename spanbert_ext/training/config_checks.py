@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import TYPE_CHECKING
 
 from spanbert_ext.data.corpus_choice import parse_corpora
@@ -25,9 +26,14 @@ def faults_of(config: PretrainConfig) -> list[str]:
     ]
 
 
+def short_warmup(steps: int) -> int:
+    """Steps of warm-up of a run that is too short for the published ones."""
+    return max(0, steps // 10)
+
+
 def device_faults(device: str) -> list[str]:
     """A line if that cannot be a device's name."""
-    if device in ("auto", "cpu", "cuda") or device.removeprefix("cuda:").isdigit():
+    if device in ("auto", "cpu", "cuda") or re.fullmatch("cuda:[0-9]+", device):
         return []
     return [f"device: must be auto, cpu, cuda or cuda:N; got {device!r}"]
 
@@ -157,6 +163,8 @@ def _batch_faults(c: PretrainConfig) -> list[str]:
 
 def _run_faults(c: PretrainConfig) -> list[str]:
     faults = trackers.missing(c.report_to)
+    if not c.output:
+        faults.append("output: a directory is required")
     try:
         parse_corpora(c.corpus or "")
     except ConfigError as error:
@@ -164,7 +172,7 @@ def _run_faults(c: PretrainConfig) -> list[str]:
     if c.optimizer.warmup_steps > c.steps:
         faults.append(
             f"optimizer.warmup_steps: {c.optimizer.warmup_steps} steps of warm-up do not fit into "
-            f"{c.steps} steps"
+            f"{c.steps} steps; `--optimizer.warmup_steps {short_warmup(c.steps)}` do"
         )
     for name in ("strict_resume", "weights_only"):
         if c.resume == "never" and getattr(c, name):

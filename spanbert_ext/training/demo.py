@@ -22,7 +22,7 @@ from spanbert_ext.progress import format_seconds
 from spanbert_ext.training import demo_text, model_card
 from spanbert_ext.training.checkpoint import write_text
 from spanbert_ext.training.config import PretrainConfig
-from spanbert_ext.training.models import load_checkpoint
+from spanbert_ext.training.models import choose_device, load_checkpoint
 from spanbert_ext.training.pretrain import pretrain
 from spanbert_ext.training.run import RunResult
 
@@ -40,6 +40,7 @@ def run_demonstration(config: PretrainConfig) -> None:
     Raises:
         SpanBertError: as `prepare` and `pretrain`.
     """
+    choose_device(config.device)  # before work that would be for nothing
     began = time.monotonic()
     home = Path(config.output)
     print(

@@ -20,7 +20,7 @@ from spanbert_ext.training.models import choose_device
 from spanbert_ext.training.ranks import Ranks, join, place_in_world
 from spanbert_ext.training.resume import choose_start
 from spanbert_ext.training.run import Run, RunResult
-from spanbert_ext.training.run_lock import RunLock
+from spanbert_ext.training.run_lock import LOCK, RunLock
 from spanbert_ext.training.state import RunState, read_state
 
 BuildRun = Callable[[Path, Path | None, torch.device, Ranks], Run]
@@ -98,6 +98,7 @@ def _among(ranks: Ranks, config: Any, device: torch.device, kind: Kind) -> RunRe
             seen, start = checkpoint.list_steps(run), choose_start(run, config)
             if _is_finished(run, start, kind):
                 return {"start": str(start), "finished": True}
+            made = [path for path in (run, *run.parents) if not path.exists()]
             try:
                 run.mkdir(parents=True, exist_ok=True)
             except OSError as error:
@@ -105,6 +106,7 @@ def _among(ranks: Ranks, config: Any, device: torch.device, kind: Kind) -> RunRe
                     f"cannot make the output directory {run}: {error.strerror}"
                 ) from error
             held.enter_context(RunLock(run))
+            held.callback(_remove_unused, made)
             if checkpoint.list_steps(run) != seen:  # another process trained here until just now
                 start = choose_start(run, config)
             checkpoint.sweep(run)
@@ -118,6 +120,16 @@ def _among(ranks: Ranks, config: Any, device: torch.device, kind: Kind) -> RunRe
             return RunResult(run, start, read_state(start), was_finished=True)
         with memory.explained(config, ranks.world, kind.advise):
             return build(run, start, device, ranks).finish()
+
+
+def _remove_unused(made: list[Path]) -> None:
+    """Take away the directories that a start has made, the run's own first, where it was refused
+    before it wrote anything."""
+    if made and [path.name for path in made[0].iterdir()] == [LOCK]:
+        (made[0] / LOCK).unlink()
+        with contextlib.suppress(OSError):  # another process is there by now
+            for path in made:
+                path.rmdir()
 
 
 def _is_finished(run: Path, start: Path | None, kind: Kind) -> bool:

@@ -89,10 +89,13 @@ class PretrainTask:
         self._masker = build_masker(tokenizer, config.masking, config.seed)
         self._held_out_masker = build_masker(tokenizer, config.masking, _VALIDATION_SEED)
         if len(self._train) < config.batch.rows:
+            fitting = fitting_rows(config, len(self._train), ranks.world)
+            remedy = f"`--batch.rows {fitting}` takes what is there, " if fitting else ""
             raise DataError(
                 f"{config.corpus} fills {len(self._train)} rows of {config.batch.max_length} "
-                f"tokens, one batch takes batch.rows={config.batch.rows}; "
-                "prepare more text, or use fewer or shorter rows"
+                f"tokens, one batch takes batch.rows={config.batch.rows}; {remedy}"
+                f"`--batch.max_length {max(8, config.batch.max_length // 2)}` gives more, shorter "
+                "ones; or prepare more text"
             )
         self._rows_of = self._train.order(config.batch.rows, config.seed)
         self.num_micro_batches = config.batch.rows // ranks.world // self._micro_rows
@@ -270,10 +273,22 @@ def _rows(corpus: Corpus, config: PretrainConfig, split: str) -> PackedRows:
     return open_rows(corpus, batch.max_length, split, batch.rows, candidates)
 
 
+def training_rows(corpus: Corpus, config: PretrainConfig) -> PackedRows:
+    """The rows that a run trains on."""
+    return _rows(corpus, config, "train")
+
+
+def fitting_rows(config: PretrainConfig, found: int, world: int) -> int:
+    """The largest `batch.rows` that a corpus of `found` rows fills and `world` processes can share
+    in their micro-batches; 0 if there is none."""
+    unit = world * (config.batch.micro_rows or 1)
+    return found - found % unit
+
+
 def without_targets(micro: MicroBatch) -> MicroBatch:
     """The batch with nothing to predict: its losses and counts are 0."""
     nothing = torch.full_like(micro.masked.target_ids, -100)
-    masked = dataclasses.replace(micro.masked, target_ids=nothing, sbo_ids=nothing)
+    masked = micro.masked.replace(target_ids=nothing, sbo_ids=nothing)
     labels = micro.nsp_labels
     labels = None if labels is None else torch.full_like(labels, -100)
     return dataclasses.replace(micro, masked=masked, nsp_labels=labels)

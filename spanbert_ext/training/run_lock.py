@@ -11,6 +11,8 @@ from pathlib import Path
 from spanbert_ext.errors import ConfigError, StorageError
 from spanbert_ext.files import FileLock
 
+LOCK = ".lock"  # in a run's directory
+
 
 class RunLock:
     """Exclusive use of a run's directory; the operating system drops it when the process dies.
@@ -21,7 +23,7 @@ class RunLock:
     """
 
     def __init__(self, run: Path):
-        path = run / ".lock"
+        path = run / LOCK
         try:
             path.open("ab").close()
         except OSError as error:

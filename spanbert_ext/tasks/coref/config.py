@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from spanbert_ext.errors import ConfigError
-from spanbert_ext.training.settings import Name
+from spanbert_ext.training.setting_values import Name
 from spanbert_ext.training.stored_settings import completed
 
 

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from spanbert_ext.errors import DataError
+from spanbert_ext.text import Span, units
 
-Span = tuple[int, int]
 Clusters = tuple[tuple[Span, ...], ...]
 # What becomes of a mention that stands in two clusters.
 Shared = Literal["keep", "merge", "error"]
@@ -195,18 +195,17 @@ def from_text(
 
     Args:
         words: from a text to the ranges of characters of its words, in order and disjoint; default
-            `words.split_words`.
+            by rule (`spanbert_ext.text.units`).
         sentences: from a text and its words to the number of each word's sentence, from 0; default
             `sentences.number_sentences`.
 
     Raises:
         DataError: no word in the text, or a callable returned something impossible.
     """
-    if words is None:
-        from spanbert_ext.tasks.coref.words import split_words as words
     if sentences is None:
         from spanbert_ext.tasks.coref.sentences import number_sentences as sentences
-    spans = tuple((int(start), int(end)) for start, end in words(text))
+    split = units(text, treebank=True) if words is None else words(text)
+    spans = tuple((int(start), int(end)) for start, end in split)
     at = 0
     for start, end in spans:
         if not at <= start < end <= len(text):

@@ -33,7 +33,7 @@ from spanbert_ext.tasks.coref.mention_words import (
     head_of,
     kind_of,
 )
-from spanbert_ext.tasks.coref.words import split_words
+from spanbert_ext.text import units
 
 _RANK = {"name": 0, "nominal": 1, "pronoun": 2}
 _POSSESSIVE_END = re.compile(r"(?:\s*['\u2019]s|(?<=s)\s*['\u2019])$", re.IGNORECASE)
@@ -109,6 +109,18 @@ def resolved_document(document: Document, clusters: Iterable[Iterable[Span]] | N
     )
 
 
+def cluster_names(document: Document, clusters: Iterable[Iterable[Span]]) -> list[str]:
+    """The most telling mention of each cluster of word spans; of pronouns alone the first."""
+    text, offsets = with_text(document)
+    resolver = _Resolver(
+        text, [sorted({(offsets[a][0], offsets[b][1]) for a, b in cluster}) for cluster in clusters]
+    )
+    return [
+        " ".join(text[slice(*(resolver.representative(own) or own[0]))].split())
+        for own in resolver.clusters
+    ]
+
+
 def resolved_text(text: str, clusters: Iterable[Iterable[Span]]) -> str:
     """A text in which mentions are replaced by their cluster's representative.
 
@@ -137,7 +149,7 @@ class _Resolver:
             if text[start:end].isspace():
                 raise DataError(f"mention {start}..{end} is white space")
         self.text, self.clusters = text, clusters
-        words = (text[start:end] for start, end in split_words(text))
+        words = (text[start:end] for start, end in units(text, treebank=True))
         self.lower_words = {word for word in words if word[0].islower()}
         self.longest: dict[int, int] = {}
         for start, end in (span for cluster in clusters for span in cluster):
@@ -148,7 +160,7 @@ class _Resolver:
         found = []
         for cluster in self.clusters:
             inner = _inside_others(cluster)
-            representative = self._representative(cluster)
+            representative = self.representative(cluster)
             if representative is None:
                 continue
             for span in cluster:
@@ -159,9 +171,10 @@ class _Resolver:
 
     def _words(self, span: Span) -> list[str]:
         part = self.text[slice(*span)]
-        return [part[start:end] for start, end in split_words(part)] or [part]
+        return [part[start:end] for start, end in units(part, treebank=True)] or [part]
 
-    def _representative(self, cluster: Sequence[Span]) -> Span | None:
+    def representative(self, cluster: Sequence[Span]) -> Span | None:
+        """The most telling mention; None where all are pronouns, or there is one alone."""
         if len(cluster) < 2:
             return None
         holders = _inside_others(cluster, outer=True)

@@ -15,6 +15,7 @@ import numpy as np
 
 from spanbert_ext.errors import ConfigError, DataError
 from spanbert_ext.tasks.coref.documents import Document, Span, without_singletons
+from spanbert_ext.text import tokenise_words
 
 # Between [CLS] and [SEP] at least one piece must fit.
 SHORTEST_SEGMENT = 3
@@ -30,6 +31,8 @@ class SegmentedDocument:
         cu_seqlens: [N + 1] int64, where each segment begins, and T.
         sentence_map: [T] int64, number of the sentence, -1 at [CLS] and [SEP].
         word_of_piece: [T] int64, place of the word in the document, -1 at [CLS] and [SEP].
+        last_word_of_piece: [T] int64, alike, the last word of a piece that holds several, as pieces
+            of scripts without blanks do; elsewhere the same.
         segment_of: [T] int64, number of the segment, from 0.
         speakers: [T] int64; 0 where none is known and at [CLS] and [SEP], else 1, 2, ... in the
             order in which speakers first appear in the document. All from the `max_speakers`-th on
@@ -44,6 +47,7 @@ class SegmentedDocument:
     cu_seqlens: np.ndarray
     sentence_map: np.ndarray
     word_of_piece: np.ndarray
+    last_word_of_piece: np.ndarray
     segment_of: np.ndarray
     speakers: np.ndarray
     gold_starts: np.ndarray
@@ -78,7 +82,7 @@ class SegmentedDocument:
         """
         if not 0 <= start <= end < len(self.tokens):
             raise DataError(f"{self.id}: no span {start}..{end} in {len(self.tokens)} pieces")
-        first, last = int(self.word_of_piece[start]), int(self.word_of_piece[end])
+        first, last = int(self.word_of_piece[start]), int(self.last_word_of_piece[end])
         if min(first, last) < 0:
             raise DataError(f"{self.id}: span {start}..{end} begins or ends at a special token")
         return first, last
@@ -114,6 +118,7 @@ class SegmentedDocument:
             cu_seqlens=self.cu_seqlens[first : last + 1] - begin,
             sentence_map=self.sentence_map[begin:end],
             word_of_piece=self.word_of_piece[begin:end],
+            last_word_of_piece=self.last_word_of_piece[begin:end],
             segment_of=self.segment_of[begin:end] - first,
             speakers=self.speakers[begin:end],
             gold_starts=self.gold_starts[inside] - begin,
@@ -141,11 +146,12 @@ def segment(
     max_segment_len: int = 384,
     singletons: bool = True,
     max_speakers: int = 20,
+    blanks: bool = True,
 ) -> list[SegmentedDocument]:
     """Cut documents into segments.
 
-    Every word is tokenised on its own, each distinct one once. One that the tokenizer makes nothing
-    of, such as a control character, becomes its unknown piece: no word is without a piece.
+    A word that the tokenizer makes nothing of, such as a control character, becomes its unknown
+    piece: no word is without a piece.
 
     Args:
         tokenizer: a fast Hugging Face tokenizer with [CLS], [SEP] and [UNK], or others in their
@@ -153,6 +159,7 @@ def segment(
         max_segment_len: most pieces of a segment, [CLS] and [SEP] included.
         singletons: keep gold mentions that corefer with no other.
         max_speakers: largest speaker number.
+        blanks: whether words are read with the blanks between them, as `text.tokenise_words`.
 
     Raises:
         ConfigError: a number is too small, or the tokenizer lacks a special token.
@@ -164,38 +171,37 @@ def segment(
     if max_speakers < 1:
         raise ConfigError(f"max_speakers: must be at least 1; got {max_speakers}")
     specials = (tokenizer.cls_token_id, tokenizer.sep_token_id)
-    pieces = _pieces(documents, tokenizer, specials)
+    for name, id in zip(
+        ("[CLS]", "[SEP]", "[UNK]"), (*specials, tokenizer.unk_token_id), strict=True
+    ):
+        if id is None:
+            raise ConfigError(f"tokenizer: it has no {name}, which coreference needs")
+    pieces = tokenise_words(
+        [(document.words, document.text, document.word_offsets) for document in documents],
+        tokenizer,
+        blanks,
+        split_special_tokens=True,  # a word that reads "[SEP]" is no end of a segment
+    )
     room = max_segment_len - 2
     found = []
-    for document in documents:
-        parts = [pieces[word] for word in document.words]
-        sizes = np.array([len(part) for part in parts], dtype=np.int64)
-        flat = np.concatenate(parts)
-        ends = np.cumsum(sizes)
+    for document, own in zip(documents, pieces, strict=True):
+        ends = own.bounds[1:]
         sentences = np.array(document.sentence_of_word, dtype=np.int64)
         closes = np.append(sentences[1:] != sentences[:-1], True)
         cuts = segment_ends(ends, closes, room)
         found.append(
-            lay_out(document, flat, sizes, cuts, specials, singletons, max_speakers),
+            lay_out(
+                document,
+                own.ids,
+                np.diff(own.bounds),
+                cuts,
+                specials,
+                singletons,
+                max_speakers,
+                own.first,
+            )
         )
     return found
-
-
-def _pieces(documents, tokenizer, specials) -> dict[str, np.ndarray]:
-    unknown = tokenizer.unk_token_id
-    for name, id in zip(("[CLS]", "[SEP]", "[UNK]"), (*specials, unknown), strict=True):
-        if id is None:
-            raise ConfigError(f"tokenizer: it has no {name}, which coreference needs")
-    words = list(dict.fromkeys(word for document in documents for word in document.words))
-    if not words:
-        return {}
-    # A word that reads "[SEP]" is no end of a segment.
-    options = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
-    ids = tokenizer(words, return_attention_mask=False, **options)["input_ids"]
-    return {
-        word: np.array(own or [unknown], dtype=np.int64)
-        for word, own in zip(words, ids, strict=True)
-    }
 
 
 def segment_ends(word_ends: np.ndarray, closes: np.ndarray, room: int) -> list[int]:
@@ -229,14 +235,16 @@ def lay_out(
     specials: tuple[int, int],
     singletons: bool,
     max_speakers: int,
+    firsts: np.ndarray | None = None,
 ) -> SegmentedDocument:
     """The arrays of a document whose pieces and segments are known.
 
     Args:
         pieces: [P] int64, ids of all words' pieces, without specials.
-        sizes: [W] int64, pieces of each word, at least 1.
+        sizes: [W] int64, pieces of each word; 0 where it lies in the last piece of the word before.
         cuts: the end of each segment in `pieces`, ascending, the last one P.
         specials: ids of [CLS] and [SEP].
+        firsts: [W] int64, the piece that each word's characters begin in; None: its first one.
     """
     bounds = np.array([0, *cuts], dtype=np.int64)
     lengths = np.diff(bounds) + 2
@@ -254,8 +262,12 @@ def lay_out(
     tokens = spread(pieces, specials[1])
     tokens[cu_seqlens[:-1]] = specials[0]
     word_of_piece = np.repeat(np.arange(len(sizes)), sizes)
-    speakers = speaker_numbers(document.speakers, len(sizes), max_speakers)
     word_ends = np.cumsum(sizes)
+    last_word_of_piece = np.maximum(
+        word_of_piece, np.searchsorted(word_ends, np.arange(len(pieces)) + 1, side="right") - 1
+    )
+    speakers = speaker_numbers(document.speakers, len(sizes), max_speakers)
+    firsts = word_ends - sizes if firsts is None else firsts
     clusters = document.clusters if singletons else without_singletons(document.clusters)
     gold = sorted((span, number) for number, cluster in enumerate(clusters) for span in cluster)
     first, last = (np.array([span[i] for span, _ in gold], dtype=np.int64) for i in (0, 1))
@@ -265,9 +277,10 @@ def lay_out(
         cu_seqlens,
         spread(np.array(document.sentence_of_word)[word_of_piece], -1),
         spread(word_of_piece, -1),
+        spread(last_word_of_piece, -1),
         np.repeat(np.arange(len(cuts)), lengths),
         spread(speakers[word_of_piece], 0),
-        places[(word_ends - sizes)[first]],
+        places[firsts[first]],
         places[word_ends[last] - 1],
         np.array([number for _, number in gold], dtype=np.int64),
     )

@@ -40,7 +40,7 @@ def number_sentences(text: str, words: Sequence[Span]) -> list[int]:
     """Number of each word's sentence, from 0; the rules are the module's.
 
     Args:
-        words: ranges of characters, in order, as `words.split_words` gives them.
+        words: ranges of characters, in order, as `text.units` gives them.
     """
     written = [text[start:end] for start, end in words]
     numbers: list[int] = []

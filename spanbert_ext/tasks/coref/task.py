@@ -22,11 +22,17 @@ from spanbert_ext.tasks.coref.documents import (
 )
 from spanbert_ext.tasks.coref.metrics import CONLL, CorefScorer
 from spanbert_ext.tasks.coref.options import CorefOptions
-from spanbert_ext.tasks.coref.resolve import cluster_mentions, resolved_document, with_text
+from spanbert_ext.tasks.coref.resolve import (
+    cluster_mentions,
+    cluster_names,
+    resolved_document,
+    with_text,
+)
 from spanbert_ext.tasks.coref.segments import SegmentedDocument, segment
 from spanbert_ext.tasks.marked_text import Mark, MarkedText
 from spanbert_ext.tasks.rejects import Rejects
 from spanbert_ext.tasks.task import DownstreamTask
+from spanbert_ext.text import marks_blanks
 
 logger = logging.getLogger("spanbert_ext")
 
@@ -70,7 +76,8 @@ class CorefTask(DownstreamTask[Document, CorefPrediction]):
     Args:
         name: coref.
         options: `CorefOptions`.
-        facts: genres, which the training documents name, or null.
+        facts: genres, which the training documents name, or null; blanks, whether the encoder reads
+            words with the blanks between them, where its tokenizer sees any.
     """
 
     head = "coreference"
@@ -104,7 +111,7 @@ class CorefTask(DownstreamTask[Document, CorefPrediction]):
         return "error" if self.options.shared == "error" else "keep"
 
     def learn(self, examples: Sequence[Document], tokenizer: Any) -> None:
-        """Find the genres.
+        """Find the genres, and note that words are read with their blanks.
 
         Raises:
             DataError: the documents hold nothing to learn.
@@ -115,6 +122,8 @@ class CorefTask(DownstreamTask[Document, CorefPrediction]):
             raise DataError(f"none of the training documents {what}: nothing can be learned")
         genres = sorted({doc.genre for doc in examples} - {None})
         self.facts["genres"] = genres if len(genres) > 1 else None
+        if marks_blanks(tokenizer):
+            self.facts["blanks"] = True
 
     def labels(self) -> list[str]:
         """None."""
@@ -126,8 +135,14 @@ class CorefTask(DownstreamTask[Document, CorefPrediction]):
 
     def features(self, examples: Sequence[Document], tokenizer: Any) -> list[SegmentedDocument]:
         """The documents in segments, clusters that share a mention joined."""
-        examples = [merged(document) for document in examples]
-        return segment(examples, tokenizer, self.options.max_segment_len, self.options.singletons)
+        return segment(
+            [merged(document) for document in examples],
+            tokenizer,
+            self.options.max_segment_len,
+            self.options.singletons,
+            # Models of release 0.1.0 have learned words one by one.
+            blanks=self.facts.get("blanks", False),
+        )
 
     def decode(
         self,
@@ -198,20 +213,24 @@ class CorefTask(DownstreamTask[Document, CorefPrediction]):
         return line
 
     def marked(self, example: Document, prediction: CorefPrediction) -> MarkedText:
-        """The text with a colour and a number for each cluster."""
+        """The text with a colour and a number for each cluster, and what the numbers stand for."""
         text, offsets = with_text(example)
-        marks, number = [], 0
+        together = [cluster for cluster in prediction.clusters if len(cluster) > 1]
+        numbers = {cluster: str(n) for n, cluster in enumerate(together, 1)}
+        marks = []
         for cluster in prediction.clusters:
-            number += len(cluster) > 1
-            label = str(number) if len(cluster) > 1 else _ALONE
+            label = numbers.get(cluster, "")
             for first, last in cluster:
                 start, end = offsets[first][0], offsets[last][1]
                 note = f"{prediction.scores[first, last]:.2f}"
-                marks.append(Mark(start, end, "" if label == _ALONE else label, label, note))
-        alone = len(prediction.clusters) - number
-        facts = [("clusters", str(number)), ("mentions", str(len(marks)))]
-        facts += [("that nothing refers to", str(alone))] if self.options.singletons else []
-        return MarkedText(example.id, text, tuple(marks), tuple(facts))
+                marks.append(Mark(start, end, label, label or _ALONE, note))
+        named = zip(together, cluster_names(example, together), strict=True)
+        by_size = sorted(named, key=lambda pair: -len(pair[0]))
+        names = [(numbers[own], f"{numbers[own]} {name} ({len(own)})") for own, name in by_size]
+        alone = len(prediction.clusters) - len(together)
+        names += [(_ALONE, f"alone, in no cluster ({alone})")] if alone else []
+        facts = (("clusters", str(len(together))), ("mentions", str(len(marks))))
+        return MarkedText(example.id, text, tuple(marks), facts, tuple(names))
 
     def write_predictions(
         self, path: Path, examples: Sequence[Document], predictions: Sequence[CorefPrediction]
@@ -278,4 +297,4 @@ def task_of_model(config: Any) -> CorefTask:
     length = min(CorefOptions.max_segment_len, config.max_position_embeddings)
     options = CorefOptions(**fields, max_segment_len=length)
     options.validate()
-    return CorefTask("coref", options, {"genres": options.genres})
+    return CorefTask("coref", options, {"genres": options.genres, "blanks": True})

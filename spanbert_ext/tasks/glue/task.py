@@ -18,10 +18,8 @@ from spanbert_ext.tasks.layout import PairLayout, around_text
 from spanbert_ext.tasks.marked_text import MarkedText
 from spanbert_ext.tasks.rejects import Rejects
 from spanbert_ext.tasks.task import DownstreamTask, Feature
+from spanbert_ext.text import token_ids
 from spanbert_ext.training.checkpoint import write_text
-
-# Texts tokenised at a time: what the tokenizer gives for one is far larger than its numbers.
-_BATCH = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +98,8 @@ class GlueTask(DownstreamTask[GlueExample, GluePrediction]):
         """[CLS] a [SEP], or [CLS] a [SEP] b [SEP] with token types 0 and 1, or what the tokenizer
         puts in their place (`layout`)."""
         length = self.options.length
-        texts = dict.fromkeys(text for example in examples for text in example.texts)
-        pieces = _tokenised(list(texts), tokenizer, length)
+        texts = (text for example in examples for text in example.texts)
+        pieces = token_ids(texts, tokenizer, length)
         before, behind = around_text(tokenizer)
         pair = PairLayout.of(tokenizer, as_bert=True)
         features = []
@@ -225,23 +223,6 @@ class GlueTask(DownstreamTask[GlueExample, GluePrediction]):
             lines.append(f"{example.id}\t{shown}")
         write_text(Path(path), "\n".join(lines) + "\n")
         return [Path(path)]
-
-
-def _tokenised(texts: list[str], tokenizer: Any, length: int) -> dict[str, np.ndarray]:
-    """Text -> its first `length` pieces, [n] int64."""
-    found = {}
-    for start in range(0, len(texts), _BATCH):
-        part = texts[start : start + _BATCH]
-        encoded = tokenizer(
-            part,
-            add_special_tokens=False,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-            verbose=False,
-        )
-        for text, ids in zip(part, encoded["input_ids"], strict=True):
-            found[text] = np.array(ids[:length], np.int64)
-    return found
 
 
 def cut_pair(a: np.ndarray, b: np.ndarray, room: int) -> tuple[np.ndarray, np.ndarray]:

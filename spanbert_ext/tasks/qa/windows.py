@@ -16,9 +16,9 @@ import numpy as np
 
 from spanbert_ext.tasks.layout import PairLayout
 from spanbert_ext.tasks.qa.config import QAOptions
-from spanbert_ext.tasks.qa.pieces import Pieces, tokenise
 from spanbert_ext.tasks.qa.reading import QAExample
 from spanbert_ext.tasks.task import Feature
+from spanbert_ext.text import Tokens, token_ids, tokenise
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -44,7 +44,9 @@ def features_of(examples: Sequence[QAExample], tokenizer: Any, options: QAOption
         tokenizer: a fast tokenizer of transformers.
     """
     layout = PairLayout.of(tokenizer)
-    questions = tokenise((example.question for example in examples), tokenizer)
+    # White space around a question must not take the room of its words.
+    asked = [example.question.strip() for example in examples]
+    questions = token_ids(asked, tokenizer)
     words = any(example.whole_words for example in examples)
     contexts = tokenise((example.context for example in examples), tokenizer, words)
     token_types = functools.cache(layout.token_types)
@@ -53,7 +55,7 @@ def features_of(examples: Sequence[QAExample], tokenizer: Any, options: QAOption
     longest = max(0, min(options.max_question, longest))
     features = []
     for number, example in enumerate(examples):
-        question, context = questions[example.question].ids[:longest], contexts[example.context]
+        question, context = questions[asked[number]][:longest], contexts[example.context]
         room = options.length - layout.specials - len(question)
         head = np.concatenate([layout.before, question, layout.between])
         answer = answer_pieces(example, context)
@@ -114,7 +116,7 @@ def windows(count: int, room: int, stride: int) -> tuple[tuple[int, int, int, in
     )
 
 
-def answer_pieces(example: QAExample, context: Pieces) -> tuple[int, int] | None:
+def answer_pieces(example: QAExample, context: Tokens) -> tuple[int, int] | None:
     """First and last piece that share a character with the first answer.
 
     Returns:

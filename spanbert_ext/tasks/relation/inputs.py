@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,11 +13,11 @@ from spanbert_ext.errors import DataError
 from spanbert_ext.tasks.layout import PairLayout, around_text
 from spanbert_ext.tasks.relation import symbols as naming
 from spanbert_ext.tasks.relation.config import SHORTEST, RelationOptions
-from spanbert_ext.tasks.relation.reading import RelationExample, Span
+from spanbert_ext.tasks.relation.reading import RelationExample
+from spanbert_ext.text import WordTokens, marks_blanks, tokenise_words
 
 # What a piece is, in the order in which pieces are kept where not all have room.
 _SYMBOL, _ENTITY, _CONTEXT = range(3)
-_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 Part = tuple[list[int], int]  # ids, and what they are
 
@@ -29,6 +29,7 @@ class InputBuilder:
         options: how entities are shown, and the room.
         symbols: symbol -> token (`symbols.choose`).
         tokenizer: the model's.
+        blanks: False reads words one by one, as models of release 0.1.0 have learned them.
 
     Raises:
         DataError: the tokenizer lacks a symbol, or tokens that begin and end a sequence, or the
@@ -38,8 +39,10 @@ class InputBuilder:
         length: most pieces of a sequence.
     """
 
-    def __init__(self, options: RelationOptions, symbols: dict[str, str], tokenizer: Any):
-        self._options, self._tokenizer = options, tokenizer
+    def __init__(
+        self, options: RelationOptions, symbols: dict[str, str], tokenizer: Any, blanks: bool = True
+    ):
+        self._options, self._tokenizer, self._blanks = options, tokenizer, blanks
         self._ids = naming.ids_of(symbols, tokenizer)
         self._before, self._end = around_text(tokenizer)
         self._pair = PairLayout.of(tokenizer)
@@ -58,8 +61,7 @@ class InputBuilder:
         Symbols are never left out. Where the rest is too long, pieces of the entities go before
         others and those near a symbol or an entity before those far from it.
         """
-        pieces = self._pieces(examples)
-        for example in examples:
+        for example, pieces in zip(examples, self._pieces(examples), strict=True):
             body = list(self._body(example, pieces))
             behind = self._behind(example, pieces)
             room = self.length - len(self._before) - len(behind)
@@ -70,31 +72,39 @@ class InputBuilder:
                 ids = ids[_most_telling(kinds, room)]
             yield np.concatenate([self._before, ids, behind]).astype(np.int64), dropped
 
-    def _pieces(self, examples: Sequence[RelationExample]) -> dict[str, list[int]]:
-        """The ids of every distinct word, behind the blank that precedes it."""
-        words = list(dict.fromkeys(word for example in examples for word in _words(example)))
-        if not words:
-            return {}
-        found = self._tokenizer(
-            [_LONE_SURROGATE.sub("\ufffd", word) for word in words],
-            add_special_tokens=False,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-            verbose=False,
-        )["input_ids"]
-        unknown = self._tokenizer.unk_token_id
-        replaced = [] if unknown is None else [unknown]
-        reserved = self._reserved - set(replaced)
-        for ids in found:
-            if not reserved.isdisjoint(ids):
-                ids[:] = [own for i in ids for own in (replaced if i in reserved else [i])]
-        return dict(zip(words, found, strict=True))
+    def _pieces(self, examples: Sequence[RelationExample]) -> list[WordTokens]:
+        """The ids of every word, as the sentence around it makes them."""
+        if self._blanks and marks_blanks(self._tokenizer):
+            passages = [
+                (example.tokens, example.raw, example.offsets if example.raw is not None else None)
+                for example in examples
+            ]
+        else:
+            passages = [(_words(example), None, None) for example in examples]
+        found = tokenise_words(
+            passages,
+            self._tokenizer,
+            self._blanks,
+            edges=[{*e.subject, *e.object} - {len(e.tokens)} for e in examples],
+            every_word=False,
+        )
+        return [self._without_reserved(own) for own in found]
 
-    def _body(self, example: RelationExample, pieces: dict[str, list[int]]) -> Iterator[Part]:
+    def _without_reserved(self, pieces: WordTokens) -> WordTokens:
+        """With the unknown piece in place of pieces that would pose as symbols, or without them."""
+        unknown = self._tokenizer.unk_token_id
+        posing = np.isin(pieces.ids, [*(self._reserved - {unknown})])
+        if not posing.any():
+            return pieces
+        if unknown is not None:
+            return replace(pieces, ids=np.where(posing, unknown, pieces.ids))
+        kept = np.append(0, np.cumsum(~posing))
+        return WordTokens(pieces.ids[~posing], kept[pieces.bounds], kept[pieces.first])
+
+    def _body(self, example: RelationExample, pieces: WordTokens) -> Iterator[Part]:
         """The sentence with its symbols, in parts between the edges of entities."""
-        words = _words(example)
         spans = dict(zip(naming.ROLES, (example.subject, example.object), strict=True))
-        edges = sorted({0, len(words), *example.subject, *example.object})
+        edges = sorted({0, len(example.tokens), *example.subject, *example.object})
         masks, repeats = self._options.masks, self._options.input == "entity-mask-repeated"
         # Entities nest wherever they can: the longer one opens first and closes last.
         outer_first = sorted(spans, key=lambda role: spans[role][0] - spans[role][1])
@@ -104,8 +114,7 @@ class InputBuilder:
             closed = [role for role in reversed(outer_first) if spans[role][1] == stop]
             yield [self._opening(role, example) for role in opened], _SYMBOL
             if not masks or not inside:
-                ids = [i for word in words[first:stop] for i in pieces[word]]
-                yield ids, _ENTITY if inside else _CONTEXT
+                yield pieces.of(first, stop).tolist(), _ENTITY if inside else _CONTEXT
             elif repeats:
                 yield self._repeated(example, inside, opened, stop - first), _ENTITY
             if not masks:
@@ -133,27 +142,24 @@ class InputBuilder:
             )
         return self._ids.get(naming.of_type(role, type), self._ids[naming.of_other_type(role)])
 
-    def _behind(self, example: RelationExample, pieces: dict[str, list[int]]) -> list[int]:
+    def _behind(self, example: RelationExample, pieces: WordTokens) -> list[int]:
         """What follows the sentence: its [SEP], and what is shown behind that, each part as the
         second text of a pair."""
         if self._options.input == "marker-and-types":
             shown = [[self._type(role, example)] for role in naming.ROLES]
         elif self._options.input == "entity-mask-and-text":
             most = self.length // 8  # the sentence always has three quarters of the room
-            shown = [
-                self._text(s, example, pieces, most) for s in (example.subject, example.object)
-            ]
+            shown = [_ends_of(pieces.of(*span), most) for span in (example.subject, example.object)]
         else:
             return self._end.tolist()
         between, end = self._pair.between.tolist(), self._pair.behind.tolist()
         return [*between, *shown[0], *between, *shown[1], *end]
 
-    def _text(
-        self, span: Span, example: RelationExample, pieces: dict[str, list[int]], most: int
-    ) -> list[int]:
-        """The pieces of an entity; of a long one its beginning and its end."""
-        ids = [i for word in _words(example)[slice(*span)] for i in pieces[word]]
-        return ids if len(ids) <= most else ids[: most - most // 2] + ids[-(most // 2) :]
+
+def _ends_of(ids: np.ndarray, most: int) -> list[int]:
+    """The pieces of an entity; of a long one its beginning and its end."""
+    ids = ids.tolist()
+    return ids if len(ids) <= most else ids[: most - most // 2] + ids[-(most // 2) :]
 
 
 def _words(example: RelationExample) -> list[str]:

@@ -19,6 +19,7 @@ from spanbert_ext.tasks.relation import symbols as naming
 from spanbert_ext.tasks.relation.inputs import InputBuilder
 from spanbert_ext.tasks.relation.reading import RelationExample
 from spanbert_ext.tasks.task import DownstreamTask, Feature, Head
+from spanbert_ext.text import marks_blanks
 from spanbert_ext.training.checkpoint import write_text
 
 logger = logging.getLogger("spanbert_ext")
@@ -45,7 +46,8 @@ class RelationTask(DownstreamTask[RelationExample, RelationPrediction]):
     """TACRED and data like it: one label for a pair of entities (paper section 4.1).
 
     Facts: `labels`, the null label first, then by their frequency in training; `symbols`, the token
-    of each symbol for an entity's place or type.
+    of each symbol for an entity's place or type; `blanks`, whether the encoder reads words with the
+    blanks between them, where its tokenizer sees any.
     """
 
     head: ClassVar[Head] = "sequence-classification"
@@ -139,7 +141,7 @@ class RelationTask(DownstreamTask[RelationExample, RelationPrediction]):
         self.facts["labels"] = first + sorted(relations, key=lambda label: (-counts[label], label))
 
     def learn(self, examples: Sequence[RelationExample], tokenizer: Any) -> None:
-        """Fix the order of labels and the token of every symbol.
+        """Fix the order of labels and the token of every symbol; words are read with their blanks.
 
         Raises:
             DataError: as `learn_labels`.
@@ -150,6 +152,8 @@ class RelationTask(DownstreamTask[RelationExample, RelationPrediction]):
             types[0].update(e.subject_type for e in examples if e.subject_type is not None)
             types[1].update(e.object_type for e in examples if e.object_type is not None)
         self.facts["symbols"] = naming.choose(tokenizer, *types)
+        if marks_blanks(tokenizer):
+            self.facts["blanks"] = True
 
     def labels(self) -> list[str]:
         """The null label, if there is one, then relations from frequent to rare."""
@@ -161,7 +165,8 @@ class RelationTask(DownstreamTask[RelationExample, RelationPrediction]):
         Raises:
             DataError: a gold label that training has not seen, a missing type, another tokenizer.
         """
-        build = InputBuilder(self.options, self.facts["symbols"], tokenizer)
+        blanks = self.facts.get("blanks", False)  # models of release 0.1.0 learned single words
+        build = InputBuilder(self.options, self.facts["symbols"], tokenizer, blanks)
         place = {label: np.int64(n) for n, label in enumerate(self.facts["labels"])}
         self._warn_of_types(examples)
         features, shortened = [], 0

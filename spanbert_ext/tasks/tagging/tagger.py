@@ -15,7 +15,7 @@ from spanbert_ext.tasks.tagging.example import TaggedExample, WordSplitter, text
 from spanbert_ext.tasks.tagging.schemes import Span, Tag
 from spanbert_ext.tasks.tagging.spans import bilou_scores, bio_scores, choose
 from spanbert_ext.tasks.tagging.task import Entity, Tagging, TaggingTask, entity_of
-from spanbert_ext.tasks.tagging.words import split_words
+from spanbert_ext.text import units
 
 if TYPE_CHECKING:
     from spanbert_ext.tasks.predictor import Predictor
@@ -28,7 +28,8 @@ class SpanTagger:
         model: a fine-tuned model's folder or name, a plain Hugging Face token classifier with tags
             of BIO, IOB1 or BIOES, or a `Predictor`.
         device: auto, cpu, cuda or cuda:N.
-        split: takes a text apart into words, as [start, end) in characters.
+        split: takes a text apart into words, as [start, end) in characters; by default by rule
+            (`spanbert_ext.text.units`).
 
     Raises:
         ConfigError: the model tags something else.
@@ -39,7 +40,7 @@ class SpanTagger:
         self,
         model: str | Path | Predictor,
         device: str = "auto",
-        split: WordSplitter = split_words,
+        split: WordSplitter = units,
     ):
         if isinstance(model, (str, os.PathLike)):
             from spanbert_ext.tasks.predictor import Predictor
@@ -108,10 +109,13 @@ class SpanTagger:
         for example, tagging in zip(examples, self._predictor(examples), strict=True):
             scores = self._span_scores(example, tagging, labels, max_words)
             chosen = choose(scores, threshold, top_k, overlapping)
+            spans = [Span(start, stop, types[kind]) for kind, start, stop, _ in chosen]
             found.append(
                 [
-                    entity_of(example, Span(start, stop, types[kind]), score)
-                    for kind, start, stop, score in chosen
+                    entity_of(example, span, score)
+                    for span, (*_, score) in zip(
+                        tagging.in_words(example, spans), chosen, strict=True
+                    )
                 ]
             )
         return found[0] if single else found
@@ -162,11 +166,11 @@ class SpanTagger:
     ) -> np.ndarray:
         """[types, words, max_words] float64."""
         probabilities = np.exp(tagging.log_probabilities.astype(np.float64))
+        sentences = tagging.sentence_ranges(example)
         never = np.zeros(len(probabilities))
         scores = np.zeros((len(labels), len(probabilities), max_words))
         for kind, own in enumerate(labels):
             by = {x: probabilities[:, own[x]] if x in own else never for x in "BILU"}
-            sentences = example.sentence_ranges()
             if self._task.options.scheme == "bilou":
                 scores[kind] = bilou_scores(by, sentences, max_words)
             else:
@@ -195,4 +199,5 @@ def task_of_model(config: Any) -> TaggingTask:
         constrained=False,
     )
     types = sorted({tag.type for tag in tags} - {""})
-    return TaggingTask("ner", options, {"labels": labels, "types": types})
+    facts = {"labels": labels, "types": types, "blanks": True}
+    return TaggingTask("ner", options, facts)

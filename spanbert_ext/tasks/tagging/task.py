@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,8 @@ from spanbert_ext.tasks.rejects import Rejects
 from spanbert_ext.tasks.tagging.config import TaggingOptions
 from spanbert_ext.tasks.tagging.decoding import Transitions, log_softmax
 from spanbert_ext.tasks.tagging.example import TaggedExample, text_example
+from spanbert_ext.tasks.tagging.features import IGNORED, counted_in, features_of, sentence_ranges
 from spanbert_ext.tasks.tagging.metrics import entity_scores, word_confusion
-from spanbert_ext.tasks.tagging.pieces import pieces_of
 from spanbert_ext.tasks.tagging.reading import read_conll
 from spanbert_ext.tasks.tagging.schemes import (
     Span,
@@ -28,12 +29,11 @@ from spanbert_ext.tasks.tagging.schemes import (
     tag_text,
     tags_of,
 )
-from spanbert_ext.tasks.tagging.windows import Window, windows
-from spanbert_ext.tasks.tagging.words import split_words
+from spanbert_ext.tasks.tagging.windows import Window
 from spanbert_ext.tasks.task import DownstreamTask, Feature
+from spanbert_ext.text import marks_blanks, tokenise_words, units
 from spanbert_ext.training.checkpoint import write_text
 
-_IGNORED = -100
 _BLANK = re.compile(r"\s")
 
 
@@ -63,17 +63,39 @@ class Tagging:
         spans: in words, ascending, none crosses a sentence.
         scores: of each span, the mean probability of its words' tags, in [0, 1].
         log_probabilities: [words, labels] float32.
+        words: [w] int64, the words that `log_probabilities` has, where several words are one token
+            (in scripts without blanks): the others go with the one before. None: every word.
     """
 
     spans: tuple[Span, ...]
     scores: tuple[float, ...]
     log_probabilities: np.ndarray
+    words: np.ndarray | None = None
+
+    def sentence_ranges(self, example: TaggedExample) -> list[tuple[int, int]]:
+        """Those of the example, in the words of `log_probabilities`."""
+        return sentence_ranges(example, self.words)
+
+    def in_words(self, example: TaggedExample, spans: Sequence[Span]) -> list[Span]:
+        """Spans in the words of `log_probabilities` as spans in words of the example."""
+        if self.words is None or not spans:
+            return list(spans)
+        bounds = np.append(self.words, len(example.words))
+        # A token that reaches into the next sentence ends with its own.
+        ends = np.append(example.sentences, len(example.words))
+        found = []
+        for start, end, kind in spans:
+            first = int(bounds[start])
+            last = min(bounds[end], ends[np.searchsorted(ends, bounds[end - 1], side="right")])
+            found.append(Span(first, int(last), kind))
+        return found
 
 
 class TaggingTask(DownstreamTask[TaggedExample, Tagging]):
     """Finds entities by a tag for every word, read from its first piece (BERT section 5.3).
 
-    Facts: `labels` in the order of the head's outputs, and the entity `types`, sorted.
+    Facts: `labels` in the order of the head's outputs, and the entity `types`, sorted; `blanks`,
+    whether the encoder reads words with the blanks between them, where its tokenizer sees any.
     """
 
     head = "token-classification"
@@ -104,7 +126,7 @@ class TaggingTask(DownstreamTask[TaggedExample, Tagging]):
         if words is None:
             if not isinstance(text, str):
                 raise DataError(f"{where}: 'text' must be text; got {type(text).__name__}")
-            return text_example(id, text, split_words)
+            return text_example(id, text, units)
         if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
             raise DataError(f"{where}: 'words' must be a list of texts")
         return TaggedExample(id, tuple(words))
@@ -122,8 +144,10 @@ class TaggingTask(DownstreamTask[TaggedExample, Tagging]):
         self.facts["labels"] = label_names(types, self.options.scheme)
 
     def learn(self, examples: Sequence[TaggedExample], tokenizer: Any) -> None:
-        """Only the labels."""
+        """The labels, and that words are read with their blanks."""
         self.learn_labels(examples)
+        if marks_blanks(tokenizer):
+            self.facts["blanks"] = True
 
     def labels(self) -> list[str]:
         """Tags in the order of the head's outputs."""
@@ -150,38 +174,42 @@ class TaggingTask(DownstreamTask[TaggedExample, Tagging]):
         cls, sep = tokenizer.cls_token_id, tokenizer.sep_token_id
         if cls is None or sep is None:
             raise ConfigError("the tokenizer has no [CLS] and [SEP]; tagging frames windows so")
-        options, room = self.options, self.options.length - 2
-        pieces = pieces_of((word for x in examples for word in x.words), tokenizer, room)
+        tokens = tokenise_words(
+            [(x.words, x.text, x.offsets) for x in examples],
+            tokenizer,
+            # Models of release 0.1.0 have learned words one by one.
+            blanks=self.facts.get("blanks", False),
+        )
         numbers = {tag: number for number, tag in enumerate(self.model_tags())}
-        features = []
-        for place, example in enumerate(examples):
-            ids = [pieces[word] for word in example.words]
-            sizes = np.array([len(own) for own in ids], dtype=np.int64)
-            labels = self._label_ids(example, numbers)
-            sentences = example.sentence_ranges()
-            parts = list(windows(sizes, sentences, room, options.overlap, options.join))
-            for window in parts or [Window(0, 0, 0, 0)]:
-                here = slice(window.start, window.stop)
-                features.append(
-                    Feature(
-                        example=place,
-                        input_ids=np.concatenate([[cls], *ids[here], [sep]]).astype(np.int64),
-                        rows=1 + np.cumsum(sizes[here]) - sizes[here],
-                        labels=None if labels is None else _owned(labels, window),
-                        place=window,
-                    )
-                )
+        features: list[Feature] = []
+        for place, (example, own) in enumerate(zip(examples, tokens, strict=True)):
+            own = own.shortened(self.options.length - 2)
+            words = np.flatnonzero(~own.shared) if own.shared.any() else None
+            labels = self._label_ids(example, words, numbers)
+            features += features_of(place, example, own, words, labels, (cls, sep), self.options)
         return features
 
-    def _label_ids(self, example: TaggedExample, numbers: dict[Tag, int]) -> np.ndarray | None:
-        """[words] int64 in the model's labels; those it does not have are ignored."""
+    def _label_ids(
+        self, example: TaggedExample, words: np.ndarray | None, numbers: dict[Tag, int]
+    ) -> np.ndarray | None:
+        """The gold tags in the model's labels, [w] int64; those it does not have are ignored.
+
+        Args:
+            words: of the example, that get one; None: all.
+        """
         if example.tags is None:
             return None
         ids = []
-        for start, stop in example.sentence_ranges():
-            spans = spans_of(map(parse_tag, example.tags[start:stop]))
-            tags = tags_of(spans, stop - start, self.options.scheme)
-            ids += [numbers.get(tag, _IGNORED) for tag in tags]
+        gold = map(parse_tag, example.tags)
+        ranges = zip(example.sentence_ranges(), sentence_ranges(example, words), strict=True)
+        for (start, stop), (first, last) in ranges:
+            spans = spans_of(itertools.islice(gold, stop - start), first=start)
+            spans = [
+                Span(max(own.start, first) - first, own.end - first, own.type)
+                for own in counted_in(words, spans)
+            ]
+            tags = tags_of(spans, last - first, self.options.scheme)
+            ids += [numbers.get(tag, IGNORED) for tag in tags]
         return np.array(ids, dtype=np.int64)
 
     def decode(
@@ -192,7 +220,13 @@ class TaggingTask(DownstreamTask[TaggedExample, Tagging]):
     ) -> list[Tagging]:
         """The entities of each example, whatever windows its words were read in."""
         tags = self.model_tags()
-        scores = [np.zeros((len(x.words), len(tags)), dtype=np.float32) for x in examples]
+        words: list[np.ndarray | None] = [None] * len(examples)
+        for feature in features:
+            words[feature.example] = feature.place.words
+        scores = [
+            np.zeros((len(x.words if own is None else own), len(tags)), dtype=np.float32)
+            for x, own in zip(examples, words, strict=True)
+        ]
         for feature, logits in zip(features, outputs, strict=True):
             window: Window = feature.place
             own = slice(window.first - window.start, window.last - window.start)
@@ -200,27 +234,28 @@ class TaggingTask(DownstreamTask[TaggedExample, Tagging]):
         constrained = self.options.constrained
         transitions = Transitions(tags, self.options.scheme) if constrained else None
         return [
-            self._tagging(example, own, tags, transitions)
-            for example, own in zip(examples, scores, strict=True)
+            self._tagging(example, Tagging((), (), *own), tags, transitions)
+            for example, *own in zip(examples, scores, words, strict=True)
         ]
 
     def _tagging(
         self,
         example: TaggedExample,
-        scores: np.ndarray,
+        found: Tagging,
         tags: list[Tag],
         transitions: Transitions | None,
     ) -> Tagging:
         spans: list[Span] = []
+        scores = found.log_probabilities
         path = np.zeros(len(scores), dtype=np.int64)
-        for start, stop in example.sentence_ranges():
+        for start, stop in found.sentence_ranges(example):
             own = scores[start:stop]
             path[start:stop] = transitions.best_path(own) if transitions else own.argmax(axis=1)
             chosen = (tags[label] for label in path[start:stop])
             spans += spans_of(chosen, self.options.repair, start)
         sure = np.exp(np.take_along_axis(scores, path[:, None], axis=1)[:, 0].astype(np.float64))
         means = tuple(float(sure[span.start : span.end].mean()) for span in spans)
-        return Tagging(tuple(spans), means, scores)
+        return replace(found, spans=tuple(found.in_words(example, spans)), scores=means)
 
     def trivial_predictions(self, examples: Sequence[TaggedExample]) -> tuple[str, list[Tagging]]:
         """No entity."""
@@ -323,14 +358,6 @@ def entity_of(example: TaggedExample, span: Span, score: float) -> Entity:
         return Entity(span.start, span.end, span.type, text, score)
     start, end = example.offsets[span.start][0], example.offsets[span.end - 1][1]
     return Entity(start, end, span.type, example.text[start:end], score)
-
-
-def _owned(labels: np.ndarray, window: Window) -> np.ndarray:
-    """[words of the window] int64: a word in two windows is trained in the one that owns it."""
-    own = labels[window.start : window.stop].copy()
-    own[: window.first - window.start] = _IGNORED
-    own[window.last - window.start :] = _IGNORED
-    return own
 
 
 def _lines_of(example: TaggedExample) -> tuple[str, list[tuple[int, int]]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -12,13 +12,18 @@ import numpy as np
 class Window:
     """Words `start` to `stop` are read; the tags of `first` to `last` are taken from here.
 
-    All four count words of the example; `stop` and `last` are exclusive.
+    All four count words of the example that have tokens of their own; `stop` and `last` are
+    exclusive.
+
+    Args:
+        words: [w] int64, those words of the example; None: every one.
     """
 
     start: int
     stop: int
     first: int
     last: int
+    words: np.ndarray | None = field(default=None, compare=False)
 
 
 def windows(

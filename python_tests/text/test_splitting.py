@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spanbert_ext.tasks.tagging.words import split_words
+from spanbert_ext.text import units
 
 
 @pytest.mark.parametrize(
@@ -30,12 +30,12 @@ from spanbert_ext.tasks.tagging.words import split_words
     ],
 )
 def test_words(text, words):
-    assert [text[start:end] for start, end in split_words(text)] == words
+    assert [text[start:end] for start, end in units(text)] == words
 
 
 @given(st.text(alphabet=st.one_of(st.characters(), st.sampled_from("nt's.,1aN’\u0301\u200d "))))
 def test_every_visible_character_is_in_one_word(text):
-    ranges = split_words(text)
+    ranges = units(text)
     assert all(start < end for start, end in ranges)
     covered = [place for start, end in ranges for place in range(start, end)]
     assert covered == [n for n, character in enumerate(text) if not character.isspace()]
@@ -47,5 +47,5 @@ def test_no_text_takes_long(text):
     text *= 200_000 // len(text)
     for tail in ("", "a", "1a"):
         start = time.process_time()
-        split_words(text + tail)
+        units(text + tail)
         assert time.process_time() - start < 2.0
