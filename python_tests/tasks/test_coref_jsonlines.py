@@ -97,7 +97,7 @@ def test_a_record_that_cannot_be_used_is_rejected(tmp_path, change, reason):
 @pytest.mark.parametrize("line", ["{", "[1]", "1" * 5000])
 def test_a_line_that_is_no_record_is_rejected(tmp_path, line):
     path = text_file(tmp_path, json.dumps(RECORD) + "\n\n" + line + "\n", "x.jsonl")
-    with pytest.raises(DataError, match="x.jsonl:3: record"):
+    with pytest.raises(DataError, match=r"x\.jsonl:3: (not valid|expected a) JSON"):
         jsonlines.read(path, Rejects())
 
 

@@ -165,3 +165,11 @@ def test_a_folder_is_named_with_its_files(tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     assert cli.main([*words[:-1], f"--train={tmp_path}/empty"]) == 2
     assert "name files of it (it is empty)" in capsys.readouterr().err
+
+
+def test_a_place_is_named_once(tmp_path):
+    with pytest.raises(DataError) as raised:
+        read(tmp_path, "coref", {"words": ["a"], "clusters": [[[0, 4]]]})
+    assert str(raised.value).count("file.jsonl:1") == 1
+    with pytest.raises(DataError, match="no field 'answers'; fields there: 'id', 'question'"):
+        read(tmp_path, "squad2", squad(), "json")

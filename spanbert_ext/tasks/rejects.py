@@ -63,7 +63,7 @@ class Rejects:
         if self.policy == "error":
             shown = f" ({excerpt!r})" if excerpt else ""
             raise DataError(
-                f"{where}: record {reject.name}: {reason}{shown}. Mend it, or leave such records "
+                f"{where}: {self._named(reject)}{reason}{shown}. Mend it, or leave such records "
                 "out with --on_error skip"
             )
         self.found.append(reject)
@@ -85,8 +85,12 @@ class Rejects:
         raise DataError(
             f"{path}: {len(self.found)} of {total} records cannot be used, more than "
             f"{100 * self.limit:g}% (--reject_limit {self.limit:g}): is it another format? The "
-            f"first: {first.where}: record {first.name}: {first.reason}"
+            f"first: {first.where}: {self._named(first)}{first.reason}"
         )
+
+    @staticmethod
+    def _named(reject: Reject) -> str:
+        return "" if reject.id == reject.where else f"record {reject.name}: "
 
 
 def as_lines(rejects: Iterable[Reject]) -> str:

@@ -103,7 +103,7 @@ def read(path: str | Path, rejects: Rejects, shared: Shared = "keep") -> list[Do
                 )
             found.append(document_of(record, where, shared))
         except DataError as error:
-            rejects.add(_key(record, where), where, str(error))
+            rejects.add(_key(record, where), where, str(error).removeprefix(f"{where}: "))
     rejects.check(path, len(found))
     return found
 

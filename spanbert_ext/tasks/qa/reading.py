@@ -170,7 +170,7 @@ def _squad_example(record: Any, context: Any, task: str) -> QAExample:
             "is_impossible is true, so this is SQuAD 2.0: the task squad2 reads it; squad reads "
             "questions that all have an answer"
         )
-    if task == "squad2" and flag is None:
+    if task == "squad2" and flag is None and "answers" in record:
         raise Unusable(
             "is_impossible (true or false) is missing, so this is no SQuAD 2.0: the task squad "
             "reads SQuAD 1.1"
