@@ -14,11 +14,12 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from spanbert_ext.encoder import for_predictions
-from spanbert_ext.errors import ConfigError, StorageError
+from spanbert_ext.errors import ConfigError, NumericsError, StorageError
 from spanbert_ext.progress import tell
 from spanbert_ext.tasks import registry
 from spanbert_ext.tasks.batching import PackedBatch, by_tokens, pack
 from spanbert_ext.tasks.config import BATCH_TOKENS
+from spanbert_ext.tasks.finite import broken_examples, fault_of, owners
 from spanbert_ext.tasks.models import (
     head_outputs,
     load_head,
@@ -205,13 +206,38 @@ class Predictor:
             self.batch_tokens,
         )
 
-    def stream(self, examples: Iterator[Any]) -> Iterator[tuple[Any, Any]]:
-        """(example, prediction) in order, `chunk` examples at a time."""
+    def attempts(self, examples: Iterator[Any]) -> Iterator[tuple[Any, Any]]:
+        """(example, prediction) in order, `chunk` examples at a time; in place of the prediction a
+        NumericsError where the model's outputs are not finite."""
         while part := list(islice(examples, self.chunk)):
             with alone_with(self.model, self.tokenizer):
-                features = self.task.features(part, self.tokenizer)
-                decoded = self.task.decode(part, features, self.outputs(features))
-            yield from zip(part, decoded, strict=True)
+                found = self._attempt(part)
+            yield from zip(part, found, strict=True)
+
+    def _attempt(self, part: list[Any]) -> list[Any]:
+        features = self.task.features(part, self.tokenizer)
+        outputs = self.outputs(features)
+        broken = broken_examples(features, outputs)
+        found: dict[int, Any] = {n: fault_of(part[n].id, self.precision) for n in broken}
+        whole = [n for n in range(len(part)) if n not in broken]
+        if broken:
+            kept = zip(owners(features), outputs, strict=True)
+            outputs = [output for owner, output in kept if owner not in broken]
+            part = [part[n] for n in whole]
+            features = self.task.features(part, self.tokenizer)
+        found |= zip(whole, self.task.decode(part, features, outputs), strict=True)
+        return [found[n] for n in range(len(found))]
+
+    def stream(self, examples: Iterator[Any]) -> Iterator[tuple[Any, Any]]:
+        """(example, prediction) in order, `chunk` examples at a time.
+
+        Raises:
+            NumericsError: the model's outputs for an example are not finite.
+        """
+        for example, prediction in self.attempts(examples):
+            if isinstance(prediction, NumericsError):
+                raise prediction
+            yield example, prediction
 
     def __call__(self, examples: Sequence[Any]) -> list[Any]:
         """One prediction for each example."""
