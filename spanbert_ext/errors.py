@@ -42,7 +42,8 @@ class Preempted(SpanBertError):
 
 
 class NumericsError(SpanBertError):
-    """Training produced non-finite numbers and was stopped at the last good checkpoint."""
+    """Training produced non-finite numbers and was stopped at the last good checkpoint, or a model
+    gives such numbers for a text."""
 
     exit_code = 76
 

@@ -16,6 +16,7 @@ import torch
 
 from spanbert_ext import _backend
 from spanbert_ext.data.storage import new_digest
+from spanbert_ext.errors import NumericsError
 from spanbert_ext.starting_points import StartingPoint
 from spanbert_ext.tasks import registry
 from spanbert_ext.tasks.batching import TrainingOrder
@@ -23,6 +24,7 @@ from spanbert_ext.tasks.best_model import best_scores, keep_best
 from spanbert_ext.tasks.config import FinetuneConfig, steps_of
 from spanbert_ext.tasks.finetune_data import FinetuneData, draw_sample, read_data
 from spanbert_ext.tasks.finetune_warnings import few_updates, no_better_than_chance
+from spanbert_ext.tasks.finite import broken_examples, fault_of
 from spanbert_ext.tasks.models import (
     load_checkpoint,
     open_model,
@@ -246,6 +248,14 @@ class FinetuneRun(Run):
         # Every rank computes all of it: the numbers, and so the choice, are the same everywhere.
         task = self.downstream
         outputs = self._outputs(self.dev_features)
+        broken = broken_examples(self.dev_features, outputs)
+        if broken:
+            check_finite(self.model, self.ranks, self.progress.step)  # which says more
+            fault = fault_of(self.data.dev[min(broken)].id, self.precision)
+            raise NumericsError(
+                f"the evaluation after step {self.progress.step} met {fault}, or lower "
+                "optimizer.peak_lr; the newest checkpoint is good"
+            )
         predictions = task.decode(self.data.dev, self.dev_features, outputs)
         task.tune(self.data.dev, predictions)
         self.state.latest_losses = numbers = task.score(self.data.dev, predictions)

@@ -36,7 +36,7 @@ from spanbert_ext.tasks.coref.model import SpanBertForCoreference
 from spanbert_ext.tasks.foreign_heads import ForeignHead
 from spanbert_ext.tasks.heads import HEADS
 from spanbert_ext.tasks.layout import check_first_token
-from spanbert_ext.tasks.stored_heads import sort_rows, stored_head
+from spanbert_ext.tasks.stored_heads import names_head, sort_rows, stored_head
 from spanbert_ext.tasks.task import Head
 from spanbert_ext.tasks.task_file import model_folder
 
@@ -235,16 +235,24 @@ def _foreign_model(
     return ForeignHead(model, head), LoadReport.of(model, start.name, kind, info, notes=notes)
 
 
-def load_head(folder: Path, head: Head, fields: Mapping[str, Any] | None = None) -> nn.Module:
+def load_head(
+    folder: Path,
+    head: Head,
+    fields: Mapping[str, Any] | None = None,
+    name: str | None = None,
+    task: str = "TASK",
+) -> nn.Module:
     """A fine-tuned model, every weight found; in fp32 on the CPU.
 
     Args:
         fields: of its configuration, in place of the stored ones.
+        name: what the user calls the folder.
+        task: that a model without this head has to be fine-tuned for, for the message.
 
     Raises:
         DataError: the folder holds no model with this head, or not exactly its weights.
     """
-    source = str(folder)
+    source = name or str(folder)
     with conversion.quiet_loading(source):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         config.update(dict(fields or {}))
@@ -259,9 +267,30 @@ def load_head(folder: Path, head: Head, fields: Mapping[str, Any] | None = None)
             dtype=torch.float32,
             ignore_mismatched_sizes=True,
         )
+    base = model.base_model_prefix + "."
+    missing = [n for n in info["missing_keys"] if not n.startswith(base) or ".pooler." in n]
+    if missing and len(missing) == len(info["missing_keys"]):
+        raise no_head(source, head, task)
     conversion.check_weights(source, model, info["missing_keys"], info["mismatched_keys"])
     conversion.own_memory(model)
     return model if ours else ForeignHead(model, head)
+
+
+def check_head(start: StartingPoint, head: Head, task: str) -> None:
+    """Raises DataError for a model that says itself that it has another head, or none."""
+    classes = start.fields.get("architectures") or []
+    if start.layout == "spanbert":
+        raise no_head(start.name, head, task, "it is a SpanBERT from pre-training")
+    if classes and not names_head(start.fields, head):
+        raise no_head(start.name, head, task, f"it is a {classes[0]}")
+
+
+def no_head(name: str, head: Head, task: str, what: str = "it is an encoder alone") -> DataError:
+    """What to do with a model that has to be fine-tuned first."""
+    return DataError(
+        f"{name}: it has no {head.replace('-', ' ')} head ({what}): fine-tune it first, as with "
+        f"`spanbert finetune {task} --model {name}`"
+    )
 
 
 def load_checkpoint(folder: Path, head: Head) -> nn.Module:

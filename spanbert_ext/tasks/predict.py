@@ -9,7 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from spanbert_ext.data.storage import new_digest
-from spanbert_ext.errors import ConfigError, DataError, StorageError
+from spanbert_ext.errors import (
+    ConfigError,
+    DataError,
+    NumericsError,
+    SpanBertError,
+    StorageError,
+)
 from spanbert_ext.progress import Progress, watched_by
 from spanbert_ext.tasks.config import PredictConfig
 from spanbert_ext.tasks.marked_text import MarkedText
@@ -56,6 +62,7 @@ def predict(config: PredictConfig) -> PredictResult:
     Raises:
         ConfigError: settings that are impossible, or the output belongs to another command.
         DataError: a record cannot be used, with the policy `error`.
+        NumericsError: the model's outputs for one are not finite, with the policy `error`.
         StorageError: a file cannot be read or written.
     """
     config.validate()
@@ -128,14 +135,13 @@ def _predict_chunk(
                 raise record
             examples[place] = task.parse(record, where)
         except DataError as error:
-            reason = str(error) if where in str(error) else f"{where}: {error}"
-            if policy == "error":
-                raise DataError(
-                    f"{reason}. Mend it, or have a reason in its place with --on_error skip"
-                ) from error
-            name = record.get("id", where) if isinstance(record, dict) else where
-            faults[place] = {"id": name, "error": reason}
-    found = dict(zip(examples, predictor(list(examples.values())), strict=True))
+            faults[place] = _fault(item, error, policy, ". Mend it,")
+    found = {}
+    attempts = predictor.attempts(iter(examples.values()))
+    for place, (_, prediction) in zip(examples, attempts, strict=True):
+        found[place] = prediction
+        if isinstance(prediction, NumericsError):
+            faults[place] = _fault(chunk[place], prediction, policy, ",")
     lines, marks = [], []
     for place in range(len(chunk)):
         if place in faults:
@@ -146,6 +152,16 @@ def _predict_chunk(
             lines.append(json_text({"id": example.id} | task.as_json(example, found[place])))
             marks.append(task.marked(example, found[place]))
     return lines, marks, len(faults)
+
+
+def _fault(item: Item, error: SpanBertError, policy: str, remedy: str) -> dict[str, Any]:
+    """The line in place of a prediction; raises with the policy `error`."""
+    reason = str(error) if item.where in str(error) else f"{item.where}: {error}"
+    if policy == "error":
+        advice = f"{remedy} or have a reason in its place with --on_error skip"
+        raise type(error)(f"{reason}{advice}") from error
+    name = item.record.get("id", item.where) if isinstance(item.record, dict) else item.where
+    return {"id": name, "error": reason}
 
 
 def _completed(cls: type, stored: dict[str, Any]) -> dict[str, Any]:

@@ -14,12 +14,14 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from spanbert_ext.encoder import for_predictions
-from spanbert_ext.errors import ConfigError, StorageError
+from spanbert_ext.errors import ConfigError, NumericsError, StorageError
 from spanbert_ext.progress import tell
 from spanbert_ext.tasks import registry
 from spanbert_ext.tasks.batching import PackedBatch, by_tokens, pack
 from spanbert_ext.tasks.config import BATCH_TOKENS
+from spanbert_ext.tasks.finite import broken_examples, fault_of, owners
 from spanbert_ext.tasks.models import (
+    check_head,
     head_outputs,
     load_head,
     longest_input,
@@ -138,6 +140,7 @@ class Predictor:
         default: Callable[[Any], DownstreamTask] | None = None,
         options: Any = None,
         task_name: str | None = None,
+        fine_tune: str | None = None,
     ) -> Predictor:
         """Of a fine-tuned model's folder, a fine-tuning run (its best model), or a hub name.
 
@@ -147,6 +150,7 @@ class Predictor:
             default: makes the task of a model that stores none, from its configuration.
             options: replace those that are stored.
             task_name: the task that is wanted, as in `task_file.stored_task`.
+            fine_tune: what a model without a head has to be fine-tuned for, for the message.
 
         Raises:
             ConfigError: there is no such model, or it stores no task and there is no default, or
@@ -155,10 +159,15 @@ class Predictor:
         """
         with open_model(str(name)) as start:
             stored = read_task_file(start.folder)
+            wanted = fine_tune or task_name or "TASK"
             if stored is None and default is None:
                 raise ConfigError(
-                    f"{name}: no spanbert_task.json there: it was not made by `spanbert finetune`"
+                    f"{name}: no spanbert_task.json there: it was not made by `spanbert finetune`; "
+                    f"fine-tune it first, as with `spanbert finetune {wanted} --model {name}`"
                 )
+            if stored is None and fine_tune is not None:
+                head = registry.entry_of(fine_tune).task_class().head
+                check_head(dataclasses.replace(start, name=str(name)), head, fine_tune)
             tokenizer = read_tokenizer(start.folder)
             if stored is not None:
                 task = stored_task(stored, task_name, options)
@@ -166,7 +175,7 @@ class Predictor:
                 from transformers import AutoConfig
 
                 task = default(AutoConfig.from_pretrained(start.folder, trust_remote_code=False))
-            model = load_head(start.folder, task.head, task.model_fields())
+            model = load_head(start.folder, task.head, task.model_fields(), str(name), wanted)
         _fit_length(task, model, None if stored is None else stored_options(stored))
         where = choose_device(device)
         kind = registry.entry_of(task.name).predictor_class()
@@ -205,13 +214,38 @@ class Predictor:
             self.batch_tokens,
         )
 
-    def stream(self, examples: Iterator[Any]) -> Iterator[tuple[Any, Any]]:
-        """(example, prediction) in order, `chunk` examples at a time."""
+    def attempts(self, examples: Iterator[Any]) -> Iterator[tuple[Any, Any]]:
+        """(example, prediction) in order, `chunk` examples at a time; in place of the prediction a
+        NumericsError where the model's outputs are not finite."""
         while part := list(islice(examples, self.chunk)):
             with alone_with(self.model, self.tokenizer):
-                features = self.task.features(part, self.tokenizer)
-                decoded = self.task.decode(part, features, self.outputs(features))
-            yield from zip(part, decoded, strict=True)
+                found = self._attempt(part)
+            yield from zip(part, found, strict=True)
+
+    def _attempt(self, part: list[Any]) -> list[Any]:
+        features = self.task.features(part, self.tokenizer)
+        outputs = self.outputs(features)
+        broken = broken_examples(features, outputs)
+        found: dict[int, Any] = {n: fault_of(part[n].id, self.precision) for n in broken}
+        whole = [n for n in range(len(part)) if n not in broken]
+        if broken:
+            kept = zip(owners(features), outputs, strict=True)
+            outputs = [output for owner, output in kept if owner not in broken]
+            part = [part[n] for n in whole]
+            features = self.task.features(part, self.tokenizer)
+        found |= zip(whole, self.task.decode(part, features, outputs), strict=True)
+        return [found[n] for n in range(len(found))]
+
+    def stream(self, examples: Iterator[Any]) -> Iterator[tuple[Any, Any]]:
+        """(example, prediction) in order, `chunk` examples at a time.
+
+        Raises:
+            NumericsError: the model's outputs for an example are not finite.
+        """
+        for example, prediction in self.attempts(examples):
+            if isinstance(prediction, NumericsError):
+                raise prediction
+            yield example, prediction
 
     def __call__(self, examples: Sequence[Any]) -> list[Any]:
         """One prediction for each example."""

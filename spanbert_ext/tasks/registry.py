@@ -54,9 +54,13 @@ class TaskEntry:
         """The `Predictor`."""
         return _find(self.predictor)
 
+    def task_class(self) -> type:
+        """The `DownstreamTask`'s class."""
+        return _find(self.task)
+
     def make(self, options: Any, facts: Mapping[str, Any] | None = None):
         """The `DownstreamTask`."""
-        return _find(self.task)(self.name, options, facts)
+        return self.task_class()(self.name, options, facts)
 
 
 def _find(place: str) -> type:

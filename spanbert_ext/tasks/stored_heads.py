@@ -31,7 +31,13 @@ def is_head(fields: Mapping[str, Any], head: Head) -> bool:
     """Whether a configuration may be that of a model with this head: parameters of different heads
     have the same names. One that names no class with a head says nothing."""
     named = [name for name in fields.get("architectures") or () if "For" in name]
-    return not named or any(name.endswith(_CLASSES[head]) for name in named)
+    return not named or names_head(fields, head)
+
+
+def names_head(fields: Mapping[str, Any], head: Head) -> bool:
+    """Whether a configuration names a class with this head."""
+    classes = fields.get("architectures") or ()
+    return any(name.endswith((_CLASSES[head], f"{_CLASSES[head]}Simple")) for name in classes)
 
 
 def label_rows(

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from spanbert_ext.tasks.coref.model import SpanBertForCoreference
+from spanbert_ext.tasks.coref.model import CorefOutput, SpanBertForCoreference
 from spanbert_ext.tasks.coref.segments import SegmentedDocument
 from spanbert_ext.tasks.coref.task import LinkedSpans
 from spanbert_ext.tasks.predictor import Predictor
@@ -71,6 +71,9 @@ def linked_spans(
         genre = model.options.genre_id(document.genre)
         with autocast(device, precision):
             output = model(**model_inputs(document, genre, device, with_gold=False))
+        if not _is_finite(output):
+            found.append(LinkedSpans([], {}, is_finite=False))
+            continue
         spans = zip(output.starts.tolist(), output.ends.tolist(), strict=True)
         scores = dict(zip(spans, output.mention_scores.tolist(), strict=True))
         clusters = model.clusters(output)
@@ -78,6 +81,12 @@ def linked_spans(
         found.append(LinkedSpans(clusters, chosen))
     model.train(was_training)
     return found
+
+
+def _is_finite(output: CorefOutput) -> bool:
+    # Where a span has fewer antecedents, their scores are minus infinity.
+    pairs = output.antecedent_scores.masked_fill(output.antecedent_scores == -torch.inf, 0.0)
+    return bool(torch.isfinite(output.mention_scores).all() and torch.isfinite(pairs).all())
 
 
 class CorefPredictor(Predictor):

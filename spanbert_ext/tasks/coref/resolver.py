@@ -101,9 +101,12 @@ class CorefResolver:
         if isinstance(model, (str, os.PathLike)):
             from spanbert_ext.tasks.predictor import Predictor
 
-            model = Predictor.load(model, device=device, default=task_of_model)
+            model = Predictor.load(model, device=device, default=task_of_model, fine_tune="coref")
         if not isinstance(model.task, CorefTask):
-            raise ConfigError(f"the model was fine-tuned for {model.task.name}, not for coref")
+            raise ConfigError(
+                f"the model was fine-tuned for {model.task.name}, not for coref; fine-tune one "
+                "with spanbert finetune coref"
+            )
         self.predictor = model
         self._split, self._sentences = split, sentences
 

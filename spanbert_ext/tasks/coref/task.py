@@ -49,10 +49,12 @@ class LinkedSpans:
     Args:
         clusters: of (first piece, last piece), inclusive.
         scores: mention score of each of these spans.
+        is_finite: whether all numbers behind them are; without, there are no clusters.
     """
 
     clusters: list[list[Span]]
     scores: Mapping[Span, float]
+    is_finite: bool = True
 
 
 @dataclass(frozen=True)

@@ -36,11 +36,11 @@ class ExtractiveQA:
         if isinstance(model, str | Path):
             from spanbert_ext.tasks.predictor import Predictor
 
-            model = Predictor.load(model, device=device, default=default_task)
+            model = Predictor.load(model, device=device, default=default_task, fine_tune="squad")
         if not isinstance(model.task, QATask):
             raise DataError(
                 f"the model was fine-tuned for {model.task.name}, not for question answering "
-                "(squad, squad2, mrqa)"
+                "(squad, squad2, mrqa); fine-tune one with spanbert finetune squad"
             )
         self.predictor = model
 

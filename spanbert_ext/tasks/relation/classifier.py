@@ -33,7 +33,7 @@ class RelationClassifier:
             # Only here: it brings torch.
             from spanbert_ext.tasks.predictor import Predictor
 
-            model = Predictor.load(model, device=device)
+            model = Predictor.load(model, device=device, fine_tune="tacred")
         if not isinstance(model.task, RelationTask):
             raise ConfigError(
                 f"model: it was trained for {model.task.name}, not to classify relations; "

@@ -45,9 +45,12 @@ class SpanTagger:
         if isinstance(model, (str, os.PathLike)):
             from spanbert_ext.tasks.predictor import Predictor
 
-            model = Predictor.load(model, device=device, default=task_of_model)
+            model = Predictor.load(model, device=device, default=task_of_model, fine_tune="ner")
         if not isinstance(model.task, TaggingTask):
-            raise ConfigError(f"the model was fine-tuned for {model.task.name}, not for tagging")
+            raise ConfigError(
+                f"the model was fine-tuned for {model.task.name}, not for tagging; fine-tune one "
+                "with spanbert finetune ner"
+            )
         self._predictor, self._split = model, split
         self._task: TaggingTask = model.task
 
