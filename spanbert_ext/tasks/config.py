@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from os.path import isfile
 from pathlib import Path
 from typing import Any, Literal
 
@@ -282,7 +283,8 @@ def share(name: str, value: float | None) -> list[str]:
 def _no_files(name: str, paths: list[str], required: bool = False) -> list[str]:
     if required and not paths:
         return [f"{name}: a file is required"]
-    return [f"{name}: {path}: there is no such file" for path in paths if not Path(path).is_file()]
+    # os.path: a name that no file can have is a file that is not there, and no exception.
+    return [f"{name}: {path}: there is no such file" for path in paths if not isfile(path)]
 
 
 def _refuse(faults: list[str]) -> None:
