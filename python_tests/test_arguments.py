@@ -237,6 +237,7 @@ def test_lists_of_a_file(tmp_path):
         ("steps: 'a\n", "not a YAML file"),
         ("a: " + "[" * 5000, "brackets inside brackets"),
         ("steps: \x00\n", "not a YAML file"),
+        ('text: "\\0"\n', "text: must not hold a null character"),
         ("a: &a [*a]\n", "a: no such setting"),
         ("steps: &a [*a]\n", "steps: must be a whole number; got"),
     ],

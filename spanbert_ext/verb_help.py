@@ -44,12 +44,10 @@ def help_text(verb: Verb, other_defaults: Any = None) -> str:
         groups[name].add_argument(f"--{option.name}", metavar=_metavar(option), help=text)
     general = parser.add_argument_group("general")
     general.add_argument("--help", "-h", action="store_true", help="Show this text.")
-    general.add_argument(
-        "--config",
-        metavar="FILE",
-        help="YAML file of these settings; options override it. Pre-training also takes the name "
-        f"of one of the paper's models: {', '.join(config_names())}.",
-    )
+    config = "YAML file of these settings; options override it."
+    if verb.name == "pretrain":
+        config += f" Or the name of one of the paper's models: {', '.join(config_names())}."
+    general.add_argument("--config", metavar="FILE", help=config)
     general.add_argument(
         "--print_config", action="store_true", help="Print all settings as YAML, and do nothing."
     )

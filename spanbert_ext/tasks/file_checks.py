@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from os.path import isdir, isfile
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +15,18 @@ def no_files(name: str, paths: list[str], required: bool = False) -> list[str]:
     """A line for every file of a setting that is not there, or there twice however it is spelt."""
     if required and not paths:
         return [f"{name}: a file is required"]
-    faults = [f"{name}: {path}: {_why_no_file(Path(path))}" for path in map(str, paths)]
-    faults = [fault for fault, path in zip(faults, paths, strict=True) if not Path(path).is_file()]
+    # os.path: a name that no file can have is a file that is not there, and no exception.
+    faults = [f"{name}: {path}: {_why_no_file(path)}" for path in paths if not isfile(path)]
     return faults + [
         f"{name}: {one} and {other} are the same file; name it once"
         for one, other in same_files(paths, paths)
     ]
 
 
-def _why_no_file(path: Path) -> str:
-    if not path.is_dir():
+def _why_no_file(path: str) -> str:
+    if not isdir(path):
         return "there is no such file"
-    names = sorted(entry.name for entry in path.iterdir() if not entry.name.startswith("."))
+    names = sorted(name for name in os.listdir(path) if not name.startswith("."))
     shown = ", ".join(names[:_FEW]) + (f" and {len(names) - _FEW} more" * (len(names) > _FEW))
     return f"is a folder; name files of it ({shown or 'it is empty'})"
 
@@ -65,7 +67,7 @@ def same_files(paths: Sequence[str], others: Sequence[str]) -> list[tuple[str, s
 
 def _identity(path: str) -> tuple[int, int] | None:
     try:
-        status = Path(path).stat()
-    except OSError:
+        status = os.stat(path)
+    except (OSError, ValueError):
         return None
     return status.st_dev, status.st_ino

@@ -84,7 +84,7 @@ class OutputFiles:
         if there and not same and not overwrite:
             raise ConfigError(
                 f"{there[0]} is there already, of another model, other records or other settings; "
-                "name another file, or give --overwrite true"
+                "name another file, or give --overwrite"
             )
         if not same or self._output.is_file():
             os.truncate(self._part, 0)

@@ -89,9 +89,11 @@ _SHORT.maxstring, _SHORT.maxother, _SHORT.maxlong = 120, 120, 60
 def _convert_text(value: Any, kind: Any) -> str:
     if get_origin(kind) is Literal:
         return _convert_choice(value, get_args(kind))
-    if isinstance(value, (str, int, float)) and not isinstance(value, bool):
-        return str(value)
-    raise ValueError(f"must be text; got {shown(value)}")
+    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+        raise ValueError(f"must be text; got {shown(value)}")
+    if "\0" in str(value):  # which no path can hold
+        raise ValueError(f"must not hold a null character; got {shown(value)}")
+    return str(value)
 
 
 def _convert_choice(value: Any, choices: tuple[Any, ...]) -> Any:
