@@ -154,6 +154,49 @@ def test_a_gpu_without_code_for_it(monkeypatch, built, capability, has_code):
     assert has_code or built in _backend.obstacle("cuda")
 
 
+@pytest.fixture
+def one_old_gpu(monkeypatch):
+    """A build for 8.0 and newer on a machine with a 9.0, a 7.5 and a 8.6."""
+
+    class Module:
+        has_cuda, cuda_architectures, cpu_isa = True, "80-real,90-real,100-real,120", "avx2"
+
+    capabilities = [(9, 0), (7, 5), (8, 6)]
+    monkeypatch.setattr(_backend, "native_module", Module)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(capabilities))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: capabilities[index])
+
+
+def test_one_old_gpu_leaves_native_code_to_the_others(one_old_gpu, force_backend, caplog):
+    force_backend("auto")
+    gpus = [torch.device("cuda", i) for i in range(3)]
+    with caplog.at_level(logging.WARNING, logger="spanbert_ext"):
+        for _ in range(2):
+            assert [_backend.use_native(gpu) for gpu in gpus] == [True, False, True]
+    (record,) = caplog.records
+    assert "reference path on cuda:1: GPU 1 has compute capability (7, 5)" in record.getMessage()
+    assert [_backend.name(gpu) for gpu in gpus] == ["native/cuda", "reference", "native/cuda"]
+    states = {part: state for part, state, _ in _backend.describe()}
+    assert states["native cuda:0"] == states["native cuda:2"] == "available"
+    assert states["native cuda:1"] == "unavailable"
+
+
+def test_native_mode_refuses_the_old_gpu_alone(one_old_gpu, force_backend):
+    force_backend("native")
+    assert _backend.use_native(torch.device("cuda", 0))
+    with pytest.raises(RuntimeError, match="SPANBERT_EXT_BACKEND=native, but GPU 1.*7, 5"):
+        _backend.use_native(torch.device("cuda", 1))
+
+
+def test_a_gpu_without_index_is_the_current_one(one_old_gpu, force_backend, monkeypatch):
+    force_backend("auto")
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    for current, native in ((0, True), (1, False), (2, True)):
+        monkeypatch.setattr(torch.cuda, "current_device", lambda current=current: current)
+        assert _backend.use_native(torch.device("cuda")) == native
+
+
 def test_describe_names_both_devices(force_backend):
     force_backend("auto")
     rows = _backend.describe()

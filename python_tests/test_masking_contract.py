@@ -22,6 +22,7 @@ from strategies import (
 )
 
 from spanbert_ext import SpanMasker
+from spanbert_ext.errors import DataError
 
 IDS = torch.tensor([[CLS, 10, 11, 12, SEP], [CLS, 20, 21, SEP, PAD]])
 FLAT = torch.arange(10, 20)
@@ -331,6 +332,29 @@ def test_the_operation_itself_rejects_bad_arguments(change, name):
     child = run_python(CALL.replace("CHANGE", change), SPANBERT_EXT_BACKEND="native")
     assert child.returncode == 0, child.stderr
     assert name in child.stdout
+
+
+def test_from_tokenizer_takes_a_name_and_says_what_to_give_instead(monkeypatch):
+    import transformers
+
+    asked = []
+
+    def from_pretrained(name):
+        asked.append(name)
+        if name != "acme/bert":
+            raise OSError(f"{name} is not a local folder and is not a valid model identifier\nmore")
+        from tokenizers import Tokenizer, models
+
+        pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "it"]
+        vocabulary = {piece: i for i, piece in enumerate(pieces)}
+        return Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", from_pretrained)
+    assert SpanMasker.from_tokenizer("acme/bert").settings.mask_id == 4
+    said = "acme/none is no directory here.*not a valid model identifier.*directory of a saved"
+    with pytest.raises(DataError, match=said):
+        SpanMasker.from_tokenizer("acme/none")
+    assert asked == ["acme/bert", "acme/none"]
 
 
 def test_from_tokenizer_masks_whole_words_of_its_text(backend, tmp_path):

@@ -1,8 +1,8 @@
 """Loads the native module, decides which implementation runs, and explains the decision.
 
 `SPANBERT_EXT_BACKEND` is `auto` (native where it can run, said once), `native` (raise where it
-cannot) or `reference` (plain torch everywhere). The choice is made per device type, never silently
-per call.
+cannot) or `reference` (plain torch everywhere). The choice is made once for each device, never
+silently per call.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def _remedy() -> str:
 
 
 native_module, _load_error = _load()
-_decisions: dict[str, bool] = {}
+_decisions: dict[torch.device, bool] = {}
 
 
 def mode() -> str:
@@ -47,8 +47,23 @@ def mode() -> str:
     return value
 
 
-def obstacle(device_type: str) -> str:
-    """Why the native core cannot run on this device type; empty if it can."""
+def _resolved(device: torch.device | str) -> torch.device:
+    """With an index for a GPU: the current one where none is named."""
+    device = torch.device(device)
+    if device.type == "cuda" and device.index is None:
+        return torch.device("cuda", torch.cuda.current_device() if _cuda_runs() else 0)
+    return device
+
+
+def _cuda_runs() -> bool:
+    return torch.cuda.is_available() and torch.cuda.is_initialized()
+
+
+def obstacle(device: torch.device | str) -> str:
+    """Why the native core cannot run on a device; empty if it can. Of several GPUs each has an
+    answer of its own."""
+    device = _resolved(device)
+    device_type = device.type
     if native_module is None:
         return f"the native module did not load ({_load_error}): {_remedy()}"
     if device_type == "cpu":
@@ -59,11 +74,12 @@ def obstacle(device_type: str) -> str:
         reason = native_module.no_cuda_reason
         advice = f"put a working nvcc on PATH and {_INSTALL}"
         return f"the package was built without CUDA ({reason}): {advice}"
-    for device in range(torch.cuda.device_count()):
-        capability = torch.cuda.get_device_capability(device)
-        if not _has_code(native_module.cuda_architectures, *capability):
-            built = native_module.cuda_architectures
-            return f"GPU {device} has compute capability {capability}, compiled was {built}"
+    if device.index >= torch.cuda.device_count():
+        return ""  # torch says it better, where somebody uses it
+    capability = torch.cuda.get_device_capability(device.index)
+    built = native_module.cuda_architectures
+    if not _has_code(built, *capability):
+        return f"GPU {device.index} has compute capability {capability}, compiled was {built}"
     return ""
 
 
@@ -81,23 +97,25 @@ def _has_code(architectures: str, major: int, minor: int) -> bool:
     return False
 
 
-def _decide(device_type: str) -> bool:
+def _decide(device: torch.device) -> bool:
     wanted = mode()
     if wanted == "reference":
         return False
-    reason = obstacle(device_type)
+    reason = obstacle(device)
     if reason and wanted == "native":
         raise RuntimeError(f"SPANBERT_EXT_BACKEND=native, but {reason}")
     if reason and not torch.compiler.is_compiling():
-        logger.warning("spanbert_ext uses the reference path on %s: %s", device_type, reason)
+        logger.warning("spanbert_ext uses the reference path on %s: %s", device, reason)
     return not reason
 
 
 def use_native(device: torch.device) -> bool:
-    """Whether operations on this device run natively; decided once for a device type."""
-    if device.type not in _decisions:
-        _decisions[device.type] = _decide(device.type)
-    return _decisions[device.type]
+    """Whether operations on this device run natively; decided once for each device."""
+    if device.type == "cuda" and device.index is None:
+        device = _resolved(device)
+    if device not in _decisions:
+        _decisions[device] = _decide(device)
+    return _decisions[device]
 
 
 def cpu_features() -> dict[str, bool | int | str]:
@@ -156,9 +174,12 @@ def describe() -> list[tuple[str, str, str]]:
             why = "" if built or native_module is None else f"{native_module.no_cuda_reason}; "
             rows.append(("native cuda", state, f"{why}the CPU does all work"))
             continue
-        reason = obstacle(device_type)
-        meaning = reason or f"operations run as {name(torch.device(device_type))}"
-        if not reason and device_type == "cpu" and native_module.no_openmp_reason:
-            meaning += f", in one thread: {native_module.no_openmp_reason}"
-        rows.append((f"native {device_type}", "unavailable" if reason else "available", meaning))
+        several = torch.cuda.device_count() if device_type == "cuda" else 1
+        for index in range(several):
+            device = device_type if several == 1 else f"{device_type}:{index}"
+            reason = obstacle(device)
+            meaning = reason or f"operations run as {name(torch.device(device))}"
+            if not reason and device_type == "cpu" and native_module.no_openmp_reason:
+                meaning += f", in one thread: {native_module.no_openmp_reason}"
+            rows.append((f"native {device}", "unavailable" if reason else "available", meaning))
     return rows

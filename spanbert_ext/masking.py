@@ -8,12 +8,15 @@ step can be captured in a CUDA graph.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 
 import torch
 
 from spanbert_ext import _mask_op
 from spanbert_ext._boundary import check_range
+from spanbert_ext.errors import DataError
+from spanbert_ext.mask_checks import check_ids, check_like, check_vector
 from spanbert_ext.mask_reference import CANDIDATE_CONTINUES, budget_of
 from spanbert_ext.mask_settings import (
     CANDIDATE_SCHEMES,
@@ -122,11 +125,16 @@ class SpanMasker:
         """A masker for a Hugging Face tokenizer (WordPiece, byte-level BPE or SentencePiece).
 
         Args:
-            tokenizer: a transformers fast tokenizer, or the directory of a saved one.
+            tokenizer: a transformers fast tokenizer, the directory of a saved one, or a hub name.
             seed, options: as in the constructor.
+
+        Raises:
+            DataError: there is no tokenizer of that name, or it lacks a special token.
         """
         from spanbert_ext.data.vocabulary import VocabularyInfo
 
+        if isinstance(tokenizer, (str, os.PathLike)) and not os.path.exists(tokenizer):
+            tokenizer = _named_tokenizer(str(tokenizer))
         info = VocabularyInfo.from_tokenizer(tokenizer)
         return cls(info.word_starts, info.special_ids, info.mask_id, seed=seed, **options)
 
@@ -191,7 +199,7 @@ class SpanMasker:
                 assertion).
             RuntimeError: no sample_ids while a CUDA graph is captured.
         """
-        _check_ids("input_ids", input_ids, 2)
+        check_ids("input_ids", input_ids, 2)
         rows, width = input_ids.shape
         device = input_ids.device
         starts = torch.arange(rows, device=device) * width
@@ -202,14 +210,14 @@ class SpanMasker:
                     f"lengths must have shape ({rows},); got {tuple(lengths.shape)}, the shape of "
                     "input_ids: pass an attention mask as attention_mask="
                 )
-            _check_vector("lengths", lengths, rows, device)
+            check_vector("lengths", lengths, rows, device)
             check_range("lengths", lengths, width + 1, kernel_asserts=True)
             ends = starts + lengths
         flat = input_ids.view(-1)
         kept = None
         self._check_candidates(candidates, input_ids)
         if attention_mask is not None:
-            _check_like("attention_mask", attention_mask, input_ids)
+            check_like("attention_mask", attention_mask, input_ids)
             kept = attention_mask != 0
             if width:
                 # Draws of replacements are counted from the start of a row, so that is no padding.
@@ -249,13 +257,13 @@ class SpanMasker:
             TypeError, ValueError, IndexError, RuntimeError: as for a padded batch; ValueError (on
                 CUDA a device assertion) where cu_seqlens is not what it must be.
         """
-        _check_ids("tokens", tokens, 1)
+        check_ids("tokens", tokens, 1)
         self._check_candidates(candidates, tokens)
         if not isinstance(cu_seqlens, torch.Tensor):
             raise TypeError(f"cu_seqlens must be a tensor; got {type(cu_seqlens).__name__}")
         if cu_seqlens.dim() != 1 or cu_seqlens.numel() < 1:
             raise ValueError(f"cu_seqlens must be [N + 1]; got shape {tuple(cu_seqlens.shape)}")
-        _check_vector("cu_seqlens", cu_seqlens, cu_seqlens.numel(), tokens.device)
+        check_vector("cu_seqlens", cu_seqlens, cu_seqlens.numel(), tokens.device)
         cu_seqlens = cu_seqlens.to(torch.int64)
         total, sequences = tokens.numel(), cu_seqlens.numel() - 1
         _mask_op.check_cu_seqlens(cu_seqlens, total)
@@ -278,7 +286,7 @@ class SpanMasker:
                 f"the scheme {self.scheme} needs candidates: {tuple(ids.shape)} uint8, 1 where a "
                 "candidate span begins, 2 where it goes on, 0 elsewhere"
             )
-        _check_like("candidates", candidates, ids)
+        check_like("candidates", candidates, ids)
         if candidates.dtype != torch.uint8:
             raise TypeError(f"candidates must be uint8; got {candidates.dtype}")
         if not candidates.is_contiguous():
@@ -292,10 +300,10 @@ class SpanMasker:
         count = starts.numel()
         if sample_ids is None:
             sample_ids = self._sample_ids.take(count, device)
-        _check_vector("sample_ids", sample_ids, count, device)
+        check_vector("sample_ids", sample_ids, count, device)
         if not isinstance(epoch, torch.Tensor):
             epoch = torch.full((1,), int(epoch), dtype=torch.int64, device=device)
-        _check_vector("epoch", epoch, 1, device)
+        check_vector("epoch", epoch, 1, device)
         epoch = epoch.to(torch.int64)
         vocabulary, random_tokens = self._tables_on(device)
         batch = MaskedBatch(
@@ -343,36 +351,14 @@ class SpanMasker:
         return min(targets, math.ceil(expected + _SPAN_MARGIN * deviation))
 
 
-def _check_ids(name: str, ids: torch.Tensor, rank: int) -> None:
-    if not isinstance(ids, torch.Tensor):
-        raise TypeError(f"{name} must be a tensor; got {type(ids).__name__}")
-    if ids.dtype not in (torch.int32, torch.int64):
-        raise TypeError(f"{name} must be int32 or int64; got {ids.dtype}")
-    if ids.dim() != rank:
-        raise ValueError(f"{name} must have {rank} dimension(s); got shape {tuple(ids.shape)}")
-    if not ids.is_contiguous():
-        raise ValueError(
-            f"{name} must be contiguous; got strides {ids.stride()}, call .contiguous()"
-        )
+def _named_tokenizer(name: str):
+    from transformers import AutoTokenizer
 
-
-def _check_vector(name: str, values: torch.Tensor, size: int, device: torch.device) -> None:
-    if not isinstance(values, torch.Tensor):
-        raise TypeError(f"{name} must be a tensor; got {type(values).__name__}")
-    if values.dtype not in (torch.int32, torch.int64):
-        raise TypeError(f"{name} must be int32 or int64; got {values.dtype}")
-    if tuple(values.shape) != (size,):
-        raise ValueError(f"{name} must have shape ({size},); got {tuple(values.shape)}")
-    if values.device != device:
-        raise ValueError(f"{name} must be on {device}; got {values.device}")
-    if not values.is_contiguous():
-        raise ValueError(f"{name} must be contiguous; got strides {values.stride()}")
-
-
-def _check_like(name: str, values: torch.Tensor, ids: torch.Tensor) -> None:
-    if not isinstance(values, torch.Tensor):
-        raise TypeError(f"{name} must be a tensor; got {type(values).__name__}")
-    if values.shape != ids.shape:
-        raise ValueError(f"{name} must have shape {tuple(ids.shape)}; got {tuple(values.shape)}")
-    if values.device != ids.device:
-        raise ValueError(f"{name} must be on {ids.device}; got {values.device}")
+    try:
+        return AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{name} is no directory here, and transformers finds no tokenizer of that name "
+            f"({str(error).splitlines()[0]}): give the directory of a saved tokenizer, a name on "
+            "the hub, or a tokenizer object"
+        ) from error

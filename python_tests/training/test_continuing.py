@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from spanbert_ext.errors import ConfigError, StorageError
 from spanbert_ext.training import checkpoint
@@ -13,7 +14,7 @@ from spanbert_ext.training.config import FREE_ON_RESUME, PretrainConfig
 from spanbert_ext.training.pretrain import pretrain
 from spanbert_ext.training.resume import choose_start, content_sample
 from spanbert_ext.training.settings import as_flat_dict
-from spanbert_ext.training.state import RunState, check_same_run
+from spanbert_ext.training.state import RunState, check_same_run, read_state
 
 
 def save(run, step, resume="auto"):
@@ -152,6 +153,23 @@ def test_other_versions_are_told(tmp_path, caplog):
     stored, current = (RunState(versions={"torch": v, "numpy": "2"}) for v in ("2.10", "2.13"))
     check_same_run(stored, current, tmp_path, PretrainConfig)
     assert "versions changed since the checkpoint (torch 2.10 -> 2.13)" in caplog.text
+
+
+@pytest.mark.parametrize("stored, now, told", [(2, 1, True), (2, 2, False), (0, 1, False)])
+def test_another_number_of_threads_is_told(tmp_path, caplog, stored, now, told):
+    """0: by an earlier version, or on a GPU."""
+    check_same_run(RunState(threads=stored), RunState(threads=now), tmp_path)
+    said = "computed with 2 thread(s), now it has 1: equal, but perhaps not bit for bit"
+    assert (said in caplog.text) == told
+
+
+def test_a_checkpoint_records_the_threads_and_may_lack_them(tiny, change, tmp_path, caplog):
+    start = pretrain(change(tiny, steps=4)).checkpoint
+    path = start / "state.json"
+    state = json.loads(path.read_text())
+    assert state["threads"] == torch.get_num_threads() == 1
+    path.write_text(json.dumps({k: v for k, v in state.items() if k != "threads"}))
+    assert read_state(start).threads == 0
 
 
 @pytest.mark.parametrize("size", [1, 100, 10**6])

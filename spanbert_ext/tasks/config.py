@@ -90,6 +90,18 @@ class FinetuneBatch:
 
 
 @dataclass(frozen=True)
+class FinetuneRuntime:
+    """How the step is run; the numbers do not depend on it but for their rounding.
+
+    Args:
+        deterministic: take torch's deterministic algorithms, so that a GPU repeats every bit, as a
+            CPU does anyway; slower, and a step for which torch has none stops.
+    """
+
+    deterministic: bool = False
+
+
+@dataclass(frozen=True)
 class FinetuneConfig:
     """Fine-tune a model for a task.
 
@@ -149,6 +161,7 @@ class FinetuneConfig:
     report_to: list[Literal["tensorboard", "wandb", "trackio"]] = field(default_factory=list)
     optimizer: FinetuneOptimizer = field(default_factory=FinetuneOptimizer)
     batch: FinetuneBatch = field(default_factory=FinetuneBatch)
+    runtime: FinetuneRuntime = field(default_factory=FinetuneRuntime)
     checkpoint: CheckpointOptions = field(
         default_factory=lambda: CheckpointOptions(every=500, keep=1)
     )

@@ -148,10 +148,13 @@ class RuntimeOptions:
             goes on without where the step cannot be captured.
         compile: run the model through torch.compile, which takes a minute or two at the start; auto
             does not, since no measurement shows yet that it pays.
+        deterministic: take torch's deterministic algorithms, so that a GPU repeats every bit, as a
+            CPU does anyway; slower, and a step for which torch has none stops.
     """
 
     graph: Literal["auto", "on", "off"] = "auto"
     compile: Literal["auto", "on", "off"] = "auto"
+    deterministic: bool = False
 
 
 @dataclass(frozen=True)
@@ -347,6 +350,7 @@ FREE_ON_RESUME = frozenset(
         "batch.resident",
         "runtime.graph",
         "runtime.compile",
+        "runtime.deterministic",
         "validation.every",
         "validation.rows",
         "checkpoint.every",

@@ -16,6 +16,7 @@ import torch
 
 from spanbert_ext.errors import ConfigError, StorageError
 from spanbert_ext.training import checkpoint, memory
+from spanbert_ext.training.determinism import deterministic
 from spanbert_ext.training.models import choose_device
 from spanbert_ext.training.ranks import Ranks, join, place_in_world
 from spanbert_ext.training.resume import choose_start
@@ -71,7 +72,10 @@ def run_all(config: Any, kind: Kind) -> RunResult:
     device = choose_device(config.device, local_rank)
     if world > 1 and device.type == "cuda":
         torch.cuda.set_device(device)
-    with join(device.type, config.parallel.timeout) as ranks:
+    with (
+        deterministic(config.runtime.deterministic),
+        join(device.type, config.parallel.timeout) as ranks,
+    ):
         return _among(ranks, config, device, kind)
 
 

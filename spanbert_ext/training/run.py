@@ -87,6 +87,7 @@ class Run(ABC):
         self.device, self.ranks = device, ranks
         self.precision = self.choose_precision(config.precision, device)
         self.state = self._identity()
+        self.state.threads = torch.get_num_threads() if device.type == "cpu" else 0
         if start is not None:
             stored = read_state(start)
             ranks.main_first(lambda: check_same_run(stored, self.state, start, type(config)))

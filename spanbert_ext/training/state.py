@@ -52,6 +52,8 @@ class RunState:
         starting_losses: held-out losses before the first update.
         latest_losses: held-out losses of the last validation.
         versions: of Python and the libraries.
+        threads: of a process on a CPU (torch's intra-op threads), whose number decides how torch
+            groups sums; 0 on a GPU and where a checkpoint does not say.
         world_size: processes that trained.
         shift: batches that the run has jumped over; step s sees batch s + shift.
         rollbacks: how often it went back because of a gradient spike.
@@ -73,6 +75,7 @@ class RunState:
     starting_losses: dict[str, float] = field(default_factory=dict)
     latest_losses: dict[str, float] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
+    threads: int = 0
     world_size: int = 1
     shift: int = 0
     rollbacks: int = 0
@@ -340,4 +343,12 @@ def check_same_run(stored: RunState, current: RunState, directory: Path, cls: ty
         listed = ", ".join(f"{k} {stored.versions.get(k)} -> {v}" for k, v in changed.items())
         logger.warning(
             "versions changed since the checkpoint (%s): equal, but perhaps not bit for bit", listed
+        )
+    if stored.threads and current.threads and stored.threads != current.threads:
+        logger.warning(
+            "the run was computed with %d thread(s), now it has %d: equal, but perhaps not bit for "
+            "bit; OMP_NUM_THREADS=%d restores them",
+            stored.threads,
+            current.threads,
+            stored.threads,
         )
