@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -78,7 +77,9 @@ def device(pytestconfig) -> str:
 @pytest.fixture
 def cores() -> int:
     """CPU cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    from spanbert_ext.device import usable_cores  # not before `require_package` has chosen it
+
+    return usable_cores()
 
 
 @pytest.fixture
