@@ -212,7 +212,8 @@ def empty_samples() -> dict[str, list[tuple]]:
     )
     s = make_masker().settings
     options = (0, 3, s.ratio, 1, s.length_thresholds, s.mask_threshold, s.random_threshold)
-    masks = (torch.zeros(1).long(), torch.ones(200, dtype=torch.uint8), torch.tensor([7]), *options)
+    tables = torch.ones(200, dtype=torch.uint8), torch.tensor([7])
+    masks = (torch.zeros(1).long(), *tables, None, *options)
     unused = (zero, zero, ignored)
     head_inputs = (torch.ones(5, 6), none, none, none, none, none)
     head_matrices = (torch.zeros(15, 4), torch.ones(6, 16), w, torch.ones(6, 6), w)
@@ -220,7 +221,7 @@ def empty_samples() -> dict[str, list[tuple]]:
     head_saved = (pairs, rows, table, rows, rows, flat, flat, flat, flat)
     return {
         "span_mask": [
-            (none, starts, starts, starts, *masks, False, 15, *sizes)
+            (none, starts, starts, starts, *masks, False, 15, 0, False, *sizes)
             for starts in (none, torch.zeros(2).long())
             for sizes in ((0, 0), (4, 2))
         ],
@@ -243,6 +244,10 @@ def empty_samples() -> dict[str, list[tuple]]:
             (rows, *head_inputs[1:], *head_matrices, *head_saved, tokens, torch.float32)
             for tokens in (0, 5)
         ],
+        "attention_weights": [(torch.zeros(0, 2, 4, 7), none, none, none, 0.5, 0, None, 0)],
+        "attention_weights_backward": [
+            (*[torch.zeros(0, 2, 4, 7)] * 2, none, none, 0.5, 0),
+        ],
         "cross_entropy_rows_": [
             (torch.zeros(0, 12), none, None, None, None, 10),
             (torch.zeros(0, 12), none, torch.ones(2, 10), none, flat, 10),
@@ -259,7 +264,8 @@ def check_empty_inputs(device, name):
         assert all(((t == 0) | (t == -100)).all() for t in found)
 
 
-@pytest.mark.parametrize("name", registered_operations())
+# The number of spans that prune_spans keeps depends on the data, so it has no shapes to compare.
+@pytest.mark.parametrize("name", sorted(set(registered_operations()) - {"prune_spans"}))
 def test_empty_inputs(name):
     check_empty_inputs("cuda", name)
 
