@@ -160,6 +160,7 @@ def one_old_gpu(monkeypatch):
 
     class Module:
         has_cuda, cuda_architectures, cpu_isa = True, "80-real,90-real,100-real,120", "avx2"
+        no_openmp_reason = ""
 
     capabilities = [(9, 0), (7, 5), (8, 6)]
     monkeypatch.setattr(_backend, "native_module", Module)

@@ -115,7 +115,7 @@ def test_doctor(capsys):
         ("prepare", "the same command goes on from what is finished"),
         ("pretrain", "the same command begins or continues the run"),
         ("predict", "the same command goes on from what is saved"),
-        ("evaluate", "nothing was kept"),
+        ("evaluate", "nothing was written; an evaluation begins anew"),
     ],
 )
 def test_ctrl_c_says_whether_the_command_goes_on(verb, said, monkeypatch, capsys):

@@ -253,12 +253,13 @@ class EvaluateConfig:
 
 @dataclass(frozen=True)
 class PredictConfig:
-    """Predict for every line of a JSONL file; started again, it goes on where it was.
+    """Predict for every line of a JSONL file, or for a text; started again, it goes on where it
+    was.
 
     Args:
         model: directory of a fine-tuned model, or a run of `spanbert finetune` (its best model).
-        files: the file of records, one JSON object a line, and the file to write, one line for each
-            in the same order.
+        files: the file of records, one JSON object a line (one that ends in .txt is one text, for
+            tasks that need no more), and the file to write, one line for each in the same order.
         html: file for a page that shows the predictions in their texts.
         overwrite: write anew what another command has written.
         on_error: what becomes of records that cannot be used: error stops at the first, skip writes

@@ -55,7 +55,7 @@ def evaluate(
         "model": config.model,
         "data": list(config.data),
         "examples": len(chosen),
-        "rejected": [f"{r.where}: {r.id}: {r.reason}" for r in examples.rejects],
+        "rejected": [reject.said for reject in examples.rejects],
         "seconds": round(seconds, 2),
         "metrics": task.score(chosen, predictions),
     }
@@ -89,12 +89,9 @@ def _predictions(predictor: Predictor, examples: list[Any]) -> list[Any]:
         watched_by(inside),
     ):
         whole("evaluating", 0, len(examples))
-        try:
-            for start in range(0, len(examples), predictor.chunk):
-                predictions += predictor(examples[start : start + predictor.chunk])
-                whole("evaluating", len(predictions), len(examples))
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt("nothing was written; an evaluation begins anew") from None
+        for start in range(0, len(examples), predictor.chunk):
+            predictions += predictor(examples[start : start + predictor.chunk])
+            whole("evaluating", len(predictions), len(examples))
     return predictions
 
 

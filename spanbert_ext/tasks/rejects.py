@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -38,6 +39,14 @@ class Reject:
         short = self.id if len(self.id) <= _EXCERPT else self.id[: _EXCERPT - 3] + "..."
         return short if short.isprintable() else repr(short)
 
+    @property
+    def said(self) -> str:
+        """Place, record and reason, each once: a record without an id is named by its place, and
+        some reasons begin with it."""
+        is_place = re.search(rf"(^|\W){re.escape(self.id)}\]?$", self.where)
+        who = "" if is_place else f"record {self.name}: "
+        return f"{self.where}: {who}{self.reason.removeprefix(f'{self.where}: ')}"
+
 
 class Rejects:
     """Collects unusable records of one file.
@@ -63,8 +72,7 @@ class Rejects:
         if self.policy == "error":
             shown = f" ({excerpt!r})" if excerpt else ""
             raise DataError(
-                f"{where}: {self._named(reject)}{reason}{shown}. Mend it, or leave such records "
-                "out with --on_error skip"
+                f"{reject.said}{shown}. Mend it, or leave such records out with --on_error skip"
             )
         self.found.append(reject)
 
@@ -85,12 +93,8 @@ class Rejects:
         raise DataError(
             f"{path}: {len(self.found)} of {total} records cannot be used, more than "
             f"{100 * self.limit:g}% (--reject_limit {self.limit:g}): is it another format? The "
-            f"first: {first.where}: {self._named(first)}{first.reason}"
+            f"first: {first.said}"
         )
-
-    @staticmethod
-    def _named(reject: Reject) -> str:
-        return "" if reject.id == reject.where else f"record {reject.name}: "
 
 
 def as_lines(rejects: Iterable[Reject]) -> str:

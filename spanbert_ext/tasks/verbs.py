@@ -176,11 +176,12 @@ EVALUATE = Verb(
     "Measure a fine-tuned model on data with gold answers, as the task's official scorer does.",
     run_evaluate,
     examples=("spanbert evaluate TASK --model out --data test.json --html page.html",),
+    interrupted="nothing was written; an evaluation begins anew",
 )
 PREDICT = Verb(
     "predict",
     "spanbert predict TASK IN.jsonl OUT.jsonl --model MODEL [options]",
-    "Predict for every line of a file; killed, the same command goes on.",
+    "Predict for every line of a file, or for a text (.txt); killed, the same command goes on.",
     run_predict,
     positional="files",
     examples=("spanbert predict TASK in.jsonl out.jsonl --model out",),
