@@ -210,7 +210,7 @@ def test_the_limit_of_rejects(limit, bad, total, fine):
 @pytest.mark.parametrize("verb", ["evaluate", "finetune", "prepare"])
 def test_the_limit_is_a_setting(verb, tmp_path, capsys, words):
     data = write(tmp_path / "d.tsv", "sentence\tlabel", *["good\t1"] * 8, *["bad\t2"] * 2)
-    more = ["sst-2", "--model=m", f"--{'train' if verb == 'finetune' else 'data'}={data}"]
+    more = ["sst-2", words[3], f"--{'train' if verb == 'finetune' else 'data'}={data}"]
     more = [data, f"--output={tmp_path}/c"] if verb == "prepare" else more
     assert cli.main([verb, *more, "--reject_limit=1.5"]) == 2
     assert "reject_limit: " in capsys.readouterr().err
