@@ -113,7 +113,7 @@ def test_a_character_is_what_unicode_takes_for_one(text):
         assert utf16[start] in clusters
 
 
-@pytest.mark.parametrize("text", ["\u5317", THAI, KHMER, "\u5317a", "\u5317\u0301"])
+@pytest.mark.parametrize("text", ["\u5317", THAI, KHMER, "\u5317a", "\u5317\u0301", "\u17d2"])
 def test_no_text_without_blanks_takes_long(text):
     text *= 100_000 // len(text)
     start = time.process_time()
