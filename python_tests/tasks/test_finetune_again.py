@@ -10,7 +10,9 @@ from record_formats import FORMATS
 from record_formats import write as write_data
 from safetensors.torch import load_file
 from test_finetune import config_of
-from toy_tasks import sentiment_words
+from tokenizer_kinds import tokenizer_of
+from toy_tasks import sentiment_words, toy_model
+from transformers import BertConfig, BertModel
 
 from spanbert_ext import cli
 from spanbert_ext.errors import ConfigError, NumericsError, Preempted
@@ -20,6 +22,7 @@ from spanbert_ext.tasks.finetune import finetune
 from spanbert_ext.tasks.finetune_task import FinetuneTask
 from spanbert_ext.tasks.predictor import Predictor
 from spanbert_ext.tasks.task_file import read_task_file
+from spanbert_ext.text import marks_blanks
 from spanbert_ext.training import checkpoint, run
 from spanbert_ext.training.state import read_state
 
@@ -325,3 +328,25 @@ def test_sequences_no_longer_than_the_model(toy_bert, tmp_path, capsys, task):
     assert cli.main(["predict", task, *words, f"--{section}.length=64"]) == 0
     evaluated = [f"--model={tmp_path}/run", f"--data={train}", *common, f"--{section}.length=500"]
     assert cli.main(["evaluate", task, *evaluated]) == 2
+
+
+def test_a_run_of_the_first_release_goes_on_reading_single_words(tmp_path):
+    """It stored no `blanks`; its byte-level encoder has learned words without them."""
+    model = toy_model(tmp_path / "bytes")
+    tokenizer = tokenizer_of("byte-level")
+    config = BertConfig.from_pretrained(model, vocab_size=len(tokenizer))
+    BertModel(config).save_pretrained(model)
+    tokenizer.save_pretrained(model)
+    data = write_data(tmp_path, "ner", good=12)
+    words = [f"--model={model}", f"--train={data}", f"--dev={data}", "--max_steps=4"]
+    words += ["--batch.examples=2", "--tagging.length=32", "--tagging.overlap=8"]
+    words += ["--precision=fp32", "--device=cpu", "--checkpoint.every=2"]
+    for name, release in (("old", lambda tokenizer: False), ("new", marks_blanks)):
+        config = config_of(["finetune", "ner", *words, f"--output={tmp_path}/{name}"])
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(Preempted):
+            patch.setattr("spanbert_ext.tasks.tagging.task.marks_blanks", release)
+            stop_after(patch, 2)
+            finetune(config)
+        finetune(config)
+        facts = dict(read_task_file(tmp_path / name / "best"))["facts"]
+        assert facts.get("blanks", False) == (name == "new")

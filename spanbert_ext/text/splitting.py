@@ -171,8 +171,8 @@ def _treebank_rules() -> list[str]:
 
 def _cluster(extend: str) -> str:
     """A letter of a script without blanks, and what stands on it."""
-    base = f"[{_unspaced()}](?:{extend}|[{_ATTACHED}])*"
-    return f"{base}(?:(?<=[{_STACKERS}]){base})*"
+    tied = f"[{_STACKERS}]{extend}{{0,4}}[{_unspaced()}]"  # bounded: time stays linear
+    return f"[{_unspaced()}](?:{tied}|{extend}|[{_ATTACHED}])*"
 
 
 @functools.cache
