@@ -43,7 +43,7 @@ for found in pkgutil.walk_packages(spanbert_ext.__path__, "spanbert_ext."):
     if not found.name.endswith(("__main__", "._C")):
         importlib.import_module(found.name)
 
-from spanbert_ext import doctor
+from spanbert_ext import doctor, files
 from spanbert_ext.data.config import PrepareConfig
 from spanbert_ext.data.preparation import prepare
 from spanbert_ext.errors import ConfigError
@@ -68,9 +68,9 @@ def refused(take):
 
 with RunLock(work):
     assert f"in use by pid {os.getpid()}" in refused(lambda: RunLock(work))
-with OutputFiles(work / "out", None, 4):
-    assert "is writing it" in refused(lambda: OutputFiles(work / "out", None, 4))
-checkpoint.write_text(work / "small", "text")
+with OutputFiles(work / "out", None):
+    assert "is writing it" in refused(lambda: OutputFiles(work / "out", None))
+files.write_text(work / "small", "text")
 assert len(doctor.report()) > 100
 
 from spanbert_ext.data import worker

@@ -1,11 +1,18 @@
-"""What the package asks of a file system: exclusive use of a file, and that writing lasts."""
+"""What the package asks of a file system: exclusive use of a file, files that are whole or absent,
+and that writing lasts.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import json
+import math
 import os
 from pathlib import Path
+from typing import Any
+
+from spanbert_ext.errors import StorageError
 
 try:
     import fcntl
@@ -93,3 +100,49 @@ def sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a small file atomically and durably; a device or a pipe is written to.
+
+    Raises:
+        StorageError: it cannot be written; what was there is there still.
+    """
+    temporary = path.with_name(f".tmp-{path.name}")
+    data = text.encode("utf-8")
+    try:
+        if path.exists() and not path.is_file():
+            path.write_bytes(data)
+            return
+        try:
+            temporary.write_bytes(data)
+            sync(temporary)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        sync(path.parent)
+    except OSError as error:
+        raise StorageError(f"cannot write {path}: {error.strerror}") from error
+
+
+def json_text(value: Any, indent: int | None = None, sort_keys: bool = False) -> str:
+    """Valid JSON: numbers that are not finite become null, and half surrogate pairs, which UTF-8
+    has no bytes for, stay escaped."""
+    value = _without_nan(value)
+    how = {"indent": indent, "sort_keys": sort_keys, "allow_nan": False}
+    text = json.dumps(value, ensure_ascii=False, **how)
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        text = json.dumps(value, **how)
+    return text
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {name: _without_nan(own) for name, own in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_nan(own) for own in value]
+    return value

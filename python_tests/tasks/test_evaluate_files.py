@@ -7,7 +7,7 @@ import os
 import pytest
 from toy_tasks import sentiment_words
 
-from spanbert_ext import cli
+from spanbert_ext import cli, files
 from spanbert_ext.errors import ConfigError, DataError, StorageError
 from spanbert_ext.tasks import registry
 from spanbert_ext.tasks.config import EvaluateConfig, FinetuneConfig
@@ -15,7 +15,6 @@ from spanbert_ext.tasks.evaluate import evaluate
 from spanbert_ext.tasks.examples import check_ids, read_examples
 from spanbert_ext.tasks.glue.task import GlueTask
 from spanbert_ext.tasks.rejects import Rejects, as_lines
-from spanbert_ext.training import checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -223,20 +222,20 @@ def test_the_limit_is_a_setting(verb, tmp_path, capsys, words):
 
 def test_json_is_valid_whatever_the_numbers(tmp_path):
     value = {"a": math.nan, "b": [math.inf, 1.5, (2, -math.inf)], "c": "\ud83d", "d": "é", 1: True}
-    text = checkpoint.json_text(value)
+    text = files.json_text(value)
 
     def refuse(name):
         raise ValueError(name)
 
     back = json.loads(text.encode("utf-8"), parse_constant=refuse)
     assert back == {"a": None, "b": [None, 1.5, [2, None]], "c": "\ud83d", "d": "é", "1": True}
-    assert checkpoint.json_text({"d": "é"}) == '{"d": "é"}'
+    assert files.json_text({"d": "é"}) == '{"d": "é"}'
 
 
 def test_a_file_is_whole_or_absent(tmp_path, monkeypatch):
     path = tmp_path / "file"
-    checkpoint.write_text(path, "before\n")
+    files.write_text(path, "before\n")
     monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space")))
     with pytest.raises(StorageError, match="cannot write .*file: No space"):
-        checkpoint.write_text(path, "after\n")
+        files.write_text(path, "after\n")
     assert path.read_text() == "before\n" and [p.name for p in tmp_path.iterdir()] == ["file"]

@@ -14,6 +14,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from spanbert_ext.errors import StorageError
+from spanbert_ext.files import json_text
 from spanbert_ext.tasks.task_file import BEST
 from spanbert_ext.training import checkpoint
 
@@ -33,7 +34,7 @@ def keep_best(run: Path, scores: dict[str, Any], write: Callable[[Path], None]) 
 
     def write_both(directory: Path) -> None:
         write(directory)
-        text = checkpoint.json_text(scores, indent=1)
+        text = json_text(scores, indent=1)
         (directory / SCORES).write_text(text + "\n", "utf-8")
 
     try:

@@ -17,6 +17,7 @@ import torch
 from spanbert_ext import _backend
 from spanbert_ext.data.storage import new_digest
 from spanbert_ext.errors import NumericsError
+from spanbert_ext.files import json_text, write_text
 from spanbert_ext.starting_points import StartingPoint
 from spanbert_ext.tasks import registry
 from spanbert_ext.tasks.batching import TrainingOrder
@@ -33,7 +34,6 @@ from spanbert_ext.tasks.models import (
 )
 from spanbert_ext.tasks.task import DownstreamTask
 from spanbert_ext.tasks.task_file import BEST, read_task_file, write_task
-from spanbert_ext.training import checkpoint
 from spanbert_ext.training.entry import BuildRun, Kind, run_all
 from spanbert_ext.training.guard import check_finite
 from spanbert_ext.training.loop import LoopSettings
@@ -284,7 +284,7 @@ class FinetuneRun(Run):
         super()._prepare_files()
         (self.run / METRICS).unlink(missing_ok=True)  # it says that the run is finished
         if self.data.rejects:
-            checkpoint.write_text(self.run / REJECTS, self.data.rejects)
+            write_text(self.run / REJECTS, self.data.rejects)
 
     def finish(self) -> RunResult:
         """Train to the last step, then write metrics.json; warn of what cannot have worked."""
@@ -308,8 +308,8 @@ class FinetuneRun(Run):
             "last": state.latest_losses,
             "facts": read_task_file(self.run / BEST)["facts"],
         }
-        text = checkpoint.json_text(summary, indent=1)
-        checkpoint.write_text(self.run / METRICS, text + "\n")
+        text = json_text(summary, indent=1)
+        write_text(self.run / METRICS, text + "\n")
         self._warn(
             no_better_than_chance(
                 self.downstream,

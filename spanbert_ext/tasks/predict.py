@@ -16,6 +16,7 @@ from spanbert_ext.errors import (
     SpanBertError,
     StorageError,
 )
+from spanbert_ext.files import json_text
 from spanbert_ext.progress import Progress, watched_by
 from spanbert_ext.tasks.config import PredictConfig
 from spanbert_ext.tasks.marked_text import MarkedText
@@ -23,7 +24,7 @@ from spanbert_ext.tasks.predict_files import OutputFiles
 from spanbert_ext.tasks.predict_records import Item, chunks, items_of
 from spanbert_ext.tasks.predictor import Predictor
 from spanbert_ext.tasks.task_file import model_folder
-from spanbert_ext.training.checkpoint import digest_file, fail_point, json_text
+from spanbert_ext.training.checkpoint import digest_file, fail_point
 from spanbert_ext.training.settings import as_flat_dict, options
 from spanbert_ext.training.stored_settings import completed
 

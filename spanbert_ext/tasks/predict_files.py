@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from spanbert_ext.errors import ConfigError
-from spanbert_ext.files import FileLock
+from spanbert_ext.files import FileLock, json_text, write_text
 from spanbert_ext.tasks import html
 from spanbert_ext.tasks.marked_text import Mark, MarkedText
-from spanbert_ext.training.checkpoint import fail_point, json_text, write_text
+from spanbert_ext.training.checkpoint import fail_point
 
 
 class OutputFiles:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from spanbert_ext.errors import DataError
+from spanbert_ext.files import json_text
 
 logger = logging.getLogger("spanbert_ext")
 
@@ -99,6 +100,4 @@ class Rejects:
 
 def as_lines(rejects: Iterable[Reject]) -> str:
     """A list of rejects as JSON lines."""
-    from spanbert_ext.training.checkpoint import json_text  # settings need this module, not that
-
     return "".join(json_text(asdict(reject)) + "\n" for reject in rejects)

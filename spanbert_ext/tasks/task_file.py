@@ -9,6 +9,7 @@ from typing import Any
 
 import spanbert_ext
 from spanbert_ext.errors import ConfigError, StorageError
+from spanbert_ext.files import json_text
 from spanbert_ext.tasks import registry
 from spanbert_ext.tasks.task import DownstreamTask
 from spanbert_ext.training import checkpoint, settings
@@ -28,7 +29,7 @@ def write_task(folder: Path, task: DownstreamTask) -> None:
         "options": settings.as_flat_dict(task.options),
         "facts": task.facts,
     }
-    (folder / TASK_FILE).write_text(checkpoint.json_text(content, indent=1) + "\n", "utf-8")
+    (folder / TASK_FILE).write_text(json_text(content, indent=1) + "\n", "utf-8")
 
 
 def model_folder(name: str | Path) -> Path:

@@ -13,14 +13,12 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import math
 import os
 import shutil
 import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError
 
@@ -261,52 +259,6 @@ def _seal(building: Path, step: int) -> None:
     for path in sorted(p for p in building.rglob("*") if p.is_dir()):
         sync(path)
     sync(building)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Replace a small file atomically and durably; a device or a pipe is written to.
-
-    Raises:
-        StorageError: it cannot be written; what was there is there still.
-    """
-    temporary = path.with_name(f".tmp-{path.name}")
-    data = text.encode("utf-8")
-    try:
-        if path.exists() and not path.is_file():
-            path.write_bytes(data)
-            return
-        try:
-            temporary.write_bytes(data)
-            sync(temporary)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-        sync(path.parent)
-    except OSError as error:
-        raise StorageError(f"cannot write {path}: {error.strerror}") from error
-
-
-def json_text(value: Any, indent: int | None = None, sort_keys: bool = False) -> str:
-    """Valid JSON: numbers that are not finite become null, and half surrogate pairs, which UTF-8
-    has no bytes for, stay escaped."""
-    value = _without_nan(value)
-    how = {"indent": indent, "sort_keys": sort_keys, "allow_nan": False}
-    text = json.dumps(value, ensure_ascii=False, **how)
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        text = json.dumps(value, **how)
-    return text
-
-
-def _without_nan(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {name: _without_nan(own) for name, own in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_without_nan(own) for own in value]
-    return value
 
 
 def retain(run: Path, step: int, keep: int) -> None:

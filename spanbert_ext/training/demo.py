@@ -17,10 +17,10 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from spanbert_ext import conversion
 from spanbert_ext.data import Corpus, PackedRows, PrepareConfig, prepare
 from spanbert_ext.errors import StorageError
+from spanbert_ext.files import write_text
 from spanbert_ext.filling import SpanFiller
 from spanbert_ext.progress import format_seconds
 from spanbert_ext.training import demo_text, model_card
-from spanbert_ext.training.checkpoint import write_text
 from spanbert_ext.training.config import PretrainConfig
 from spanbert_ext.training.models import choose_device, load_checkpoint
 from spanbert_ext.training.pretrain import pretrain

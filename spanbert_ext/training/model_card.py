@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from spanbert_ext.training.checkpoint import write_text
+from spanbert_ext.files import write_text
 from spanbert_ext.training.config import FREE_ON_RESUME, PretrainConfig
 from spanbert_ext.training.run_log import format_seconds
 from spanbert_ext.training.settings import as_flat_dict

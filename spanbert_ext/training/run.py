@@ -21,6 +21,7 @@ from torch import nn
 from spanbert_ext import _backend
 from spanbert_ext.device import load_average
 from spanbert_ext.errors import NumericsError, Preempted
+from spanbert_ext.files import write_text
 from spanbert_ext.load_report import LoadReport
 from spanbert_ext.training import checkpoint
 from spanbert_ext.training.guard import BAD_BATCHES, NumericsWatch, check_finite
@@ -244,12 +245,12 @@ class Run(ABC):
 
     def _prepare_files(self) -> None:
         config = self.config
-        checkpoint.write_text(self.run / "config.yaml", yaml.safe_dump(nest(as_flat_dict(config))))
+        write_text(self.run / "config.yaml", yaml.safe_dump(nest(as_flat_dict(config))))
         if config.checkpoint.space_check:
             checkpoint.check_space(self.run, checkpoint_bytes(self.model))
         if self.load_report is not None:
             text = json.dumps(self.load_report.as_dict(), indent=1)
-            checkpoint.write_text(self.run / "init.json", text + "\n")
+            write_text(self.run / "init.json", text + "\n")
         for name in ("metrics.jsonl", BAD_BATCHES):
             rewind(self.run / name, self.state.step if self.start is not None else -1)
 

@@ -21,7 +21,8 @@ from torch.distributed.tensor import DTensor
 
 import spanbert_ext
 from spanbert_ext.errors import ConfigError, StorageError
-from spanbert_ext.training.checkpoint import GENERATORS, OPTIMIZER, fail_point, json_text
+from spanbert_ext.files import json_text
+from spanbert_ext.training.checkpoint import GENERATORS, OPTIMIZER, fail_point
 from spanbert_ext.training.config import FREE_ON_RESUME
 from spanbert_ext.training.ranks import ALONE, Ranks
 from spanbert_ext.training.replica import divided_like, whole

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from spanbert_ext.errors import DataError
+from spanbert_ext.files import write_text
 from spanbert_ext.records import UnreadableLine, read_lines, used_columns, without_empty_end
 from spanbert_ext.tasks.coref.documents import (
     Document,
@@ -30,7 +31,6 @@ from spanbert_ext.tasks.coref.documents import (
     sorted_clusters,
 )
 from spanbert_ext.tasks.rejects import Rejects
-from spanbert_ext.training.checkpoint import write_text
 
 logger = logging.getLogger("spanbert_ext")
 

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from spanbert_ext.errors import DataError
+from spanbert_ext.files import json_text, write_text
 from spanbert_ext.records import UnreadableLine, fields_of, read_objects
 from spanbert_ext.tasks.coref.documents import (
     Document,
@@ -37,7 +38,6 @@ from spanbert_ext.tasks.coref.segments import SegmentedDocument, lay_out
 from spanbert_ext.tasks.forms import COREF
 from spanbert_ext.tasks.gold_fields import gold_elsewhere
 from spanbert_ext.tasks.rejects import Rejects
-from spanbert_ext.training.checkpoint import json_text, write_text
 
 _NOBODY = ("", "-", "[SPL]")
 _CONTINUATION = "##"

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from spanbert_ext.errors import DataError
+from spanbert_ext.files import write_text
 from spanbert_ext.tasks.glue.layouts import HIGHEST, LAYOUTS, LOWEST
 from spanbert_ext.tasks.glue.metrics import confusion, measures
 from spanbert_ext.tasks.glue.reading import GlueExample, parse_record, read_file
@@ -19,7 +20,6 @@ from spanbert_ext.tasks.marked_text import MarkedText
 from spanbert_ext.tasks.rejects import Rejects
 from spanbert_ext.tasks.task import DownstreamTask, Feature
 from spanbert_ext.text import token_ids
-from spanbert_ext.training.checkpoint import write_text
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from spanbert_ext.errors import DataError
+from spanbert_ext.files import json_text, write_text
 from spanbert_ext.tasks.marked_text import Mark, MarkedText
 from spanbert_ext.tasks.qa import decoding, metrics, mrqa, reading, windows
 from spanbert_ext.tasks.qa.config import QAOptions
@@ -17,7 +18,6 @@ from spanbert_ext.tasks.qa.decoding import NO_ANSWER, Answer, QAPrediction
 from spanbert_ext.tasks.qa.reading import QAExample
 from spanbert_ext.tasks.rejects import Rejects
 from spanbert_ext.tasks.task import DownstreamTask, Feature
-from spanbert_ext.training.checkpoint import json_text, write_text
 
 logger = logging.getLogger("spanbert_ext")
 

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from spanbert_ext.errors import DataError
+from spanbert_ext.files import write_text
 from spanbert_ext.tasks.marked_text import Mark, MarkedText
 from spanbert_ext.tasks.rejects import Rejects
 from spanbert_ext.tasks.relation import metrics, reading
@@ -20,7 +21,6 @@ from spanbert_ext.tasks.relation.inputs import InputBuilder
 from spanbert_ext.tasks.relation.reading import RelationExample
 from spanbert_ext.tasks.task import DownstreamTask, Feature, Head
 from spanbert_ext.text import marks_blanks
-from spanbert_ext.training.checkpoint import write_text
 
 logger = logging.getLogger("spanbert_ext")
 

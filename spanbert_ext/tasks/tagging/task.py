@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from spanbert_ext.errors import ConfigError, DataError
+from spanbert_ext.files import write_text
 from spanbert_ext.tasks.marked_text import Mark, MarkedText
 from spanbert_ext.tasks.rejects import Rejects
 from spanbert_ext.tasks.tagging.config import TaggingOptions
@@ -32,7 +33,6 @@ from spanbert_ext.tasks.tagging.schemes import (
 from spanbert_ext.tasks.tagging.windows import Window
 from spanbert_ext.tasks.task import DownstreamTask, Feature
 from spanbert_ext.text import marks_blanks, tokenise_words, units
-from spanbert_ext.training.checkpoint import write_text
 
 _BLANK = re.compile(r"\s")
 
