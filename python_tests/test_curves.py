@@ -273,3 +273,14 @@ def test_a_fine_tuning_shows_its_metrics(tmp_path, capsys):
     names = [panel.name for panel in curve_panels.panels([run])]
     assert names == ["loss", "exact", "f1", "recall", "lr"]
     assert run.summary().endswith("exact 40.00 -> 40.00, f1 50.00 -> 50.00, recall 2.00 -> 2.00")
+
+
+@pytest.mark.parametrize("norms", [(3.0, 3.4), (1e-4, 1e3), (2.0, 2.0)])
+def test_a_gradient_norm_has_its_scale(tmp_path, norms):
+    from matplotlib.figure import Figure
+
+    rows = [("train", s, {"loss": 1.0, "grad_norm": norm}) for s, norm in enumerate(norms, 1)]
+    axis = curve_panels.draw(Figure, [read(write_run(tmp_path, *rows))]).axes[1]
+    low, high = axis.get_ylim()
+    assert axis.get_title() == "gradient norm"
+    assert any(low <= tick <= high for tick in axis.get_yticks())

@@ -188,7 +188,7 @@ def _scale(axis, name: str, shown: Sequence[float]) -> None:
 
         axis.set_yscale("log")
         axis.set_ylim(low / 1.2, high * 1.2)
-        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 100 * low else (1,)))
         axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axis.yaxis.set_minor_formatter(NullFormatter())
         return

@@ -154,7 +154,8 @@ def run_predict(words: Sequence[str]) -> int:
 
 
 def _numbers(best: dict[str, Any]) -> str:
-    known = {name: value for name, value in best.items() if name != "step" and value is not None}
+    hidden = ("step", "total", "_thresh")  # counts and thresholds say nothing here
+    known = {n: v for n, v in best.items() if v is not None and not n.endswith(hidden)}
     return ", ".join(f"{name} {value:.2f}" for name, value in [*known.items()][:6])
 
 
