@@ -71,7 +71,7 @@ def masked_rows(rows: int, device: str, length: int = LENGTH) -> MaskedBatch:
     """A masked batch of `text_rows` as a step has it: on the CPU the slots that are used, on a GPU
     all of them.
     """
-    batch = masker()(text_rows(rows, length))
+    batch = masker()(text_rows(rows, length), sample_ids=torch.arange(rows))
     return batch.used() if device == "cpu" else batch.to(device)
 
 

@@ -53,7 +53,10 @@ class MaskedBatch:
     span_left: torch.Tensor
     span_right: torch.Tensor
     dropped_spans: torch.Tensor
-    max_span_targets = None
+    max_span_targets: dataclasses.InitVar[int | None] = None
+
+    def __post_init__(self, max_span_targets: int | None) -> None:
+        object.__setattr__(self, "max_span_targets", max_span_targets)
 
     def __repr__(self) -> str:
         """Sizes instead of numbers; how many slots are used only where reading costs no sync."""
@@ -89,7 +92,4 @@ class MaskedBatch:
 
     def replace(self, **changes: torch.Tensor | int | None) -> MaskedBatch:
         """A batch with other tensors for the named fields, or another max_span_targets."""
-        number = changes.pop("max_span_targets", self.max_span_targets)
-        batch = dataclasses.replace(self, **changes)
-        object.__setattr__(batch, "max_span_targets", number)
-        return batch
+        return dataclasses.replace(self, **{"max_span_targets": self.max_span_targets, **changes})

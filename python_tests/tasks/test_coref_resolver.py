@@ -144,7 +144,7 @@ def test_what_can_be_a_model(model, wild, resolver, toy_bert, tmp_path):
         CorefResolver(tmp_path / "odd", device="cpu")
     BertModel.from_pretrained(toy_bert).save_pretrained(tmp_path / "bare")
     AutoTokenizer.from_pretrained(toy_bert).save_pretrained(tmp_path / "bare")
-    with pytest.raises(DataError, match="none for coreference"):
+    with pytest.raises(DataError, match="no coreference head"):
         CorefResolver(tmp_path / "bare", device="cpu")
 
 

@@ -92,7 +92,8 @@ def test_spoiled_questions(tmp_path, question, name, reason):
     path = written(tmp_path, file_of([TOWER, question]))
     with pytest.raises(DataError) as error:
         read_squad(path, Rejects(), "squad")
-    where = f"{path}: data[0].paragraphs[0].qas[1]: record {name}: "
+    place = "data[0].paragraphs[0].qas[1]"
+    where = f"{path}: {place}: " + (f"record {name}: " if name != place else "")
     assert str(error.value).startswith(where) and reason in str(error.value)
     rejects = Rejects("skip")
     assert [e.id for e in read_squad(path, rejects, "squad")] == ["a1"]

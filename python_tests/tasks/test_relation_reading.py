@@ -81,7 +81,7 @@ def test_faulty_records(tmp_path, bad, reason):
     with pytest.raises(DataError) as caught:
         read(tmp_path, record(), bad)
     assert reason in str(caught.value)
-    assert f"{tmp_path / 'data.json'}: [1]: record " in str(caught.value)
+    assert f"{tmp_path / 'data.json'}: [1]: " in str(caught.value)
     kept, found = read(tmp_path, record(), bad, policy="skip")
     assert [example.id for example in kept] == ["a"]
     assert len(found) == 1

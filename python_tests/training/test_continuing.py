@@ -158,7 +158,7 @@ def test_other_versions_are_told(tmp_path, caplog):
 @pytest.mark.parametrize("stored, now, told", [(2, 1, True), (2, 2, False), (0, 1, False)])
 def test_another_number_of_threads_is_told(tmp_path, caplog, stored, now, told):
     """0: by an earlier version, or on a GPU."""
-    check_same_run(RunState(threads=stored), RunState(threads=now), tmp_path)
+    check_same_run(RunState(threads=stored), RunState(threads=now), tmp_path, PretrainConfig)
     said = "computed with 2 thread(s), now it has 1: equal, but perhaps not bit for bit"
     assert (said in caplog.text) == told
 

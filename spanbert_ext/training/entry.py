@@ -129,9 +129,9 @@ def _among(ranks: Ranks, config: Any, device: torch.device, kind: Kind) -> RunRe
 def _remove_unused(made: list[Path]) -> None:
     """Take away the directories that a start has made, the run's own first, where it was refused
     before it wrote anything."""
-    if made and [path.name for path in made[0].iterdir()] == [LOCK]:
-        (made[0] / LOCK).unlink()
-        with contextlib.suppress(OSError):  # another process is there by now
+    with contextlib.suppress(OSError):  # it has gone already, or another process is there by now
+        if made and [path.name for path in made[0].iterdir()] == [LOCK]:
+            (made[0] / LOCK).unlink()
             for path in made:
                 path.rmdir()
 
