@@ -1,5 +1,6 @@
 """`MaskedBatch`: what it shows of itself, and the number of span targets that it carries."""
 
+import dataclasses
 import pickle
 
 import pytest
@@ -29,7 +30,7 @@ def test_the_number_of_span_targets_goes_with_the_batch():
     copies = batch.to("cpu"), batch.used(), pickle.loads(pickle.dumps(batch)), packed
     assert [b.max_span_targets for b in (batch, *copies)] == [4] * 5
     assert_same_batch(copies[2], batch)
-    changed = batch.replace(labels=batch.labels + 1, max_span_targets=9)
+    changed = dataclasses.replace(batch, labels=batch.labels + 1, max_span_targets=9)
     assert (changed.max_span_targets, batch.max_span_targets) == (9, 4)
     assert torch.equal(changed.labels, batch.labels + 1)
 
@@ -55,7 +56,7 @@ def test_a_head_with_more_positions_is_fine(backend, scheme):
 
 def test_a_batch_made_by_hand_needs_no_number(backend):
     batch = make_masker()(IDS)
-    plain = MaskedBatch(**{name: getattr(batch, name) for name in batch.__dataclass_fields__})
+    plain = MaskedBatch(**{f.name: getattr(batch, f.name) for f in dataclasses.fields(batch)})
     assert plain.max_span_targets is None
     head = SBOHead(8)
     hidden = torch.randn(2, 60, 8)

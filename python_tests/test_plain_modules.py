@@ -1,6 +1,8 @@
 """Fast paths step aside for changed modules: hooks of every kind fire, and adapters are computed
 and trained."""
 
+import dataclasses
+
 import pytest
 import torch
 from model_cases import config, random_weights
@@ -179,7 +181,7 @@ def test_changed_layers_have_the_heads_checks(backend, head, span_batch):
     offsets = span_batch.target_offsets.clone()
     offsets[(span_batch.sbo_ids != -100).nonzero()[0]] = 15
     with pytest.raises(IndexError, match="target_offsets.*15"):
-        rows_of(head, span_batch.replace(target_offsets=offsets))
+        rows_of(head, dataclasses.replace(span_batch, target_offsets=offsets))
 
 
 @pytest.mark.parametrize("changed", [False, True])

@@ -171,4 +171,4 @@ def over_compact_rows(batch: MaskedBatch) -> MaskedBatch:
     slots = torch.arange(spans, device=batch.span_left.device)
     valid = batch.span_right > 0
     left, right = torch.where(valid, slots, 0), torch.where(valid, slots + spans, 0)
-    return batch.replace(span_left=left, span_right=right)
+    return dataclasses.replace(batch, span_left=left, span_right=right)

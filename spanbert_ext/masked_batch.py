@@ -40,7 +40,7 @@ class MaskedBatch:
 
     Every field is a tensor. Beside them, `max_span_targets` is the masker's number: SBO targets
     have offsets below it, and an `SBOHead` needs as many positions. None (not known) where a batch
-    was made by hand or by `dataclasses.replace`; `replace` keeps it.
+    was made by hand without it.
     """
 
     input_ids: torch.Tensor
@@ -81,15 +81,11 @@ class MaskedBatch:
         if targets == len(self.target_ids) and spans == len(self.span_left):
             return self
         cut = {name: getattr(self, name)[: max(size, 1)] for name, size in sizes.items()}
-        return self.replace(**cut)
+        return dataclasses.replace(self, **cut)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> MaskedBatch:
         """The same batch on another device."""
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return self.replace(
-            **{name: t.to(device, non_blocking=non_blocking) for name, t in fields.items()}
+        return dataclasses.replace(
+            self, **{name: t.to(device, non_blocking=non_blocking) for name, t in fields.items()}
         )
-
-    def replace(self, **changes: torch.Tensor | int | None) -> MaskedBatch:
-        """A batch with other tensors for the named fields, or another max_span_targets."""
-        return dataclasses.replace(self, **{"max_span_targets": self.max_span_targets, **changes})

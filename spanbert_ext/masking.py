@@ -7,6 +7,7 @@ step can be captured in a CUDA graph.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 from collections.abc import Sequence
@@ -234,7 +235,9 @@ class SpanMasker:
             if kept is None
             else torch.where(kept, batch.input_ids, input_ids.view(-1))
         )
-        return batch.replace(input_ids=ids.view(rows, width), labels=batch.labels.view(rows, width))
+        return dataclasses.replace(
+            batch, input_ids=ids.view(rows, width), labels=batch.labels.view(rows, width)
+        )
 
     def packed(
         self,
@@ -321,7 +324,7 @@ class SpanMasker:
                 candidates,
             )
         )
-        return batch.replace(max_span_targets=self.settings.max_span_targets)
+        return dataclasses.replace(batch, max_span_targets=self.settings.max_span_targets)
 
     def _tables_on(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         # The first call for a device copies the tables and waits; do it before capturing a graph.

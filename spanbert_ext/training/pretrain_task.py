@@ -288,7 +288,7 @@ def fitting_rows(config: PretrainConfig, found: int, world: int) -> int:
 def without_targets(micro: MicroBatch) -> MicroBatch:
     """The batch with nothing to predict: its losses and counts are 0."""
     nothing = torch.full_like(micro.masked.target_ids, -100)
-    masked = micro.masked.replace(target_ids=nothing, sbo_ids=nothing)
+    masked = dataclasses.replace(micro.masked, target_ids=nothing, sbo_ids=nothing)
     labels = micro.nsp_labels
     labels = None if labels is None else torch.full_like(labels, -100)
     return dataclasses.replace(micro, masked=masked, nsp_labels=labels)
