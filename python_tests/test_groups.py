@@ -37,8 +37,8 @@ def test_thirty_two_threads_give_what_one_gives(compiler, option, name, tmp_path
     if option in FLAGS:
         if not FLAGS[option] <= set(Path("/proc/cpuinfo").read_text().split()):
             pytest.skip(f"this machine does not run {option}")
-        # One thread and 32 are compiled apart: where a compiler joined a product and a sum in one of
-        # them only, a row of one number, whose variance is rounding alone, would differ.
+        # One thread and 32 are compiled apart: where a compiler joins a product and a sum in one of
+        # them alone, a row of one number, whose variance is only rounding, differs.
         build += [f"-march={option}", "-O3", "-ffp-contract=off"]
     elif option:
         if "undefined" in option:
