@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from spanbert_ext.errors import DataError
 
@@ -49,16 +49,21 @@ def read_lines(path: str | Path) -> Iterator[str | UnreadableLine]:
         with open(path, "rb") as raw:
             compressed = raw.read(2) == _GZIP
             raw.seek(0)
-            first = True
-            for line in _split(gzip.GzipFile(fileobj=raw) if compressed else raw):
-                yield _decoded(line.removeprefix(_BOM) if first else line, first)
-                first = False
+            yield from decoded_lines(gzip.GzipFile(fileobj=raw) if compressed else raw)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise DataError(
             f"{path}: truncated or damaged gzip data ({error}); fetch the file again"
         ) from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
+
+
+def decoded_lines(stream: BinaryIO) -> Iterator[str | UnreadableLine]:
+    """The lines of bytes, as `read_lines` gives those of a file."""
+    first = True
+    for line in _split(stream):
+        yield _decoded(line.removeprefix(_BOM) if first else line, first)
+        first = False
 
 
 def _split(stream) -> Iterator[bytes]:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from spanbert_ext.errors import DataError
-from spanbert_ext.records import UnreadableLine, parse_object, read_lines
+from spanbert_ext.records import UnreadableLine, decoded_lines, parse_object, read_lines
 from spanbert_ext.tasks.task import DownstreamTask
 
 TEXT_SUFFIX = ".txt"
-_BOM = b"\xef\xbb\xbf"
-_UTF16 = (b"\xff\xfe", b"\xfe\xff")
 
 
 @dataclass(frozen=True)
@@ -66,8 +65,12 @@ def _text_of(path: Path, task: DownstreamTask) -> Item:
             f"{path}: a text alone is no record of {task.name}. Give a file of JSON lines with one "
             f"object a line, such as {task.example_record}"
         )
-    text = _decoded(data, path.name)
-    record = text if isinstance(text, DataError) else {"text": text}
+    try:
+        record = {"text": data.decode("utf-8-sig")}
+    except UnicodeDecodeError:
+        lines = enumerate(decoded_lines(io.BytesIO(data)), 1)
+        number, line = next(found for found in lines if isinstance(found[1], UnreadableLine))
+        record = DataError(f"{path.name}:{number}: {line.reason}")
     return Item(path.name, record, len(data), len(data))
 
 
@@ -84,17 +87,3 @@ def _lines_of(path: Path) -> Iterator[Item]:
             hint = f"; a file that is one text must end in {TEXT_SUFFIX}" if number == 1 else ""
             found = DataError(f"{path.name}:{number}: {found.reason}{hint}")
         yield Item(f"{path.name}:{number}", found, size, end)
-
-
-def _decoded(data: bytes, name: str) -> str | DataError:
-    """The text of a file."""
-    data = data.removeprefix(_BOM)
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        line = 1 + data.count(b"\n", 0, error.start)
-        column = error.start - data.rfind(b"\n", 0, error.start)
-        hint = "; is the file UTF-16?" if data[:2] in _UTF16 else ""
-        return DataError(
-            f"{name}:{line}: not UTF-8: byte 0x{data[error.start]:02x} at column {column}{hint}"
-        )
