@@ -58,7 +58,7 @@ const CpuBuild kCpu = choose_cpu();
 
 const Operations& operations_at(const Place& place) {
   if (place.device < 0) return *kCpu.operations;
-#ifdef SPANBERT_WITH_CUDA
+#if defined(SPANBERT_WITH_CUDA) || defined(SPANBERT_EMULATOR)
   return device::kOperations;
 #else
   throw std::runtime_error("spanbert_ext was built without CUDA");
@@ -274,6 +274,9 @@ PYBIND11_MODULE(_C, m) {
 #else
   m.attr("has_cuda") = false;
   m.attr("cuda_architectures") = "";
+#endif
+#ifdef SPANBERT_EMULATOR
+  m.attr("emulates_cuda") = true;  // a build for tests: operations at device 0 run the CUDA sources on CPU memory
 #endif
   m.attr("no_cuda_reason") = SPANBERT_NO_CUDA_REASON;
   m.attr("no_openmp_reason") = SPANBERT_NO_OPENMP_REASON;

@@ -14,7 +14,7 @@ template <class T, bool kWide>
 struct Columns {
   static constexpr int kCount = 16 / int(sizeof(T));
   Piece piece;
-  SPANBERT_HD void read(const T* from) { piece = read_piece<true>(from); }
+  SPANBERT_HD void read(const T* from) { piece = read_vector<Cache::kOnce>(from); }
   SPANBERT_HD void add_to(working_t<T> (&sums)[kCount]) const {
     working_t<T> values[kCount];
     unpack(piece, values, T());
@@ -81,7 +81,7 @@ SPANBERT_HD void bias_gradient_block(const Group& g, const CrossEntropyArgs& arg
       for (int j = 0; j < kInFlight; ++j) {
         const int own = shared.heads[base + j * kRowLanes] - head;
         if (own == 0 || own == 1) rows[j].read(grad);
-        grad = kept(grad + kRowLanes * args.stride);
+        grad = in_registers(grad + kRowLanes * args.stride);
       }
       SPANBERT_UNROLL
       for (int j = 0; j < kInFlight; ++j) {

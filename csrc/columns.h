@@ -7,7 +7,7 @@
 //   Packed   16-byte accesses and values in registers, for GPU rows that allow it (packs_fit).
 #pragma once
 
-#include "portable.h"
+#include "common/vectors.h"
 
 // Loops over slots, and over each column of a slot or pack: vectorised on the CPU; on a GPU unrolled as far as their
 // ends are known, since registers have no addresses.
@@ -24,21 +24,6 @@
 namespace spanbert {
 namespace SPANBERT_VARIANT {
 
-constexpr int kAccessBytes = 16;  // the widest access of one thread, and what torch aligns allocations to at least
-
-#ifdef __CUDACC__
-using Access = uint4;
-#else
-struct alignas(kAccessBytes) Access {
-  uint64_t words[2];
-};
-#endif
-static_assert(sizeof(Access) == kAccessBytes, "one access");
-
-// Scalars of a row in one access: 8 of 16 bits, 4 of 32.
-template <class T>
-constexpr int kAccessWidth = kAccessBytes / int(sizeof(T));
-
 template <class W, int kPack>
 struct Pack {
   W at[kPack];
@@ -50,13 +35,13 @@ SPANBERT_HD Pack<working_t<T>, kPack> load_pack(const T* from) {
   if constexpr (kPack == 1) {
     pack.at[0] = load(*from);
   } else {
-    constexpr int kWidth = kAccessWidth<T>;
+    constexpr int kWidth = kVectorWidth<T>;
     static_assert(kPack % kWidth == 0, "a pack is whole accesses");
     SPANBERT_EACH
     for (int part = 0; part < kPack; part += kWidth) {
-      const Access bits = *reinterpret_cast<const Access*>(from + part);
+      const Vector bits = read_vector(from + part);
       T scalars[kWidth];
-      memcpy(scalars, &bits, kAccessBytes);
+      memcpy(scalars, &bits, kVectorBytes);
       SPANBERT_EACH
       for (int j = 0; j < kWidth; ++j) pack.at[part + j] = load(scalars[j]);
     }
@@ -69,16 +54,16 @@ SPANBERT_HD void store_pack(T* to, const Pack<working_t<T>, kPack>& pack) {
   if constexpr (kPack == 1) {
     *to = store<T>(pack.at[0]);
   } else {
-    constexpr int kWidth = kAccessWidth<T>;
+    constexpr int kWidth = kVectorWidth<T>;
     static_assert(kPack % kWidth == 0, "a pack is whole accesses");
     SPANBERT_EACH
     for (int part = 0; part < kPack; part += kWidth) {
       T scalars[kWidth];
       SPANBERT_EACH
       for (int j = 0; j < kWidth; ++j) scalars[j] = store<T>(pack.at[part + j]);
-      Access bits;
-      memcpy(&bits, scalars, kAccessBytes);
-      *reinterpret_cast<Access*>(to + part) = bits;
+      Vector bits;
+      memcpy(&bits, scalars, kVectorBytes);
+      write_vector(to + part, bits);
     }
   }
 }

@@ -12,20 +12,19 @@ namespace SPANBERT_VARIANT {
 namespace {
 
 constexpr int kWarpsPerBlock = 4;  // sampling is latency bound: small blocks spread a batch of 256 rows over 64 SMs
-constexpr int kThreads = 32 * kWarpsPerBlock;
+constexpr int kRowThreads = 32 * kWarpsPerBlock;
 constexpr int kScanThreads = 1024;
-constexpr unsigned kCopyBlocks = 1056;  // eight on each of 132 multiprocessors
-static_assert(sizeof(SpanMaskArgs) <= 4096, "kernel arguments beyond 4 KB need a newer driver");
+constexpr int64_t kCopyBlocks = 1056;  // eight on each of 132 multiprocessors
 
-__device__ SequenceDraws draws_of(const SpanMaskArgs& args, int64_t row) {
+SPANBERT_DEVICE SequenceDraws draws_of(const SpanMaskArgs& args, int64_t row) {
   return {args.settings.seed, uint64_t(args.sample_ids[row]), uint32_t(args.epoch[0])};
 }
 
-__device__ int64_t warp_index() { return int64_t(blockIdx.x) * kWarpsPerBlock + (threadIdx.x >> 5); }
+SPANBERT_DEVICE int64_t warp_index() { return int64_t(blockIdx.x) * kWarpsPerBlock + (threadIdx.x >> 5); }
 
 // Sequences that fall, leave the stream or reach into the one before stop the kernel: two warps would write the same
 // labels and bitmaps.
-__device__ void check_bounds(const SpanMaskArgs& args, int64_t row) {
+SPANBERT_DEVICE void check_bounds(const SpanMaskArgs& args, int64_t row) {
   const int64_t start = args.starts[row], end = args.ends[row], before = row > 0 ? args.ends[row - 1] : 0;
   if (start < before || end < start || end > args.total) {
     printf("spanbert_ext: sequence %lld has bounds [%lld, %lld) behind %lld in a batch of %lld tokens\n",
@@ -35,85 +34,105 @@ __device__ void check_bounds(const SpanMaskArgs& args, int64_t row) {
 }
 
 template <class Token>
-__global__ void __launch_bounds__(kThreads, 4) span_sample_kernel(const __grid_constant__ SpanMaskArgs args) {
-  const Token* tokens = static_cast<const Token*>(args.tokens);
-  const int64_t threads = int64_t(gridDim.x) * kThreads;
-  for (int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x; i < args.total; i += threads) {
-    static_cast<Token*>(args.input_ids)[i] = tokens[i];
-    args.labels[i] = kIgnore;
+struct SpanSample {
+  static constexpr const char* kName = "span_sample";
+  static constexpr int kThreads = kRowThreads, kBlocks = 4;
+  using Args = SpanMaskArgs;
+
+  SPANBERT_DEVICE static void run(const Args& args) {
+    const Token* tokens = static_cast<const Token*>(args.tokens);
+    const int64_t threads = int64_t(gridDim.x) * kThreads;
+    for (int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x; i < args.total; i += threads) {
+      static_cast<Token*>(args.input_ids)[i] = tokens[i];
+      args.labels[i] = kIgnore;
+    }
+    const int64_t row = warp_index();
+    if (row >= args.sequences) return;
+    check_bounds(args, row);
+    const Warp warp;
+    const RowCounts counts = sample_row<Warp, Token>(warp, args, row, draws_of(args, row));
+    if (counts.bad_place >= 0) {
+      const int64_t flat = args.starts[row] + counts.bad_place;
+      printf("spanbert_ext: token %lld of the flat batch has id %lld; expected 0 <= id < %lld\n", (long long)flat,
+             (long long)tokens[flat], (long long)args.vocab_size);
+      assert(false && "token id outside the vocabulary");
+    }
+    if (warp.rank() == 0) {
+      args.row_counts[row + 1] = counts.targets;
+      args.row_counts[args.sequences + 1 + row + 1] = counts.spans;
+    }
   }
-  const int64_t row = warp_index();
-  if (row >= args.sequences) return;
-  check_bounds(args, row);
-  const Warp warp;
-  const RowCounts counts = sample_row<Warp, Token>(warp, args, row, draws_of(args, row));
-  if (counts.bad_place >= 0) {
-    const int64_t flat = args.starts[row] + counts.bad_place;
-    printf("spanbert_ext: token %lld of the flat batch has id %lld; expected 0 <= id < %lld\n", (long long)flat,
-           (long long)tokens[flat], (long long)args.vocab_size);
-    assert(false && "token id outside the vocabulary");
-  }
-  if (warp.rank() == 0) {
-    args.row_counts[row + 1] = counts.targets;
-    args.row_counts[args.sequences + 1 + row + 1] = counts.spans;
-  }
-}
+};
 
 // Running sums of both rows of row_counts [2, N + 1], one block each; entry 0 becomes 0.
-__global__ void __launch_bounds__(kScanThreads) running_sums_kernel(int64_t* row_counts, int64_t sequences) {
-  __shared__ int64_t warp_sums[kScanThreads / 32];
-  int64_t* counts = row_counts + int64_t(blockIdx.x) * (sequences + 1);
-  int64_t before = 0;
-  for (int64_t base = 0; base < sequences; base += kScanThreads) {
-    const int64_t i = base + threadIdx.x;
-    int64_t sum = i < sequences ? counts[i + 1] : 0;
-    for (int step = 1; step < 32; step <<= 1) {
-      const int64_t lower = __shfl_up_sync(kAllLanes, sum, step);
-      if (int(threadIdx.x & 31) >= step) sum += lower;
+struct RunningSums {
+  static constexpr const char* kName = "running_sums";
+  static constexpr int kThreads = kScanThreads, kBlocks = 1;
+  struct Args {
+    int64_t* row_counts;
+    int64_t sequences;
+  };
+
+  SPANBERT_DEVICE static void run(const Args& args) {
+    using WarpSums = int64_t[kScanThreads / 32];
+    SPANBERT_SHARED(WarpSums, warp_sums);
+    const int64_t sequences = args.sequences;
+    int64_t* counts = args.row_counts + int64_t(blockIdx.x) * (sequences + 1);
+    int64_t before = 0;
+    for (int64_t base = 0; base < sequences; base += kScanThreads) {
+      const int64_t i = base + threadIdx.x;
+      int64_t sum = i < sequences ? counts[i + 1] : 0;
+      for (int step = 1; step < 32; step <<= 1) {
+        const int64_t lower = __shfl_up_sync(kAllLanes, sum, step);
+        if (int(threadIdx.x & 31) >= step) sum += lower;
+      }
+      if ((threadIdx.x & 31) == 31) warp_sums[threadIdx.x >> 5] = sum;
+      __syncthreads();
+      int64_t total = 0;
+      for (int warp = 0; warp < kScanThreads / 32; ++warp) {
+        if (warp == int(threadIdx.x >> 5)) sum += total;
+        total += warp_sums[warp];
+      }
+      if (i < sequences) counts[i + 1] = before + sum;
+      before += total;
+      __syncthreads();  // warp_sums is written again in the next turn
     }
-    if ((threadIdx.x & 31) == 31) warp_sums[threadIdx.x >> 5] = sum;
-    __syncthreads();
-    int64_t total = 0;
-    for (int warp = 0; warp < kScanThreads / 32; ++warp) {
-      if (warp == int(threadIdx.x >> 5)) sum += total;
-      total += warp_sums[warp];
-    }
-    if (i < sequences) counts[i + 1] = before + sum;
-    before += total;
-    __syncthreads();  // warp_sums is written again in the next turn
+    if (threadIdx.x == 0) counts[0] = 0;
   }
-  if (threadIdx.x == 0) counts[0] = 0;
-}
+};
 
 template <class Token>
-__global__ void __launch_bounds__(kThreads, 4) span_emit_kernel(const __grid_constant__ SpanMaskArgs args) {
-  const int64_t used_targets = args.row_counts[args.sequences];
-  const int64_t used_spans = args.row_counts[2 * args.sequences + 1];
-  const int64_t threads = int64_t(gridDim.x) * kThreads, thread = int64_t(blockIdx.x) * kThreads + threadIdx.x;
-  for (int64_t k = used_targets + thread; k < args.target_capacity; k += threads) {
-    args.target_positions[k] = args.target_spans[k] = args.target_offsets[k] = 0;
-    args.target_ids[k] = args.sbo_ids[k] = kIgnore;
+struct SpanEmit {
+  static constexpr const char* kName = "span_emit";
+  static constexpr int kThreads = kRowThreads, kBlocks = 4;
+  using Args = SpanMaskArgs;
+
+  SPANBERT_DEVICE static void run(const Args& args) {
+    const int64_t used_targets = args.row_counts[args.sequences];
+    const int64_t used_spans = args.row_counts[2 * args.sequences + 1];
+    const int64_t threads = int64_t(gridDim.x) * kThreads, thread = int64_t(blockIdx.x) * kThreads + threadIdx.x;
+    for (int64_t k = used_targets + thread; k < args.target_capacity; k += threads) {
+      args.target_positions[k] = args.target_spans[k] = args.target_offsets[k] = 0;
+      args.target_ids[k] = args.sbo_ids[k] = kIgnore;
+    }
+    for (int64_t s = used_spans + thread; s < args.span_capacity; s += threads) {
+      args.span_left[s] = args.span_right[s] = 0;
+    }
+    if (thread == 0) args.dropped_spans[0] = used_spans > args.span_capacity ? used_spans - args.span_capacity : 0;
+    assert(used_targets <= args.target_capacity && "target_capacity is below the budget of the sequences");
+    const int64_t row = warp_index();
+    if (row < args.sequences) emit_row<Warp, Token>(Warp(), args, row, draws_of(args, row));
   }
-  for (int64_t s = used_spans + thread; s < args.span_capacity; s += threads) {
-    args.span_left[s] = args.span_right[s] = 0;
-  }
-  if (thread == 0) args.dropped_spans[0] = used_spans > args.span_capacity ? used_spans - args.span_capacity : 0;
-  assert(used_targets <= args.target_capacity && "target_capacity is below the budget of the sequences");
-  const int64_t row = warp_index();
-  if (row < args.sequences) emit_row<Warp, Token>(Warp(), args, row, draws_of(args, row));
-}
+};
 
 template <class Token>
 void launch_as(const SpanMaskArgs& args, cudaStream_t stream) {
   // A warp a sequence, and enough blocks to copy the tokens of few long sequences at speed.
-  const unsigned for_rows = blocks_for(args.sequences, kWarpsPerBlock), for_copy = blocks_for(args.total, 1024);
-  const unsigned blocks = std::max({for_rows, std::min(for_copy, kCopyBlocks), 1u});
-  span_sample_kernel<Token><<<blocks, kThreads, 0, stream>>>(args);
-  check(cudaGetLastError(), "span_sample launch");
-  running_sums_kernel<<<2, kScanThreads, 0, stream>>>(args.row_counts, args.sequences);
-  check(cudaGetLastError(), "running_sums launch");
-  span_emit_kernel<Token><<<blocks, kThreads, 0, stream>>>(args);
-  check(cudaGetLastError(), "span_emit launch");
+  const int64_t for_rows = divide_up(args.sequences, kWarpsPerBlock), for_copy = divide_up(args.total, 1024);
+  const int64_t blocks = std::max({for_rows, std::min(for_copy, kCopyBlocks), int64_t(1)});
+  launch<SpanSample<Token>>({blocks, kRowThreads}, stream, args);
+  launch<RunningSums>({2, kScanThreads}, stream, {args.row_counts, args.sequences});
+  launch<SpanEmit<Token>>({blocks, kRowThreads}, stream, args);
 }
 
 }  // namespace

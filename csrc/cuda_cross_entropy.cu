@@ -20,30 +20,46 @@ constexpr int kStreamedPieces = 4, kStreamThreads = 384;  // rows too long to ho
 constexpr int kColumnLanes = 32, kRowLanes = 8, kColumnThreads = kColumnLanes * kRowLanes;
 static_assert(kColumnRowsPerChunk == kRowLanes * kRowsPerSum, "the partial sums have a row for every chunk");
 
-__device__ void check_row(const CrossEntropyArgs& args, int64_t row) {
+SPANBERT_DEVICE void check_row(const CrossEntropyArgs& args, int64_t row) {
   const int64_t target = args.targets[row];
   assert((target == kIgnore || (target >= 0 && target < args.vocab_size)) && "target outside the vocabulary");
   assert((!args.head || (args.head[row] >= 0 && args.head[row] < args.heads)) && "head without a bias");
 }
 
 template <class T, int kBatch, bool kHeld, bool kAligned>
-__global__ void __launch_bounds__(kHeld || !kAligned ? kMostHeld / kHeldPieces<T> : kStreamThreads,
-                                  kHeld || !kAligned ? 1 : 2) cross_entropy_rows_kernel(const CrossEntropyArgs args) {
-  __shared__ double memory[2 * 32];
-  const int64_t row = blockIdx.x;
-  check_row(args, row);
-  const auto loss = cross_entropy_piece_row<T, kBatch, kHeld, kAligned>(AnyBlock{memory}, args, row);
-  if (threadIdx.x == 0) static_cast<working_t<T>*>(args.losses)[row] = loss;
-}
+struct CrossEntropyRows {
+  static constexpr const char* kName = "cross_entropy_rows";
+  static constexpr int kThreads = kHeld || !kAligned ? kMostHeld / kHeldPieces<T> : kStreamThreads;
+  static constexpr int kBlocks = kHeld || !kAligned ? 1 : 2;
+  using Args = CrossEntropyArgs;
+
+  SPANBERT_DEVICE static void run(const Args& args) {
+    using Memory = double[2 * 32];
+    SPANBERT_SHARED(Memory, memory);
+    const int64_t row = blockIdx.x;
+    check_row(args, row);
+    const auto loss = cross_entropy_piece_row<T, kBatch, kHeld, kAligned>(AnyBlock{memory}, args, row);
+    if (threadIdx.x == 0) static_cast<working_t<T>*>(args.losses)[row] = loss;
+  }
+};
 
 // Neighbouring blocks take neighbouring columns of one chunk of rows.
 template <class T, bool kWide>
-__global__ void __launch_bounds__(kColumnThreads, 3)
-    bias_gradient_kernel(const CrossEntropyArgs args, unsigned column_blocks) {
-  __shared__ ColumnSums<T, kWide, kColumnLanes, kRowLanes> shared;
-  bias_gradient_block(Block<kColumnThreads>{nullptr}, args, blockIdx.x / column_blocks, blockIdx.x % column_blocks,
-                      shared);
-}
+struct BiasGradient {
+  using Sums = ColumnSums<T, kWide, kColumnLanes, kRowLanes>;
+  static constexpr const char* kName = "bias_gradient";
+  static constexpr int kThreads = kColumnThreads, kBlocks = 3;
+  struct Args {
+    CrossEntropyArgs rows;
+    unsigned column_blocks;
+  };
+
+  SPANBERT_DEVICE static void run(const Args& args) {
+    SPANBERT_SHARED(Sums, shared);
+    bias_gradient_block(Block<kThreads>{nullptr}, args.rows, blockIdx.x / args.column_blocks,
+                        blockIdx.x % args.column_blocks, shared);
+  }
+};
 
 bool at_16_bytes(const void* address, int64_t row_bytes) {
   return reinterpret_cast<uintptr_t>(address) % 16 == 0 && row_bytes % 16 == 0;
@@ -51,29 +67,29 @@ bool at_16_bytes(const void* address, int64_t row_bytes) {
 
 template <class T>
 void launch_rows(const CrossEntropyArgs& args, bool wide, cudaStream_t stream) {
-  const unsigned rows = blocks_for(args.rows, 1);
+  using Held = CrossEntropyRows<T, kHeldPieces<T>, true, true>;
+  using Streamed = CrossEntropyRows<T, kStreamedPieces, false, true>;
+  using Unaligned = CrossEntropyRows<T, kStreamedPieces, false, false>;
   const bool wide_bias = !args.bias || at_16_bytes(args.bias, args.bias_stride * int64_t(sizeof(working_t<T>)));
-  if (args.stride > (1 << 30)) throw std::runtime_error("spanbert_ext: logit rows are too long for CUDA");
+  check_limit(Held::kName, "logits a row", args.stride, 1 << 30);  // columns are counted in 32 bits
   // The number of threads decides the order of a row's sum, so it follows from the shape alone, not from alignment.
   const int64_t pieces = args.vocab_size * int64_t(sizeof(T)) / 16;
   const bool fits = pieces <= kMostHeld;
-  const unsigned threads = fits ? 32 * std::max(1u, blocks_for(pieces, 32 * kHeldPieces<T>)) : kStreamThreads;
+  const int64_t threads = fits ? 32 * std::max<int64_t>(1, divide_up(pieces, 32 * kHeldPieces<T>)) : kStreamThreads;
   if (!wide || !wide_bias) {
-    cross_entropy_rows_kernel<T, kStreamedPieces, false, false><<<rows, threads, 0, stream>>>(args);
+    launch<Unaligned>({args.rows, threads}, stream, args);
   } else if (fits) {
-    cross_entropy_rows_kernel<T, kHeldPieces<T>, true, true><<<rows, threads, 0, stream>>>(args);
+    launch<Held>({args.rows, threads}, stream, args);
   } else {
-    cross_entropy_rows_kernel<T, kStreamedPieces, false, true><<<rows, threads, 0, stream>>>(args);
+    launch<Streamed>({args.rows, threads}, stream, args);
   }
-  check(cudaGetLastError(), "cross_entropy_rows launch");
 }
 
 template <class T, bool kWide>
 void launch_bias_gradient(const CrossEntropyArgs& args, int64_t chunks, cudaStream_t stream) {
-  const unsigned column_blocks = blocks_for(args.vocab_size, ColumnSums<T, kWide, kColumnLanes, kRowLanes>::kColumns);
-  const unsigned blocks = blocks_for(chunks * column_blocks, 1);
-  bias_gradient_kernel<T, kWide><<<blocks, kColumnThreads, 0, stream>>>(args, column_blocks);
-  check(cudaGetLastError(), "bias_gradient launch");
+  using Kernel = BiasGradient<T, kWide>;
+  const int64_t column_blocks = divide_up(args.vocab_size, Kernel::Sums::kColumns);
+  launch<Kernel>({chunks * column_blocks, Kernel::kThreads}, stream, {args, unsigned(column_blocks)});
 }
 
 }  // namespace
@@ -85,14 +101,16 @@ void launch_cross_entropy_rows(const CrossEntropyArgs& args, const Place& place)
     using T = decltype(scalar);
     using W = working_t<T>;
     const bool wide = at_16_bytes(args.logits, args.stride * int64_t(sizeof(T)));
-    if (args.rows > 0) launch_rows<T>(args, wide, stream);
+    launch_rows<T>(args, wide, stream);
     if (!args.grad_bias) return;
-    const int64_t chunks = (args.rows + kColumnRowsPerChunk - 1) / kColumnRowsPerChunk;
-    if (chunks > 0 && wide) launch_bias_gradient<T, true>(args, chunks, stream);
-    if (chunks > 0 && !wide) launch_bias_gradient<T, false>(args, chunks, stream);
-    const int64_t count = args.heads * args.vocab_size;
-    launch_sum_chunks(static_cast<const W*>(args.partials), chunks, count, count, static_cast<W*>(args.grad_bias),
-                      stream);
+    const int64_t chunks = divide_up(args.rows, kColumnRowsPerChunk), count = args.heads * args.vocab_size;
+    if (wide) {
+      launch_bias_gradient<T, true>(args, chunks, stream);
+    } else {
+      launch_bias_gradient<T, false>(args, chunks, stream);
+    }
+    launch<SumChunks<W>>(grid_of_chunk_sums(count), stream,
+                         {static_cast<const W*>(args.partials), chunks, count, static_cast<W*>(args.grad_bias)});
   });
 }
 

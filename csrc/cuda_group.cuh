@@ -1,13 +1,9 @@
-// What the CUDA files share: the groups of a warp and of a block, launch checks, and sums over chunks.
+// What the CUDA files share: the groups of a warp and of a block, and sums over chunks.
 #pragma once
 
-#include <cuda_runtime.h>
-
-#include <cassert>
 #include <cstdio>
-#include <stdexcept>
-#include <string>
 
+#include "cuda/launch.cuh"
 #include "ops.h"
 #include "portable.h"
 
@@ -19,17 +15,17 @@ constexpr unsigned kAllLanes = 0xFFFFFFFFu;
 struct Warp {
   static constexpr int kSize = 32;
 
-  __device__ int rank() const { return int(threadIdx.x & 31); }
-  __device__ static constexpr int size() { return kSize; }
-  __device__ void sync() const { __syncwarp(); }
+  SPANBERT_DEVICE int rank() const { return int(threadIdx.x & 31); }
+  SPANBERT_HD static constexpr int size() { return kSize; }
+  SPANBERT_DEVICE void sync() const { __syncwarp(); }
 
   template <class N>
-  __device__ N sum(N x) const {
+  SPANBERT_DEVICE N sum(N x) const {
     for (int step = 16; step > 0; step >>= 1) x += __shfl_xor_sync(kAllLanes, x, step);
     return x;
   }
   template <class N>
-  __device__ N max(N x) const {
+  SPANBERT_DEVICE N max(N x) const {
     for (int step = 16; step > 0; step >>= 1) {
       const N other = __shfl_xor_sync(kAllLanes, x, step);
       x = other > x ? other : x;
@@ -37,13 +33,13 @@ struct Warp {
     return x;
   }
   template <class N>
-  __device__ void sum_pair(N& a, N& b, int) const {
+  SPANBERT_DEVICE void sum_pair(N& a, N& b, int) const {
     a = sum(a);
     b = sum(b);
   }
-  __device__ uint32_t broadcast(uint32_t x, int lane) const { return __shfl_sync(kAllLanes, x, lane); }
+  SPANBERT_DEVICE uint32_t broadcast(uint32_t x, int lane) const { return __shfl_sync(kAllLanes, x, lane); }
   // Sum of x over lower lanes; `total` becomes the sum over all.
-  __device__ int exclusive_sum(int x, int& total) const {
+  SPANBERT_DEVICE int exclusive_sum(int x, int& total) const {
     int inclusive = x;
     for (int step = 1; step < kSize; step <<= 1) {
       const int lower = __shfl_up_sync(kAllLanes, inclusive, step);
@@ -53,7 +49,7 @@ struct Warp {
     return inclusive - x;
   }
   template <class Flags>
-  __device__ void pack_flags(int64_t n, const Flags& flags, uint64_t* low, uint64_t* high) const {
+  SPANBERT_DEVICE void pack_flags(int64_t n, const Flags& flags, uint64_t* low, uint64_t* high) const {
     for (int64_t base = 0; base < n; base += 64) {
       const int64_t i = base + rank(), j = i + 32;
       const unsigned first = i < n ? flags(i) : 0, second = j < n ? flags(j) : 0;
@@ -76,12 +72,12 @@ struct Block {
   static_assert(kThreads % 32 == 0 && kThreads <= 1024, "a block is whole warps");
   double* memory;
 
-  __device__ int rank() const { return int(threadIdx.x); }
-  __device__ static constexpr int size() { return kThreads; }
-  __device__ void sync() const { __syncthreads(); }
+  SPANBERT_DEVICE int rank() const { return int(threadIdx.x); }
+  SPANBERT_HD static constexpr int size() { return kThreads; }
+  SPANBERT_DEVICE void sync() const { __syncthreads(); }
 
   template <class N, class Combine>
-  __device__ N reduce(N x, const Combine& combine) const {
+  SPANBERT_DEVICE N reduce(N x, const Combine& combine) const {
     N* values = reinterpret_cast<N*>(memory);
     __syncthreads();  // the last reduction's readers are done with `memory`
     if ((threadIdx.x & 31) == 0) values[threadIdx.x >> 5] = x;
@@ -91,17 +87,17 @@ struct Block {
     return all;
   }
   template <class N>
-  __device__ N sum(N x) const {
+  SPANBERT_DEVICE N sum(N x) const {
     return reduce(Warp().sum(x), [](N a, N b) { return a + b; });
   }
   template <class N>
-  __device__ N max(N x) const {
+  SPANBERT_DEVICE N max(N x) const {
     return reduce(Warp().max(x), [](N a, N b) { return b > a ? b : a; });
   }
   // Sums two values over the block behind one barrier. Calls that follow each other take turns 0 and 1: whoever still
   // reads the last pair cannot be overtaken by two calls, so two places are enough.
   template <class N>
-  __device__ void sum_pair(N& a, N& b, int turn) const {
+  SPANBERT_DEVICE void sum_pair(N& a, N& b, int turn) const {
     constexpr int kWarps = kThreads / 32;
     static_assert(4 * kWarps * sizeof(N) <= 32 * sizeof(double), "two turns of pairs fit in `memory`");
     N* values = reinterpret_cast<N*>(memory) + turn * 2 * kWarps;
@@ -128,13 +124,13 @@ struct AnyBlock {
   static constexpr int kSize = 1024;  // at most
   double* memory;
 
-  __device__ int rank() const { return int(threadIdx.x); }
-  __device__ int size() const { return int(blockDim.x); }
-  __device__ void sync() const { __syncthreads(); }
+  SPANBERT_DEVICE int rank() const { return int(threadIdx.x); }
+  SPANBERT_DEVICE int size() const { return int(blockDim.x); }
+  SPANBERT_DEVICE void sync() const { __syncthreads(); }
 
   // Warps leave their results in order; then each warp reduces all of them in the same order.
   template <class N>
-  __device__ N gather(N x, N neutral, double* half) const {
+  SPANBERT_DEVICE N gather(N x, N neutral, double* half) const {
     N* values = reinterpret_cast<N*>(half);
     const int lane = int(threadIdx.x & 31), warp = int(threadIdx.x >> 5), warps = int(blockDim.x >> 5);
     if (lane == 0) values[warp] = x;
@@ -142,23 +138,15 @@ struct AnyBlock {
     return lane < warps ? values[lane] : neutral;
   }
   template <class N>
-  __device__ N sum(N x) const {
+  SPANBERT_DEVICE N sum(N x) const {
     return Warp().sum(gather(Warp().sum(x), N(0), memory + 32));
   }
   template <class N>
-  __device__ N max(N x) const {
+  SPANBERT_DEVICE N max(N x) const {
     const N all = Warp().max(x);
     return Warp().max(gather(all, all, memory));
   }
 };
-
-inline void check(cudaError_t status, const char* what) {
-  if (status != cudaSuccess) {
-    cudaGetLastError();  // forgotten, or the next launch would report it once more
-    throw std::runtime_error(std::string("spanbert_ext: CUDA ") + what +
-                             " failed (or an earlier kernel did): " + cudaGetErrorString(status));
-  }
-}
 
 // Makes the tensors' device current for the launches of one call and gives the thread back the context it had, which
 // may be none: going back to a device number instead would create a context on GPU 0 for a process that uses another.
@@ -177,14 +165,7 @@ class DeviceGuard {
 
 inline cudaStream_t stream_of(const Place& place) { return static_cast<cudaStream_t>(place.stream); }
 
-// Blocks of a grid's first dimension, which holds up to 2^31 - 1.
-inline unsigned blocks_for(int64_t work, int64_t per_block) {
-  const int64_t blocks = (work + per_block - 1) / per_block;
-  if (blocks > INT32_MAX) throw std::runtime_error("spanbert_ext: a tensor is too large for one CUDA launch");
-  return unsigned(blocks);
-}
-
-// out[h] = sum over chunks of partials[chunk * stride + h]. A block owns 32 columns; its rows of threads take every
+// Column sums of partials [chunks, count]. A block owns 32 columns; its rows of threads take every
 // kChunkLanes-th chunk and are added in order, so the result depends on the shape alone.
 constexpr int kChunkLanes = 16;
 
@@ -196,12 +177,13 @@ struct ChunkSum {
 };
 
 template <class W>
-__device__ ChunkSum<W> sum_of_chunks(const W* partials, int64_t chunks, int64_t stride, int64_t count) {
-  __shared__ W lanes[kChunkLanes][32];
+SPANBERT_DEVICE ChunkSum<W> sum_of_chunks(const W* partials, int64_t chunks, int64_t count) {
+  using Lanes = W[kChunkLanes][32];
+  SPANBERT_SHARED(Lanes, lanes);
   const int64_t h = int64_t(blockIdx.x) * 32 + threadIdx.x;
   W sum = 0;
   if (h < count) {
-    for (int64_t chunk = threadIdx.y; chunk < chunks; chunk += kChunkLanes) sum += partials[chunk * stride + h];
+    for (int64_t chunk = threadIdx.y; chunk < chunks; chunk += kChunkLanes) sum += partials[chunk * count + h];
   }
   lanes[threadIdx.y][threadIdx.x] = sum;
   __syncthreads();
@@ -210,20 +192,23 @@ __device__ ChunkSum<W> sum_of_chunks(const W* partials, int64_t chunks, int64_t 
   return {sum, h, true};
 }
 
-template <class W, class Out>
-__global__ void sum_chunks_kernel(const W* partials, int64_t chunks, int64_t stride, int64_t count, Out* out) {
-  const ChunkSum<W> sum = sum_of_chunks(partials, chunks, stride, count);
-  if (sum.valid) out[sum.column] = store<Out>(sum.value);
-}
+inline Grid grid_of_chunk_sums(int64_t count) { return {divide_up(count, 32), 32, kChunkLanes}; }
 
-template <class W, class Out>
-void launch_sum_chunks(const W* partials, int64_t chunks, int64_t stride, int64_t count, Out* out,
-                       cudaStream_t stream) {
-  if (count == 0) return;
-  sum_chunks_kernel<W, Out>
-      <<<blocks_for(count, 32), dim3(32, kChunkLanes), 0, stream>>>(partials, chunks, stride, count, out);
-  check(cudaGetLastError(), "sum_chunks launch");
-}
+template <class W>
+struct SumChunks {
+  static constexpr const char* kName = "sum_chunks";
+  static constexpr int kThreads = 32 * kChunkLanes, kBlocks = 1;
+  struct Args {
+    const W* partials;
+    int64_t chunks, count;
+    W* out;
+  };
+
+  SPANBERT_DEVICE static void run(const Args& args) {
+    const ChunkSum<W> sum = sum_of_chunks(args.partials, args.chunks, args.count);
+    if (sum.valid) args.out[sum.column] = sum.value;
+  }
+};
 
 // Calls run(T()) with the scalar type of a dtype.
 template <class Run>

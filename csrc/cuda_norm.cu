@@ -11,7 +11,7 @@ namespace SPANBERT_VARIANT {
 
 // Both sums in one meeting of the block.
 template <int kThreads, class W>
-__device__ Pair<W> sum_pair(const Block<kThreads>& g, W first, W second) {
+SPANBERT_DEVICE Pair<W> sum_pair(const Block<kThreads>& g, W first, W second) {
   static_assert(2 * kThreads / 32 <= 32, "the block's memory holds 32 values");
   Pair<W>* values = reinterpret_cast<Pair<W>*>(g.memory);
   first = Warp().sum(first);
@@ -33,104 +33,133 @@ constexpr int kForwardWarps = 4;  // rows of a forward block; they do not depend
 // Warps that share the rows of a chunk: at 140 registers a thread, three blocks of four warps fit where one of eight
 // does.
 constexpr int kBackwardWarps = 4;
-constexpr int kThreads = 256;
+constexpr int kRowThreads = 256;
 constexpr int kPackets = 4;  // of eight columns a thread
-constexpr int64_t kWarpColumns = int64_t(kPackets) * 8 * 32, kBlockColumns = int64_t(kPackets) * 8 * kThreads;
-constexpr size_t kSharedBytes = 48 << 10;  // what a block may use without asking the driver for more
-using RowBlock = Block<kThreads>;
+constexpr int64_t kWarpColumns = int64_t(kPackets) * 8 * 32, kBlockColumns = int64_t(kPackets) * 8 * kRowThreads;
+using RowBlock = Block<kRowThreads>;
+using ReductionMemory = double[32];
 static_assert(kWarpColumns == 1024 && kBlockColumns == 8192, "documented above");
 
 template <class X, class S>
-__global__ void __launch_bounds__(32 * kForwardWarps) dropout_norm_kernel(const DropoutNormArgs args) {
-  const int64_t row = int64_t(blockIdx.x) * kForwardWarps + (threadIdx.x >> 5);
-  if (row >= args.rows) return;
-  const Warp warp;
-  PacketColumns<Warp, float, kPackets> columns(warp, args.hidden_size);
-  dropout_norm_row<Drop::kEither, X, S>(columns, args, row);
-}
+struct DropoutNorm {
+  static constexpr const char* kName = "dropout_norm";
+  static constexpr int kThreads = 32 * kForwardWarps, kBlocks = 1;
+  using Args = DropoutNormArgs;
+
+  SPANBERT_DEVICE static void run(const Args& args) {
+    const int64_t row = int64_t(blockIdx.x) * kForwardWarps + (threadIdx.x >> 5);
+    if (row >= args.rows) return;
+    const Warp warp;
+    PacketColumns<Warp, float, kPackets> columns(warp, args.hidden_size);
+    dropout_norm_row<Drop::kEither, X, S>(columns, args, row);
+  }
+};
 
 template <class X, class S>
-__global__ void __launch_bounds__(kThreads, 1) wide_dropout_norm_kernel(const DropoutNormArgs args) {
-  __shared__ double memory[32];
-  const RowBlock block{memory};
-  PacketColumns<RowBlock, float, kPackets> columns(block, args.hidden_size);
-  dropout_norm_row<Drop::kEither, X, S>(columns, args, blockIdx.x);
-}
+struct WideDropoutNorm {
+  static constexpr const char* kName = "wide_dropout_norm";
+  static constexpr int kThreads = kRowThreads, kBlocks = 1;
+  using Args = DropoutNormArgs;
+
+  SPANBERT_DEVICE static void run(const Args& args) {
+    SPANBERT_SHARED(ReductionMemory, memory);
+    const RowBlock block{memory};
+    PacketColumns<RowBlock, float, kPackets> columns(block, args.hidden_size);
+    dropout_norm_row<Drop::kEither, X, S>(columns, args, blockIdx.x);
+  }
+};
 
 // The warps of a block take turns with the rows of a chunk; their sums are added in the order of the warps.
 // BERT-base needs three packets only, and a fourth would cost a third of the warps that fit.
 template <class X, class S, int kRowPackets>
-__global__ void __launch_bounds__(32 * kBackwardWarps, kRowPackets == 3 ? 3 : 2)
-    dropout_norm_backward_kernel(const DropoutNormArgs args) {
+struct DropoutNormBackward {
+  static constexpr const char* kName = "dropout_norm_backward";
+  static constexpr int kThreads = 32 * kBackwardWarps, kBlocks = kRowPackets == 3 ? 3 : 2;
+  using Args = DropoutNormArgs;
   using Columns = PacketColumns<Warp, float, kRowPackets>;
-  __shared__ alignas(16) float staged[kBackwardWarps][Columns::kMost];
-  const Warp group;
-  const int warp = int(threadIdx.x >> 5);
-  Columns columns(group, args.hidden_size);
-  typename Columns::Sums sums;
-  dropout_norm_backward_chunk<Drop::kEither, X, S>(columns, args, blockIdx.x, warp, kBackwardWarps, sums);
-  float* out = static_cast<float*>(args.partials) + int64_t(blockIdx.x) * 2 * args.hidden_size;
-  for (int which = 0; which < 2; ++which) {
-    columns.each(
-        [&](Spot at) { columns.write(staged[warp], at, which == 0 ? sums.first[at.part] : sums.second[at.part]); });
-    __syncthreads();
-    for (int64_t h = threadIdx.x; h < args.hidden_size; h += 32 * kBackwardWarps) {
-      float sum = staged[0][h];
-      for (int other = 1; other < kBackwardWarps; ++other) sum += staged[other][h];
-      out[which * args.hidden_size + h] = sum;
+  using Staged = float[kBackwardWarps][Columns::kMost];
+
+  SPANBERT_DEVICE static void run(const Args& args) {
+    SPANBERT_SHARED(Staged, staged);
+    const Warp group;
+    const int warp = int(threadIdx.x >> 5);
+    Columns columns(group, args.hidden_size);
+    typename Columns::Sums sums;
+    dropout_norm_backward_chunk<Drop::kEither, X, S>(columns, args, blockIdx.x, warp, kBackwardWarps, sums);
+    float* out = static_cast<float*>(args.partials) + int64_t(blockIdx.x) * 2 * args.hidden_size;
+    for (int which = 0; which < 2; ++which) {
+      columns.each(
+          [&](Spot at) { columns.write(staged[warp], at, which == 0 ? sums.first[at.part] : sums.second[at.part]); });
+      __syncthreads();
+      for (int64_t h = threadIdx.x; h < args.hidden_size; h += kThreads) {
+        float sum = staged[0][h];
+        for (int other = 1; other < kBackwardWarps; ++other) sum += staged[other][h];
+        out[which * args.hidden_size + h] = sum;
+      }
+      __syncthreads();
     }
-    __syncthreads();
   }
-}
+};
 
 template <class X, class S>
-__global__ void __launch_bounds__(kThreads, 1) wide_dropout_norm_backward_kernel(const DropoutNormArgs args) {
-  using Columns = PacketColumns<RowBlock, float, kPackets>;
-  __shared__ double memory[32];
-  const RowBlock block{memory};
-  Columns columns(block, args.hidden_size);
-  typename Columns::Sums sums;
-  dropout_norm_backward_chunk<Drop::kEither, X, S>(columns, args, blockIdx.x, 0, 1, sums);
-  float* out = static_cast<float*>(args.partials) + int64_t(blockIdx.x) * 2 * args.hidden_size;
-  columns.each([&](Spot at) {
-    columns.write(out, at, sums.first[at.part]);
-    columns.write(out + args.hidden_size, at, sums.second[at.part]);
-  });
-}
+struct WideDropoutNormBackward {
+  static constexpr const char* kName = "wide_dropout_norm_backward";
+  static constexpr int kThreads = kRowThreads, kBlocks = 1;
+  using Args = DropoutNormArgs;
+
+  SPANBERT_DEVICE static void run(const Args& args) {
+    using Columns = PacketColumns<RowBlock, float, kPackets>;
+    SPANBERT_SHARED(ReductionMemory, memory);
+    const RowBlock block{memory};
+    Columns columns(block, args.hidden_size);
+    typename Columns::Sums sums;
+    dropout_norm_backward_chunk<Drop::kEither, X, S>(columns, args, blockIdx.x, 0, 1, sums);
+    float* out = static_cast<float*>(args.partials) + int64_t(blockIdx.x) * 2 * args.hidden_size;
+    columns.each([&](Spot at) {
+      columns.write(out, at, sums.first[at.part]);
+      columns.write(out + args.hidden_size, at, sums.second[at.part]);
+    });
+  }
+};
 
 // Any size: a row of working values and the row's draws in shared memory, behind what the block's reductions need.
-extern __shared__ double shared_memory[];
-
 template <class W>
-__device__ StridedColumns<RowBlock, W> strided_columns(const RowBlock& block, int64_t size) {
-  W* values = reinterpret_cast<W*>(shared_memory + 32);
+SPANBERT_DEVICE StridedColumns<RowBlock, W> strided_columns(const RowBlock& block, int64_t size) {
+  W* values = reinterpret_cast<W*>(block.memory + 32);
   return {block, size, values, reinterpret_cast<uint16_t*>(values + size)};
 }
 
 template <class X, class S>
-__global__ void __launch_bounds__(kThreads, 3) any_dropout_norm_kernel(const DropoutNormArgs args) {
-  const RowBlock block{shared_memory};
-  auto columns = strided_columns<working_t<S>>(block, args.hidden_size);
-  dropout_norm_row<Drop::kEither, X, S>(columns, args, blockIdx.x);
-}
+struct AnyDropoutNorm {
+  static constexpr const char* kName = "any_dropout_norm";
+  static constexpr int kThreads = kRowThreads, kBlocks = 3;
+  using Args = DropoutNormArgs;
+
+  SPANBERT_DEVICE static void run(const Args& args) {
+    const RowBlock block{dynamic_shared<double>()};
+    auto columns = strided_columns<working_t<S>>(block, args.hidden_size);
+    dropout_norm_row<Drop::kEither, X, S>(columns, args, blockIdx.x);
+  }
+};
 
 template <class X, class S>
-__global__ void __launch_bounds__(kThreads, 3) any_dropout_norm_backward_kernel(const DropoutNormArgs args) {
-  using W = working_t<S>;
-  const RowBlock block{shared_memory};
-  auto columns = strided_columns<W>(block, args.hidden_size);
-  W* sums = static_cast<W*>(args.partials) + int64_t(blockIdx.x) * 2 * args.hidden_size;
-  dropout_norm_backward_chunk<Drop::kEither, X, S>(columns, args, blockIdx.x, 0, 1, sums);
-}
+struct AnyDropoutNormBackward {
+  static constexpr const char* kName = "any_dropout_norm_backward";
+  static constexpr int kThreads = kRowThreads, kBlocks = 3;
+  using Args = DropoutNormArgs;
 
-template <class W, class Kernel>
-size_t strided_bytes(Kernel* kernel, int64_t size) {
-  const size_t bytes = 32 * sizeof(double) + size_t(size) * sizeof(W) + size_t(draw_columns(size)) * sizeof(uint16_t);
-  if (bytes > kSharedBytes) {
-    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(bytes)),
-          "shared memory for this hidden size");
+  SPANBERT_DEVICE static void run(const Args& args) {
+    using W = working_t<S>;
+    const RowBlock block{dynamic_shared<double>()};
+    auto columns = strided_columns<W>(block, args.hidden_size);
+    W* sums = static_cast<W*>(args.partials) + int64_t(blockIdx.x) * 2 * args.hidden_size;
+    dropout_norm_backward_chunk<Drop::kEither, X, S>(columns, args, blockIdx.x, 0, 1, sums);
   }
-  return bytes;
+};
+
+template <class W>
+int64_t strided_bytes(int64_t size) {
+  return int64_t(sizeof(ReductionMemory)) + size * int64_t(sizeof(W)) + draw_columns(size) * int64_t(sizeof(uint16_t));
 }
 
 // An fp16 branch of an fp32 stream is rare where bf16 exists, and not worth a quarter more of compile time.
@@ -162,39 +191,36 @@ void by_stream(const DropoutNormArgs& args, const Run& run) {
 
 template <class X, class S>
 void forward(const DropoutNormArgs& args, cudaStream_t stream) {
-  const unsigned rows = unsigned(args.rows), blocks = blocks_for(args.rows, kForwardWarps);
-  constexpr int kForwardThreads = 32 * kForwardWarps;
   if constexpr (kHasPackets<X, S>) {
     if (in_packets(args)) {
       if (args.hidden_size <= kWarpColumns) {
-        dropout_norm_kernel<X, S><<<blocks, kForwardThreads, 0, stream>>>(args);
+        launch<DropoutNorm<X, S>>({divide_up(args.rows, kForwardWarps), 32 * kForwardWarps}, stream, args);
       } else {
-        wide_dropout_norm_kernel<X, S><<<rows, kThreads, 0, stream>>>(args);
+        launch<WideDropoutNorm<X, S>>({args.rows, kRowThreads}, stream, args);
       }
       return;
     }
   }
-  const size_t bytes = strided_bytes<working_t<S>>(any_dropout_norm_kernel<X, S>, args.hidden_size);
-  any_dropout_norm_kernel<X, S><<<rows, kThreads, bytes, stream>>>(args);
+  const int64_t bytes = strided_bytes<working_t<S>>(args.hidden_size);
+  launch<AnyDropoutNorm<X, S>>({args.rows, kRowThreads, 1, bytes}, stream, args);
 }
 
 template <class X, class S>
-void backward(const DropoutNormArgs& args, unsigned chunks, cudaStream_t stream) {
-  constexpr int kBackwardThreads = 32 * kBackwardWarps;
+void backward(const DropoutNormArgs& args, int64_t chunks, cudaStream_t stream) {
   if constexpr (kHasPackets<X, S>) {
     if (in_packets(args)) {
       if (args.hidden_size <= 768) {
-        dropout_norm_backward_kernel<X, S, 3><<<chunks, kBackwardThreads, 0, stream>>>(args);
+        launch<DropoutNormBackward<X, S, 3>>({chunks, 32 * kBackwardWarps}, stream, args);
       } else if (args.hidden_size <= kWarpColumns) {
-        dropout_norm_backward_kernel<X, S, 4><<<chunks, kBackwardThreads, 0, stream>>>(args);
+        launch<DropoutNormBackward<X, S, 4>>({chunks, 32 * kBackwardWarps}, stream, args);
       } else {
-        wide_dropout_norm_backward_kernel<X, S><<<chunks, kThreads, 0, stream>>>(args);
+        launch<WideDropoutNormBackward<X, S>>({chunks, kRowThreads}, stream, args);
       }
       return;
     }
   }
-  const size_t bytes = strided_bytes<working_t<S>>(any_dropout_norm_backward_kernel<X, S>, args.hidden_size);
-  any_dropout_norm_backward_kernel<X, S><<<chunks, kThreads, bytes, stream>>>(args);
+  const int64_t bytes = strided_bytes<working_t<S>>(args.hidden_size);
+  launch<AnyDropoutNormBackward<X, S>>({chunks, kRowThreads, 1, bytes}, stream, args);
 }
 
 }  // namespace
@@ -203,20 +229,17 @@ void launch_dropout_norm(const DropoutNormArgs& args, const Place& place) {
   if (args.rows * args.hidden_size == 0) return;
   const DeviceGuard guard(place.device);
   by_stream(args, [&](auto x, auto s) { forward<decltype(x), decltype(s)>(args, stream_of(place)); });
-  check(cudaGetLastError(), "dropout_norm launch");
 }
 
 void launch_dropout_norm_backward(const DropoutNormArgs& args, const Place& place) {
   const DeviceGuard guard(place.device);
-  const int64_t size = args.hidden_size, chunks = blocks_for(args.rows, norm_rows_per_chunk(args.rows));
+  const int64_t size = args.hidden_size, chunks = divide_up(args.rows, norm_rows_per_chunk(args.rows));
   by_stream(args, [&](auto x, auto s) {
     using W = working_t<decltype(s)>;
-    if (args.rows * size > 0) {
-      backward<decltype(x), decltype(s)>(args, blocks_for(chunks, 1), stream_of(place));
-      check(cudaGetLastError(), "dropout_norm_backward launch");
-    }
-    launch_sum_chunks(static_cast<const W*>(args.partials), chunks, 2 * size, 2 * size,
-                      static_cast<W*>(args.grad_parameters), stream_of(place));
+    if (size > 0) backward<decltype(x), decltype(s)>(args, chunks, stream_of(place));
+    launch<SumChunks<W>>(
+        grid_of_chunk_sums(2 * size), stream_of(place),
+        {static_cast<const W*>(args.partials), chunks, 2 * size, static_cast<W*>(args.grad_parameters)});
   });
 }
 

@@ -6,6 +6,7 @@
 //                   sizes that are multiples of 8, at most kPackets * 8 * threads
 #pragma once
 
+#include "common/vectors.h"
 #include "dropout_draws.h"
 #include "ops.h"
 
@@ -118,24 +119,14 @@ SPANBERT_HD W total(const Eight<W>& a) {
 
 // Eight scalars from and to a 16-byte aligned place.
 template <class T>
-struct Eighth {
-  static constexpr int kPieces = int(8 * sizeof(T) / 16);
-#ifdef __CUDACC__
-  using Piece = int4;
-#else
-  struct alignas(16) Piece {
-    int32_t words[4];
-  };
-#endif
-};
+constexpr int kEightVectors = int(8 * sizeof(T)) / kVectorBytes;
 
 template <class T>
 SPANBERT_HD Eight<working_t<T>> read_eight(const T* from) {
-  using Piece = typename Eighth<T>::Piece;
-  Piece pieces[Eighth<T>::kPieces];
-  for (int i = 0; i < Eighth<T>::kPieces; ++i) pieces[i] = reinterpret_cast<const Piece*>(from)[i];
+  Vector vectors[kEightVectors<T>];
+  for (int i = 0; i < kEightVectors<T>; ++i) vectors[i] = read_vector(from + i * kVectorWidth<T>);
   T scalars[8];
-  memcpy(scalars, pieces, sizeof(scalars));
+  memcpy(scalars, vectors, sizeof(scalars));
   Eight<working_t<T>> out;
   for (int j = 0; j < 8; ++j) out.v[j] = load(scalars[j]);
   return out;
@@ -143,12 +134,11 @@ SPANBERT_HD Eight<working_t<T>> read_eight(const T* from) {
 
 template <class T>
 SPANBERT_HD void write_eight(T* to, const Eight<working_t<T>>& values) {
-  using Piece = typename Eighth<T>::Piece;
   T scalars[8];
   for (int j = 0; j < 8; ++j) scalars[j] = store<T>(values.v[j]);
-  Piece pieces[Eighth<T>::kPieces];
-  memcpy(pieces, scalars, sizeof(scalars));
-  for (int i = 0; i < Eighth<T>::kPieces; ++i) reinterpret_cast<Piece*>(to)[i] = pieces[i];
+  Vector vectors[kEightVectors<T>];
+  memcpy(vectors, scalars, sizeof(scalars));
+  for (int i = 0; i < kEightVectors<T>; ++i) write_vector(to + i * kVectorWidth<T>, vectors[i]);
 }
 
 // Column sums of a chunk in registers.

@@ -15,9 +15,9 @@ struct Rows {
   std::vector<T> memory;
   T* data;
 
-  explicit Rows(int64_t count) : memory(size_t(count) + kAccessBytes) {
+  explicit Rows(int64_t count) : memory(size_t(count) + kVectorBytes) {
     const auto address = reinterpret_cast<uintptr_t>(memory.data());
-    data = memory.data() + (kAccessBytes - address % kAccessBytes) % kAccessBytes / sizeof(T);
+    data = memory.data() + (kVectorBytes - address % kVectorBytes) % kVectorBytes / sizeof(T);
   }
   Rows(std::mt19937_64& random, int64_t count) : Rows(count) {
     const auto values = gaussians(random, count);
@@ -52,8 +52,8 @@ void compare_columns(const char* what, int64_t size, const Make& make) {
   const auto strided =
       make([&](const auto& work) { run_lanes([&](const Lanes& g) { work(Strided<Lanes>{g, size}); }); });
   expect(near<T>(one, strided), what, size);
-  if (size % kAccessWidth<T>) return;
-  using Columns = Packed<Lanes, kAccessWidth<T>, 2>;
+  if (size % kVectorWidth<T>) return;
+  using Columns = Packed<Lanes, kVectorWidth<T>, 2>;
   if (size > Columns::kColumns) return;
   const auto packed = make([&](const auto& work) { run_lanes([&](const Lanes& g) { work(Columns{g, size}); }); });
   expect(near<T>(one, packed), what, -size);

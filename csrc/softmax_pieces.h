@@ -6,6 +6,7 @@
 // |z| may not exceed 2.3e38, where z * log2(e) leaves fp32: such a row gives NaN.
 #pragma once
 
+#include "common/vectors.h"
 #include "ops.h"
 #include "portable.h"
 
@@ -18,9 +19,7 @@
 namespace spanbert {
 namespace SPANBERT_VARIANT {
 
-struct alignas(16) Piece {
-  uint32_t words[4];
-};
+using Piece = Vector;
 
 // Values that do not begin at a multiple of 16 bytes come one by one and give the same bits.
 template <class T>
@@ -33,44 +32,27 @@ SPANBERT_HD Piece gather_piece(const T* from) {
   return bit_cast<Piece>(piece);
 }
 
-// A row passes through once, so it is kept out of L1, where the biases of all rows stay.
-template <bool kAligned, class T>
+template <bool kAligned, Cache kCache, class T>
 SPANBERT_HD Piece read_piece(const T* from) {
-#ifdef __CUDA_ARCH__
   if constexpr (kAligned) {
-    const uint4 words = __ldcg(reinterpret_cast<const uint4*>(from));
-    return {{words.x, words.y, words.z, words.w}};
+    return read_vector<kCache>(from);
+  } else {
+    return gather_piece(from);
   }
-#endif
-  return gather_piece(from);
-}
-
-// Where every row reads the same values.
-template <bool kAligned, class T>
-SPANBERT_HD Piece read_kept_piece(const T* from) {
-#ifdef __CUDA_ARCH__
-  if constexpr (kAligned) {
-    const uint4 words = __ldg(reinterpret_cast<const uint4*>(from));
-    return {{words.x, words.y, words.z, words.w}};
-  }
-#endif
-  return gather_piece(from);
 }
 
 template <bool kAligned, class T>
 SPANBERT_HD void write_piece(T* to, const Piece& piece) {
-#ifdef __CUDA_ARCH__
   if constexpr (kAligned) {
-    *reinterpret_cast<uint4*>(to) = make_uint4(piece.words[0], piece.words[1], piece.words[2], piece.words[3]);
-    return;
+    write_vector(to, piece);
+  } else {
+    struct Values {
+      T values[16 / sizeof(T)];
+    };
+    const Values all = bit_cast<Values>(piece);
+    SPANBERT_UNROLL
+    for (int i = 0; i < 16 / int(sizeof(T)); ++i) to[i] = all.values[i];
   }
-#endif
-  struct Values {
-    T values[16 / sizeof(T)];
-  };
-  const Values all = bit_cast<Values>(piece);
-  SPANBERT_UNROLL
-  for (int i = 0; i < 16 / int(sizeof(T)); ++i) to[i] = all.values[i];
 }
 
 SPANBERT_HD void unpack(const Piece& piece, float (&values)[4], float) {
@@ -92,25 +74,6 @@ SPANBERT_HD void unpack(const Piece& piece, float (&values)[8], Half) {
   }
 }
 
-SPANBERT_HD uint32_t pack_pair(float low, float high, bf16) {
-#ifdef __CUDA_ARCH__
-  uint32_t word;
-  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(high), "f"(low));
-  return word;
-#else
-  return store<bf16>(low).bits | uint32_t(store<bf16>(high).bits) << 16;
-#endif
-}
-SPANBERT_HD uint32_t pack_pair(float low, float high, fp16) {
-#ifdef __CUDA_ARCH__
-  uint32_t word;
-  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(high), "f"(low));
-  return word;
-#else
-  return store<fp16>(low).bits | uint32_t(store<fp16>(high).bits) << 16;
-#endif
-}
-
 SPANBERT_HD Piece pack(const float (&values)[4], float) {
   return {{bit_cast<uint32_t>(values[0]), bit_cast<uint32_t>(values[1]), bit_cast<uint32_t>(values[2]),
            bit_cast<uint32_t>(values[3])}};
@@ -125,49 +88,10 @@ SPANBERT_HD Piece pack(const float (&values)[8], Half half) {
            pack_pair(values[4], values[5], half), pack_pair(values[6], values[7], half)}};
 }
 
-// Keeps an address of global memory in registers; the compiler would compute it anew at every piece.
-template <class T>
-SPANBERT_HD T* kept(T* pointer) {
-#ifdef __CUDA_ARCH__
-  size_t address = __cvta_generic_to_global(pointer);
-  asm("" : "+l"(address));
-  return static_cast<T*>(__cvta_global_to_generic(address));
-#else
-  return pointer;
-#endif
-}
-
-SPANBERT_HD float power_of_two(float x) {
-#ifdef __CUDA_ARCH__
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-#else
-  return exp2f(x);
-#endif
-}
-SPANBERT_HD double power_of_two(double x) { return exp2(x); }
-
 SPANBERT_HD float larger(float a, float b) { return fmaxf(a, b); }  // one instruction; NaN shows in the sum
 SPANBERT_HD double larger(double a, double b) { return fmax(a, b); }
 SPANBERT_HD float multiply_add(float a, float b, float c) { return fmaf(a, b, c); }
 SPANBERT_HD double multiply_add(double a, double b, double c) { return fma(a, b, c); }
-
-// A product that no addition is fused with: threads exchange it and must all have added the same number.
-SPANBERT_HD float product(float a, float b) {
-#ifdef __CUDA_ARCH__
-  return __fmul_rn(a, b);
-#else
-  return a * b;
-#endif
-}
-SPANBERT_HD double product(double a, double b) {
-#ifdef __CUDA_ARCH__
-  return __dmul_rn(a, b);
-#else
-  return a * b;
-#endif
-}
 
 template <class W>
 constexpr W kLog2E = W(1.44269504088896340736);
@@ -219,10 +143,10 @@ template <class T, int kBatch, bool kHeld, bool kAligned, bool kBias, class Grou
 SPANBERT_HD working_t<T> cross_entropy_of_pieces(const Group& g, const CrossEntropyArgs& args, int64_t row) {
   using W = working_t<T>;
   constexpr int kWidth = 16 / int(sizeof(T)), kBiasWidth = 16 / int(sizeof(W));
-  T* logits = kept(static_cast<T*>(args.logits) + row * args.stride);
+  T* logits = in_registers(static_cast<T*>(args.logits) + row * args.stride);
   const W* bias = nullptr;
   if constexpr (kBias) {
-    bias = kept(static_cast<const W*>(args.bias) + (args.head ? args.head[row] : 0) * args.bias_stride);
+    bias = in_registers(static_cast<const W*>(args.bias) + (args.head ? args.head[row] : 0) * args.bias_stride);
   }
   const int rank = g.rank(), size = g.size(), vocab_size = int(args.vocab_size), stride = int(args.stride);
   const int whole = vocab_size / kWidth, target = int(args.targets[row]);
@@ -233,7 +157,7 @@ SPANBERT_HD working_t<T> cross_entropy_of_pieces(const Group& g, const CrossEntr
       SPANBERT_UNROLL
       for (int i = 0; i < kWidth; i += kBiasWidth) {
         W values[kBiasWidth];
-        unpack(read_kept_piece<kAligned>(bias + p * kWidth + i), values, W());
+        unpack(read_piece<kAligned, Cache::kForAll>(bias + p * kWidth + i), values, W());
         SPANBERT_UNROLL
         for (int j = 0; j < kBiasWidth; ++j) z[i + j] += values[j];
       }
@@ -244,7 +168,7 @@ SPANBERT_HD working_t<T> cross_entropy_of_pieces(const Group& g, const CrossEntr
     SPANBERT_UNROLL
     for (int k = 0; k < kBatch; ++k) {
       const int p = first + k * size;
-      if (p < whole) pieces[k] = read_piece<kAligned>(logits + p * kWidth);
+      if (p < whole) pieces[k] = read_piece<kAligned, Cache::kOnce>(logits + p * kWidth);
     }
   };
 

@@ -1,0 +1,33 @@
+// What the emulator tells a build that records accesses (record.cpp); other builds call nothing of it.
+#pragma once
+
+#include <cstddef>
+
+namespace emulator::record {
+
+#ifdef SPANBERT_EMULATOR_RECORDS
+void begin_launch(const char* kernel, unsigned blocks, unsigned threads);
+void end_launch();
+void begin_block();
+void end_block();
+void begin_thread(unsigned thread);  // that from now on runs
+void share(const void* memory, size_t bytes, const char* name);
+void meet_block();
+void meet_warp(unsigned warp, unsigned lanes);
+void access(const void* at, size_t bytes, bool writes, const void* code);
+#else
+inline void begin_launch(const char*, unsigned, unsigned) {}
+inline void end_launch() {}
+inline void begin_block() {}
+inline void end_block() {}
+inline void begin_thread(unsigned) {}
+inline void share(const void*, size_t, const char*) {}
+inline void meet_block() {}
+inline void meet_warp(unsigned, unsigned) {}
+inline void access(const void*, size_t, bool, const void*) {}
+#endif
+
+// Whether an address lies on a thread's stack, which nobody else sees.
+bool on_a_stack(const void* at);
+
+}  // namespace emulator::record
