@@ -512,6 +512,8 @@ bool record::on_a_stack(const void* at) {
   return offset < kMostThreads * kStack;
 }
 
+bool record::in_shared_memory(const void* at) { return at >= arena && at < arena + kArena; }
+
 // The driver has one context, of device 0.
 void* driver_function(const char* name) {
   const std::string wanted = name;

@@ -27,7 +27,8 @@ inline void meet_warp(unsigned, unsigned) {}
 inline void access(const void*, size_t, bool, const void*) {}
 #endif
 
-// Whether an address lies on a thread's stack, which nobody else sees.
+// Of the emulator: whether an address lies on a thread's stack, which nobody else sees, or in shared memory.
 bool on_a_stack(const void* at);
+bool in_shared_memory(const void* at);
 
 }  // namespace emulator::record
