@@ -7,8 +7,6 @@
 // nothing. Columns behind the last key, and rows behind the last query, become 0 and pass no gradient.
 #pragma once
 
-#include <cassert>
-
 #include "dropout_draws.h"
 #include "ops.h"
 
@@ -32,9 +30,6 @@ struct AttentionPlace {
     number = args.first_queries ? (args.first_queries[sequence] + query) * args.heads + head : 0;
     const int64_t whole = (keys + kColumnGrain - 1) / kColumnGrain * kColumnGrain;
     end = whole < args.width ? whole : args.width;
-#ifdef __CUDA_ARCH__
-    assert(keys >= 0 && keys <= args.width && "a sequence has more keys than columns");
-#endif
   }
 };
 

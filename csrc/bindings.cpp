@@ -24,7 +24,7 @@ namespace {
 
 struct CpuBuild {
   const char* name;
-  const Operations* operations;
+  const CpuOperations* operations;
 };
 
 #ifdef SPANBERT_X86
@@ -63,6 +63,11 @@ const Operations& operations_at(const Place& place) {
 #else
   throw std::runtime_error("spanbert_ext was built without CUDA");
 #endif
+}
+
+const CpuOperations& cpu_operations_at(const Place& place) {
+  if (place.device >= 0) throw std::runtime_error("spanbert_ext: attention weights are computed on the CPU only");
+  return *kCpu.operations;
 }
 
 template <class T>
@@ -223,7 +228,7 @@ void attention_weights(const Place& place, int dtype, uintptr_t scores, std::vec
   a.weights = at<void>(weights);
   a.signed_probs = at<void>(signed_probs);
   const py::gil_scoped_release unlocked;
-  operations_at(place).attention_weights(a, place);
+  cpu_operations_at(place).attention_weights(a, place);
 }
 
 void attention_weights_backward(const Place& place, int dtype, uintptr_t grad_weights, uintptr_t signed_probs,
@@ -235,7 +240,7 @@ void attention_weights_backward(const Place& place, int dtype, uintptr_t grad_we
   a.grad_scores = at<void>(grad_scores);
   a.weights = at<void>(weights);
   const py::gil_scoped_release unlocked;
-  operations_at(place).attention_weights_backward(a, place);
+  cpu_operations_at(place).attention_weights_backward(a, place);
 }
 
 }  // namespace

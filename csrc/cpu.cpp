@@ -256,17 +256,19 @@ SPANBERT_BY_DTYPE(cross_entropy_rows, CrossEntropyArgs)
 
 }  // namespace
 
-const Operations kOperations = {
-    span_mask,
-    gather_boundaries,
-    gather_boundaries_backward,
-    gelu_layer_norm,
-    gelu_layer_norm_backward,
-    sbo_first_layer,
-    sbo_first_layer_backward,
-    cross_entropy_rows,
-    dropout_norm,
-    dropout_norm_backward,
+const CpuOperations kOperations = {
+    {
+        span_mask,
+        gather_boundaries,
+        gather_boundaries_backward,
+        gelu_layer_norm,
+        gelu_layer_norm_backward,
+        sbo_first_layer,
+        sbo_first_layer_backward,
+        cross_entropy_rows,
+        dropout_norm,
+        dropout_norm_backward,
+    },
     attention_weights,
     attention_weights_backward,
 };

@@ -200,8 +200,6 @@ const Operations kOperations = {
     launch_cross_entropy_rows,
     launch_dropout_norm,
     launch_dropout_norm_backward,
-    launch_attention_weights,
-    launch_attention_weights_backward,
 };
 
 }  // namespace SPANBERT_VARIANT

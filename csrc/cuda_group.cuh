@@ -232,8 +232,6 @@ void launch_sbo_first_layer_backward(const SboFirstLayerBackwardArgs& args, cons
 void launch_cross_entropy_rows(const CrossEntropyArgs& args, const Place& place);
 void launch_dropout_norm(const DropoutNormArgs& args, const Place& place);
 void launch_dropout_norm_backward(const DropoutNormArgs& args, const Place& place);
-void launch_attention_weights(const AttentionWeightsArgs& args, const Place& place);
-void launch_attention_weights_backward(const AttentionWeightsArgs& args, const Place& place);
 
 }  // namespace SPANBERT_VARIANT
 }  // namespace spanbert

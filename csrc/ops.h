@@ -191,19 +191,23 @@ struct Operations {
   void (*cross_entropy_rows)(const CrossEntropyArgs&, const Place&);
   void (*dropout_norm)(const DropoutNormArgs&, const Place&);
   void (*dropout_norm_backward)(const DropoutNormArgs&, const Place&);
+};
+
+// On a GPU attention is torch's.
+struct CpuOperations : Operations {
   void (*attention_weights)(const AttentionWeightsArgs&, const Place&);
   void (*attention_weights_backward)(const AttentionWeightsArgs&, const Place&);
 };
 
 // One table for every instruction set the CPU code was built for, and one for CUDA when it was built in.
 namespace baseline {
-extern const Operations kOperations;
+extern const CpuOperations kOperations;
 }
 namespace avx2 {
-extern const Operations kOperations;
+extern const CpuOperations kOperations;
 }
 namespace avx512 {
-extern const Operations kOperations;
+extern const CpuOperations kOperations;
 }
 namespace device {
 extern const Operations kOperations;

@@ -249,7 +249,8 @@ std::string deadlock() {
     for (unsigned bit = 0; bit < kWarp; ++bit) {
       const unsigned other = i / kWarp * kWarp + bit;
       if (!(fibers[i].lanes >> bit & 1u)) continue;
-      if (other >= count) return located(i, doing(fibers[i]) + text(" for lane %u, which the block does not have", bit));
+      if (other >= count)
+        return located(i, doing(fibers[i]) + text(" for lane %u, which the block does not have", bit));
       const Fiber& missing = fibers[other];
       const bool comes = missing.state == State::kInWarp && missing.lanes == fibers[i].lanes &&
                          !std::strcmp(missing.operation, fibers[i].operation);
@@ -357,9 +358,10 @@ void check_guards() {
       for (const char* at : places) {
         ASAN_UNPOISON_MEMORY_REGION(at, 1);
         if (uint8_t(*at) != kGuardByte) {
-          throw std::runtime_error(text("emulator: kernel %s, block %u: byte %td of the shared array %s [%zu bytes] was "
-                                        "written",
-                                        current.name, here.block.x, at - array.memory, array.name, array.bytes));
+          throw std::runtime_error(
+              text("emulator: kernel %s, block %u: byte %td of the shared array %s [%zu bytes] was "
+                   "written",
+                   current.name, here.block.x, at - array.memory, array.name, array.bytes));
         }
       }
     }
@@ -485,10 +487,11 @@ void launch(const char* name, const void* kernel, int most_threads, unsigned blo
   in_kernel = false;
   here.block = Dim(0, 0, 0);
   if (count == 0 || count > unsigned(most_threads) || count > kMostThreads) {
-    throw std::runtime_error(text("emulator: kernel %s: %u threads a block, its bounds allow %d", name, count,
-                                  most_threads));
+    throw std::runtime_error(
+        text("emulator: kernel %s: %u threads a block, its bounds allow %d", name, count, most_threads));
   }
-  if (blocks == 0 || blocks > 0x7FFFFFFFu) throw std::runtime_error(text("emulator: kernel %s: %u blocks", name, blocks));
+  if (blocks == 0 || blocks > 0x7FFFFFFFu)
+    throw std::runtime_error(text("emulator: kernel %s: %u blocks", name, blocks));
   if (shared_bytes > granted() || shared_bytes > card().shared_bytes) {
     throw std::runtime_error(text("emulator: kernel %s: %zu bytes of shared memory, granted are %zu of %zu", name,
                                   shared_bytes, granted(), card().shared_bytes));

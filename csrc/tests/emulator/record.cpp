@@ -99,7 +99,8 @@ const Array* array_at(uintptr_t at) {
 std::string named(uintptr_t at) {
   char text[256];
   if (const Array* array = array_at(at)) {
-    std::snprintf(text, sizeof(text), "byte %zu of the shared array %s", size_t(at - array->begin), array->name.c_str());
+    std::snprintf(text, sizeof(text), "byte %zu of the shared array %s", size_t(at - array->begin),
+                  array->name.c_str());
   } else {
     std::snprintf(text, sizeof(text), "global memory at %p", reinterpret_cast<void*>(at));
   }
@@ -226,16 +227,17 @@ void access(const void* pointer, size_t bytes, bool writes, const void* code) {
 
 }  // namespace emulator::record
 
-// What compilers call for the thread sanitizer -------------------------------------------------------------------------
+// What compilers call for the thread sanitizer
+// -------------------------------------------------------------------------
 
 #define RECORD(bytes, writes) emulator::record::access(at, size_t(bytes), writes, __builtin_return_address(0))
-#define RECORD_SIZE(size)                                                       \
-  void __tsan_read##size(void* at) { RECORD(size, false); }                     \
-  void __tsan_write##size(void* at) { RECORD(size, true); }                     \
-  void __tsan_unaligned_read##size(void* at) { RECORD(size, false); }           \
-  void __tsan_unaligned_write##size(void* at) { RECORD(size, true); }           \
-  void __tsan_volatile_read##size(void* at) { RECORD(size, false); }            \
-  void __tsan_volatile_write##size(void* at) { RECORD(size, true); }            \
+#define RECORD_SIZE(size)                                             \
+  void __tsan_read##size(void* at) { RECORD(size, false); }           \
+  void __tsan_write##size(void* at) { RECORD(size, true); }           \
+  void __tsan_unaligned_read##size(void* at) { RECORD(size, false); } \
+  void __tsan_unaligned_write##size(void* at) { RECORD(size, true); } \
+  void __tsan_volatile_read##size(void* at) { RECORD(size, false); }  \
+  void __tsan_volatile_write##size(void* at) { RECORD(size, true); }  \
   void __tsan_read_write##size(void* at) { RECORD(size, false), RECORD(size, true); }
 
 extern "C" {
