@@ -1,8 +1,6 @@
 // The row operations around the products of the span boundary objective: boundary gather, LN(GELU(x)) of plain rows and
 // of span + position rows, forward and backward (formulas in sbo_rows.h). Sums over rows go through chunks in a fixed
-// order, so there are no atomics: the same tensors give the same bits. Sums inside a row are grouped by how it is read,
-// in packs or column by column (packs_fit), so a view that begins between multiples of 16 bytes may differ from its
-// copy in the last bits; what torch allocates begins at such a multiple.
+// order, so there are no atomics (ops.h says what that promises).
 #include <algorithm>
 #include <type_traits>
 

@@ -199,7 +199,9 @@ SPANBERT_HD working_t<T> cross_entropy_of_pieces(const Group& g, const CrossEntr
   // Everybody reads the target's logit before its owner overwrites it: the reductions stand between.
   const W z_target = z_at(target);
   sum = merged(g, sum);
-  const W loss = W(0.69314718055994530942) * (log2(sum.total) - multiply_add(z_target, kLog2E<W>, -sum.shift));
+  const W above = log2(sum.total) - multiply_add(z_target, kLog2E<W>, -sum.shift);
+  // The target's own power is rounded, so its logarithm may fall short of the target; NaN is not below 0.
+  const W loss = above < 0 ? W(0) : W(0.69314718055994530942) * above;
   if (!args.scale) return loss;
 
   const W scale = static_cast<const W*>(args.scale)[row], factor = scale / sum.total;
