@@ -18,7 +18,8 @@ from benchmarks.installed import ROOT, require_package
 @functools.cache
 def describe(device_type: str) -> dict[str, str]:
     """Column name -> value of everything that is the same for all rows of a session."""
-    from spanbert_ext import __version__, _backend
+    from spanbert_ext import __version__
+    from spanbert_ext.ops import backend
 
     on_gpu = device_type == "cuda"
     return {
@@ -28,7 +29,7 @@ def describe(device_type: str) -> dict[str, str]:
         "cuda": (torch.version.cuda or "") if on_gpu else "",
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "backend": _backend.name(torch.device(device_type)),
+        "backend": backend.name(torch.device(device_type)),
         "package": f"{__version__} {require_package()}",
         "commit": commit(),
         "date": session_date(),

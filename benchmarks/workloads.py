@@ -13,7 +13,8 @@ from contextlib import contextmanager
 
 import torch
 
-from spanbert_ext import MaskedBatch, SBOHead, SpanBertConfig, SpanMasker, _backend
+from spanbert_ext import MaskedBatch, SBOHead, SpanBertConfig, SpanMasker
+from spanbert_ext.ops import backend
 from spanbert_ext.presets import PRESETS
 
 VOCAB = 28996
@@ -108,7 +109,7 @@ def reference_backend() -> Iterator[None]:
     name = "SPANBERT_EXT_BACKEND"
     before = os.environ.get(name)
     os.environ[name] = "reference"
-    _backend.reset()
+    backend.reset()
     try:
         yield
     finally:
@@ -116,4 +117,4 @@ def reference_backend() -> Iterator[None]:
             del os.environ[name]
         else:
             os.environ[name] = before
-        _backend.reset()
+        backend.reset()

@@ -67,7 +67,7 @@ struct SpanSample {
 // Running sums of both rows of row_counts [2, N + 1], one block each; entry 0 becomes 0.
 struct RunningSums {
   static constexpr const char* kName = "running_sums";
-  static constexpr int kThreads = kScanThreads, kBlocks = 1;
+  static constexpr int kThreads = kScanThreads, kBlocks = 0;
   struct Args {
     int64_t* row_counts;
     int64_t sequences;

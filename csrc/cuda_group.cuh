@@ -197,7 +197,7 @@ inline Grid grid_of_chunk_sums(int64_t count) { return {divide_up(count, 32), 32
 template <class W>
 struct SumChunks {
   static constexpr const char* kName = "sum_chunks";
-  static constexpr int kThreads = 32 * kChunkLanes, kBlocks = 1;
+  static constexpr int kThreads = 32 * kChunkLanes, kBlocks = 0;
   struct Args {
     const W* partials;
     int64_t chunks, count;

@@ -43,7 +43,7 @@ static_assert(kWarpColumns == 1024 && kBlockColumns == 8192, "documented above")
 template <class X, class S>
 struct DropoutNorm {
   static constexpr const char* kName = "dropout_norm";
-  static constexpr int kThreads = 32 * kForwardWarps, kBlocks = 1;
+  static constexpr int kThreads = 32 * kForwardWarps, kBlocks = 0;
   using Args = DropoutNormArgs;
 
   SPANBERT_DEVICE static void run(const Args& args) {

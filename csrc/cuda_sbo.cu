@@ -55,7 +55,7 @@ bool packs_fit(int64_t hidden_size, Pointers... pointers) {
 template <class T, int kPack>
 struct GatherBoundaries {
   static constexpr const char* kName = "gather_boundaries";
-  static constexpr int kThreads = kCopyThreads, kBlocks = 1;
+  static constexpr int kThreads = kCopyThreads, kBlocks = 0;
   using Args = BoundaryArgs;
 
   SPANBERT_DEVICE static void run(const Args& args) {
@@ -85,7 +85,7 @@ struct GatherBoundaries {
 template <class T, int kPack>
 struct GatherBoundariesBackward {
   static constexpr const char* kName = "gather_boundaries_backward";
-  static constexpr int kThreads = kCopyThreads, kBlocks = 1;
+  static constexpr int kThreads = kCopyThreads, kBlocks = 0;
   using Args = BoundaryArgs;
 
   SPANBERT_DEVICE static void run(const Args& args) {
@@ -120,7 +120,7 @@ SPANBERT_DEVICE W* shared_rows() {
 template <class T, class Columns>
 struct GeluLayerNorm {
   static constexpr const char* kName = "gelu_layer_norm";
-  static constexpr int kThreads = 32 * kForwardWarps, kBlocks = 1;
+  static constexpr int kThreads = 32 * kForwardWarps, kBlocks = 0;
   using Args = GeluLayerNormArgs;
 
   SPANBERT_DEVICE static void run(const Args& args) {
@@ -135,7 +135,7 @@ struct GeluLayerNorm {
 template <class T, class Columns>
 struct SboFirstLayer {
   static constexpr const char* kName = "sbo_first_layer";
-  static constexpr int kThreads = 32 * kForwardWarps, kBlocks = 1;
+  static constexpr int kThreads = 32 * kForwardWarps, kBlocks = 0;
   using Args = SboFirstLayerArgs;
 
   SPANBERT_DEVICE static void run(const Args& args) {
@@ -162,7 +162,7 @@ struct GeluLayerNormBackward {
 // Each span's first SBO target; spans without one keep -1.
 struct FirstTargets {
   static constexpr const char* kName = "first_targets";
-  static constexpr int kThreads = 256, kBlocks = 1;
+  static constexpr int kThreads = 256, kBlocks = 0;
   using Args = SboFirstLayerBackwardArgs;
 
   SPANBERT_DEVICE static void run(const Args& args) {
@@ -202,7 +202,7 @@ struct SboFirstLayerBackward {
 template <class W, class T>
 struct SumGradients {
   static constexpr const char* kName = "sum_gradients";
-  static constexpr int kThreads = 32 * kChunkLanes, kBlocks = 1;
+  static constexpr int kThreads = 32 * kChunkLanes, kBlocks = 0;
 
   struct Args {
     const W* partials;

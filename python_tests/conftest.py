@@ -30,9 +30,9 @@ def _cuda_obstacle() -> str:
 
     if not torch.cuda.is_available():
         return "torch sees no CUDA device"
-    from spanbert_ext import _backend
+    from spanbert_ext.ops import backend
 
-    return _backend.obstacle("cuda")
+    return backend.obstacle("cuda")
 
 
 def pytest_collection_modifyitems(items):
@@ -63,16 +63,16 @@ def one_thread():
 @pytest.fixture
 def force_backend(monkeypatch):
     """A function that makes one back end answer from here to the end of the test."""
-    from spanbert_ext import _backend
+    from spanbert_ext.ops import backend
 
     def force(mode: str) -> str:
         monkeypatch.setenv("SPANBERT_EXT_BACKEND", mode)
-        _backend.reset()
+        backend.reset()
         return mode
 
     yield force
     monkeypatch.undo()
-    _backend.reset()
+    backend.reset()
 
 
 @pytest.fixture(params=["native", "reference"])

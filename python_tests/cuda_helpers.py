@@ -7,7 +7,8 @@ import torch
 from strategies import assert_as_good_as_torch, randn, text_batch
 from test_sbo import make_head, padded_formula, run
 
-from spanbert_ext import MaskedBatch, _backend
+from spanbert_ext import MaskedBatch
+from spanbert_ext.ops import backend
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 # How compute-sanitizer is run: it slows kernels a hundredfold, and every release of memory waits.
@@ -64,5 +65,5 @@ def many_spans() -> MaskedBatch:
     """More spans than one lap of the sums over chunks adds."""
     batch = text_batch(rows=40, width=200)
     spans = int((batch.span_right > batch.span_left).sum())
-    assert spans > LAP * _backend.native_module.spans_per_chunk
+    assert spans > LAP * backend.native_module.spans_per_chunk
     return batch

@@ -1,13 +1,18 @@
-"""Which implementation runs: the three modes, what they say, and what they do without the native
+"""Which implementation runs: the modes, what they say, and what they do without the native
 module."""
 
+import ast
 import logging
+from pathlib import Path
 
 import pytest
 import torch
 from strategies import make_masker, run_python
 
-from spanbert_ext import _backend, _ops, reference
+from spanbert_ext import _ops, reference
+from spanbert_ext._boundary import place, readable
+from spanbert_ext.attention import attention_path
+from spanbert_ext.ops import backend
 
 CPU, META = torch.device("cpu"), torch.device("meta")
 
@@ -15,14 +20,14 @@ CPU, META = torch.device("cpu"), torch.device("meta")
 def test_native_runs_here(force_backend):
     """The suite means nothing if the native module is not there."""
     force_backend("native")
-    assert _backend.use_native(CPU)
-    assert _backend.name(CPU) in {"native/avx512", "native/avx2", "native/baseline"}
+    assert backend.use_native(CPU)
+    assert backend.name(CPU) in {"native/avx512", "native/avx2", "native/baseline"}
 
 
 def test_reference_mode(force_backend):
     force_backend("reference")
-    assert not _backend.use_native(CPU)
-    assert _backend.name(CPU) == "reference"
+    assert not backend.use_native(CPU)
+    assert backend.name(CPU) == "reference"
 
 
 def test_reference_is_what_runs_when_asked(force_backend, monkeypatch):
@@ -36,9 +41,9 @@ def test_reference_is_what_runs_when_asked(force_backend, monkeypatch):
 def test_auto_is_the_default_and_chooses_native(monkeypatch, force_backend):
     force_backend("auto")
     monkeypatch.delenv("SPANBERT_EXT_BACKEND")
-    _backend.reset()
-    assert _backend.mode() == "auto"
-    assert _backend.use_native(CPU)
+    backend.reset()
+    assert backend.mode() == "auto"
+    assert backend.use_native(CPU)
 
 
 @pytest.mark.parametrize("value", ["Native", "cuda", "", "1"])
@@ -47,7 +52,7 @@ def test_unknown_mode(force_backend, value):
     with pytest.raises(
         ValueError, match=f"SPANBERT_EXT_BACKEND.*auto, native, reference.*{value!r}"
     ):
-        _backend.use_native(CPU)
+        backend.use_native(CPU)
     with pytest.raises(ValueError, match="SPANBERT_EXT_BACKEND"):
         make_masker()(torch.zeros(1, 4, dtype=torch.int64))
 
@@ -55,27 +60,27 @@ def test_unknown_mode(force_backend, value):
 def test_native_mode_raises_with_the_reason_where_it_cannot_run(force_backend, monkeypatch):
     force_backend("native")
     with pytest.raises(RuntimeError, match="SPANBERT_EXT_BACKEND=native, but.*'meta'"):
-        _backend.use_native(META)
-    monkeypatch.setattr(_backend, "native_module", None)
-    monkeypatch.setattr(_backend, "_load_error", "libgomp.so.1: cannot open shared object file")
-    _backend.reset()
+        backend.use_native(META)
+    monkeypatch.setattr(backend, "native_module", None)
+    monkeypatch.setattr(backend, "_load_error", "libgomp.so.1: cannot open shared object file")
+    backend.reset()
     with pytest.raises(RuntimeError, match=r"did not load \(libgomp.*\).*pip install"):
         make_masker()(torch.zeros(1, 4, dtype=torch.int64))
 
 
 def test_a_source_tree_that_hides_the_package_is_named(force_backend, monkeypatch, tmp_path):
     """Installing again, the usual advice, would change nothing there."""
-    monkeypatch.setattr(_backend, "native_module", None)
-    monkeypatch.setattr(_backend, "__file__", str(tmp_path / "spanbert_ext" / "_backend.py"))
-    assert "--force-reinstall" in _backend.obstacle("cpu")
+    monkeypatch.setattr(backend, "native_module", None)
+    monkeypatch.setattr(backend, "__file__", str(tmp_path / "spanbert_ext" / "ops" / "backend.py"))
+    assert "--force-reinstall" in backend.obstacle("cpu")
     (tmp_path / "setup.py").touch()
-    assert f"{tmp_path} is a source tree" in _backend.obstacle("cpu")
+    assert f"{tmp_path} is a source tree" in backend.obstacle("cpu")
 
 
 def test_auto_mode_says_once_what_it_chose_and_why(force_backend, monkeypatch, caplog):
     force_backend("auto")
-    monkeypatch.setattr(_backend, "native_module", None)
-    monkeypatch.setattr(_backend, "_load_error", "no such file")
+    monkeypatch.setattr(backend, "native_module", None)
+    monkeypatch.setattr(backend, "_load_error", "no such file")
     with caplog.at_level(logging.INFO, logger="spanbert_ext"):
         for _ in range(3):
             make_masker()(torch.zeros(1, 4, dtype=torch.int64))
@@ -98,8 +103,9 @@ from spanbert_ext import SpanMasker, SBOHead, linear_cross_entropy
 batch = SpanMasker([True] * 30, [0, 1], 1, mask_ratio=0.5)(torch.arange(2, 30)[None])
 rows = SBOHead(4)(torch.zeros(1, 28, 4), batch)
 linear_cross_entropy(rows, torch.zeros(30, 4), batch.sbo_ids)
-from spanbert_ext import _backend, _ops, reference
-print(_backend.name(torch.device("cpu")), len(_backend.describe()))
+from spanbert_ext import _ops, reference
+from spanbert_ext.ops import backend
+print(backend.name(torch.device("cpu")), len(backend.describe()))
 """,
         SPANBERT_EXT_BACKEND=mode,
     )
@@ -121,9 +127,9 @@ def test_without_a_cuda_build(force_backend, monkeypatch):
         cpu_isa = "avx2"
         no_cuda_reason = "/opt/nvcc: CUDA 11.2 is too old: 11.8 or newer is needed"
 
-    monkeypatch.setattr(_backend, "native_module", Module)
-    assert "without CUDA (/opt/nvcc: CUDA 11.2 is too old" in _backend.obstacle("cuda")
-    assert "put a working nvcc on PATH" in _backend.obstacle("cuda")
+    monkeypatch.setattr(backend, "native_module", Module)
+    assert "without CUDA (/opt/nvcc: CUDA 11.2 is too old" in backend.obstacle("cuda")
+    assert "put a working nvcc on PATH" in backend.obstacle("cuda")
 
 
 @pytest.mark.parametrize(
@@ -147,11 +153,11 @@ def test_a_gpu_without_code_for_it(monkeypatch, built, capability, has_code):
         has_cuda = True
         cuda_architectures = built
 
-    monkeypatch.setattr(_backend, "native_module", Module)
+    monkeypatch.setattr(backend, "native_module", Module)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: capability)
-    assert (_backend.obstacle("cuda") == "") == has_code
-    assert has_code or built in _backend.obstacle("cuda")
+    assert (backend.obstacle("cuda") == "") == has_code
+    assert has_code or built in backend.obstacle("cuda")
 
 
 @pytest.fixture
@@ -163,7 +169,7 @@ def one_old_gpu(monkeypatch):
         no_openmp_reason = ""
 
     capabilities = [(9, 0), (7, 5), (8, 6)]
-    monkeypatch.setattr(_backend, "native_module", Module)
+    monkeypatch.setattr(backend, "native_module", Module)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: len(capabilities))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: capabilities[index])
@@ -174,20 +180,20 @@ def test_one_old_gpu_leaves_native_code_to_the_others(one_old_gpu, force_backend
     gpus = [torch.device("cuda", i) for i in range(3)]
     with caplog.at_level(logging.WARNING, logger="spanbert_ext"):
         for _ in range(2):
-            assert [_backend.use_native(gpu) for gpu in gpus] == [True, False, True]
+            assert [backend.use_native(gpu) for gpu in gpus] == [True, False, True]
     (record,) = caplog.records
     assert "reference path on cuda:1: GPU 1 has compute capability (7, 5)" in record.getMessage()
-    assert [_backend.name(gpu) for gpu in gpus] == ["native/cuda", "reference", "native/cuda"]
-    states = {part: state for part, state, _ in _backend.describe()}
+    assert [backend.name(gpu) for gpu in gpus] == ["native/cuda", "reference", "native/cuda"]
+    states = {part: state for part, state, _ in backend.describe()}
     assert states["native cuda:0"] == states["native cuda:2"] == "available"
     assert states["native cuda:1"] == "unavailable"
 
 
 def test_native_mode_refuses_the_old_gpu_alone(one_old_gpu, force_backend):
     force_backend("native")
-    assert _backend.use_native(torch.device("cuda", 0))
+    assert backend.use_native(torch.device("cuda", 0))
     with pytest.raises(RuntimeError, match="SPANBERT_EXT_BACKEND=native, but GPU 1.*7, 5"):
-        _backend.use_native(torch.device("cuda", 1))
+        backend.use_native(torch.device("cuda", 1))
 
 
 def test_a_gpu_without_index_is_the_current_one(one_old_gpu, force_backend, monkeypatch):
@@ -195,12 +201,12 @@ def test_a_gpu_without_index_is_the_current_one(one_old_gpu, force_backend, monk
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     for current, native in ((0, True), (1, False), (2, True)):
         monkeypatch.setattr(torch.cuda, "current_device", lambda current=current: current)
-        assert _backend.use_native(torch.device("cuda")) == native
+        assert backend.use_native(torch.device("cuda")) == native
 
 
 def test_describe_names_both_devices(force_backend):
     force_backend("auto")
-    rows = _backend.describe()
+    rows = backend.describe()
     assert [part for part, _, _ in rows] == ["backend mode", "native cpu", "native cuda"]
     assert rows[0][1] == "auto"
     assert rows[1][1] == "available" and "native/" in rows[1][2]
@@ -214,19 +220,19 @@ def test_describe_says_what_the_build_left_out_and_why(force_backend, monkeypatc
         no_openmp_reason = ""
 
     force_backend("auto")
-    monkeypatch.setattr(_backend, "native_module", Module)
+    monkeypatch.setattr(backend, "native_module", Module)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    cpu, cuda = _backend.describe()[1:]
+    cpu, cuda = backend.describe()[1:]
     assert cpu == ("native cpu", "available", "operations run as native/avx2")
     assert cuda == ("native cuda", "not compiled in", "no nvcc was found; the CPU does all work")
     Module.no_openmp_reason = "OpenMP was not found: install it"
-    assert _backend.describe()[1][2].endswith("in one thread: OpenMP was not found: install it")
+    assert backend.describe()[1][2].endswith("in one thread: OpenMP was not found: install it")
     Module.has_cuda = True
-    assert _backend.describe()[2][1:] == ("compiled in, no GPU here", "the CPU does all work")
+    assert backend.describe()[2][1:] == ("compiled in, no GPU here", "the CPU does all work")
 
 
 def test_the_module_tells_why_parts_are_missing():
-    module = _backend.native_module
+    module = backend.native_module
     assert module.has_cuda == (module.no_cuda_reason == "")
     assert isinstance(module.no_openmp_reason, str)
 
@@ -235,7 +241,7 @@ def test_torch_takes_no_part_in_the_native_module():
     """One build for every torch: `_C` imports where torch cannot."""
     child = run_python(
         "import sys, importlib.util\n"
-        f"path = {_backend.native_module.__file__!r}\n"
+        f"path = {backend.native_module.__file__!r}\n"
         "sys.modules['torch'] = None\n"
         "spec = importlib.util.spec_from_file_location('spanbert_ext._C', path)\n"
         "module = importlib.util.module_from_spec(spec)\n"
@@ -244,3 +250,85 @@ def test_torch_takes_no_part_in_the_native_module():
     )
     assert child.returncode == 0, child.stderr
     assert child.stdout.split()[1] == "False"
+
+
+# Emulated ----------------------------------------------------------------------------------------
+
+
+def test_emulated_needs_the_test_build(force_backend, monkeypatch):
+    class Module:
+        __file__ = "spanbert_ext/_C.so"
+
+    monkeypatch.setattr(backend, "native_module", Module)
+    force_backend("emulated")
+    for decide in (backend.use_native, backend.cuda_path):
+        with pytest.raises(RuntimeError, match=r"csrc/tests/emulator/run makes.*_C\.so"):
+            decide(CPU)
+
+
+def test_emulated_tensors_take_the_decisions_of_a_gpu(force_backend, monkeypatch):
+    class Module:
+        emulates_cuda = True
+        cpu_isa = "baseline"
+
+        @staticmethod
+        def Place(device, stream):
+            return device, stream
+
+    values = torch.zeros(2)
+    native = place(values)
+    assert readable(values) and not backend.cuda_path(CPU)
+    monkeypatch.setattr(backend, "native_module", Module)
+    monkeypatch.setitem(backend._CPU_MULTIPLIES, torch.bfloat16, False)
+    assert place(values) == (-1, 0) and native is not None
+    assert backend.product_dtype(CPU, torch.bfloat16) == torch.float32
+    force_backend("emulated")
+    assert backend.use_native(CPU) and backend.cuda_path(CPU)
+    assert backend.name(CPU) == "emulated/cuda"
+    assert place(values) == (0, 0) and not readable(values)
+    assert backend.product_dtype(CPU, torch.bfloat16) == torch.bfloat16
+    assert attention_path(torch.zeros(1, 2, 8, dtype=torch.bfloat16), 0.0) == "blocks"
+    with pytest.raises(RuntimeError, match="takes tensors on the CPU"):
+        backend.use_native(torch.device("cuda", 0))
+
+
+# Where a file compares a device's type, it speaks of the device itself, not of an algorithm.
+ABOUT_DEVICES = {
+    "_attention_op.py": "an operation that only the CPU has",
+    "attention.py": "torch's varlen kernel exists on GPUs alone",
+    "_boundary.py": "the stream, and what the host can read",
+    "bench.py": "names, memory and synchronisation of a GPU",
+    "encoder_products.py": "torch's mkldnn exists on the CPU alone",
+    "sample_ids.py": "capture of a graph",
+    "step_timer.py": "events of a GPU",
+    "training/graphed_step.py": "capture of a graph",
+    "training/models.py": "which GPUs there are",
+    "training/optimizer.py": "float64, which not every accelerator has",
+    "training/entry.py": "one GPU a process",
+    "training/pretrain_task.py": "pinned memory, memory of a GPU, shapes on any accelerator",
+    "training/resident.py": "pinned memory",
+    "training/run.py": "threads of the host",
+    "training/run_log.py": "memory of a GPU",
+    "training/run_step.py": "capture of a graph",
+    "training/state.py": "generators of a GPU",
+    "tasks/coref/predictor.py": "precision that the CPU is slow in",
+    "tasks/heads.py": "what the host can read",
+}
+
+
+def test_only_the_back_end_chooses_algorithms():
+    """Else the emulated path would be another than a GPU's."""
+    package = Path(backend.__file__).parents[1]
+    compares = set()
+    for path in package.rglob("*.py"):
+        name = path.relative_to(package).as_posix()
+        if name == "ops/backend.py":
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Attribute):
+                assert node.attr != "is_cuda", f"{name}:{node.lineno}: ask ops/backend.py"
+            if isinstance(node, ast.Compare):
+                words = {getattr(side, "value", None) for side in node.comparators}
+                if words & {"cuda", "cpu"} and getattr(node.left, "attr", "") == "type":
+                    compares.add(name)
+    assert compares == set(ABOUT_DEVICES)

@@ -4,9 +4,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from spanbert_ext import _backend, chunked_attention
+from spanbert_ext import chunked_attention
 from spanbert_ext.chunked_attention import without_gradient
 from spanbert_ext.cpu_attention import _groups, attention_in_runs
+from spanbert_ext.ops import backend
 
 LENGTHS = [3, 0, 40, 33, 1, 70, 33]
 
@@ -84,7 +85,7 @@ def test_dropout_keeps_the_mean():
 def test_without_a_gradient_our_softmax_gives_the_same(force_backend, monkeypatch, chosen):
     """As exact as bf16 is, whatever shares a chunk; torch's own where scores are too many."""
     force_backend("native")
-    monkeypatch.setattr(_backend, "product_dtype", lambda device, dtype: dtype)
+    monkeypatch.setattr(backend, "product_dtype", lambda device, dtype: dtype)
     (q, k, v), cu = stream(torch.bfloat16)
     with torch.no_grad():
         cu_q = cu if chosen is None else torch.searchsorted(torch.tensor(chosen), cu)

@@ -24,12 +24,8 @@ from strategies import (
 from test_ops_contract import EPS, op_samples, registered_operations
 from test_sbo import framed_batch, make_head
 
-from spanbert_ext import (
-    SpanMasker,
-    _backend,
-    _ops,
-    linear_cross_entropy,
-)
+from spanbert_ext import SpanMasker, _ops, linear_cross_entropy
+from spanbert_ext.ops import backend
 
 pytestmark = [pytest.mark.cuda, pytest.mark.usefixtures("native_back_end")]
 
@@ -38,7 +34,7 @@ pytestmark = [pytest.mark.cuda, pytest.mark.usefixtures("native_back_end")]
 
 
 def test_native_code_runs():
-    assert _backend.name(torch.device("cuda")) == "native/cuda"
+    assert backend.name(torch.device("cuda")) == "native/cuda"
 
 
 @given(

@@ -13,13 +13,9 @@ from strategies import (
 )
 from test_sbo import framed_batch
 
-from spanbert_ext import (
-    _backend,
-    _ops,
-    cross_entropy,
-    linear_cross_entropy,
-)
+from spanbert_ext import _ops, cross_entropy, linear_cross_entropy
 from spanbert_ext._boundary import working_dtype
+from spanbert_ext.ops import backend
 
 pytestmark = [pytest.mark.cuda, pytest.mark.usefixtures("native_back_end")]
 
@@ -40,7 +36,7 @@ def test_head_with_more_spans_than_one_lap_adds(dtype):
 
 def check_gelu_layer_norm(device, dtype, size):
     """More rows than one lap adds."""
-    rows = LAP * _backend.native_module.rows_per_chunk + 70
+    rows = LAP * backend.native_module.rows_per_chunk + 70
     wide = working_dtype(dtype)
     leaves = [randn(rows, size, seed=1).to(dtype), *(randn(size, seed=s).to(dtype) for s in (2, 3))]
     grad = randn(rows, size, seed=4).to(dtype).to(device)
@@ -94,10 +90,10 @@ def test_loss_is_torch(monkeypatch, dtype, chunk_bytes, reduction):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("heads", [1, 2, 3])
 def test_loss_of_many_rows(dtype, heads):
-    assert 2 * _backend.native_module.column_rows_per_chunk < 2500
+    assert 2 * backend.native_module.column_rows_per_chunk < 2500
     check_loss("cuda", dtype, 2500, 517, heads)
 
 
 def test_loss_of_more_rows_than_one_lap_adds():
-    rows = LAP * _backend.native_module.column_rows_per_chunk + 70
+    rows = LAP * backend.native_module.column_rows_per_chunk + 70
     check_loss("cuda", torch.float32, rows, 67, 2)

@@ -4,7 +4,8 @@ import pytest
 import torch
 from strategies import classes, randn
 
-from spanbert_ext import _backend, cross_entropy, linear_cross_entropy
+from spanbert_ext import cross_entropy, linear_cross_entropy
+from spanbert_ext.ops import backend
 
 CPUS = {
     "amx": ({"architecture": "x86_64", "cpu_name": "Intel Xeon", "amx_bf16": True}, True),
@@ -18,20 +19,20 @@ CPUS = {
 @pytest.mark.parametrize(("features", "fast"), CPUS.values(), ids=CPUS)
 def test_16_bit_products_run_in_fp32_where_the_cpu_is_slow_in_bf16(monkeypatch, features, fast):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: features)
-    assert _backend.cpu_multiplies(torch.bfloat16) is fast
-    monkeypatch.setitem(_backend._CPU_MULTIPLIES, torch.bfloat16, fast)
+    assert backend.cpu_multiplies(torch.bfloat16) is fast
+    monkeypatch.setitem(backend._CPU_MULTIPLIES, torch.bfloat16, fast)
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
     expected = torch.bfloat16 if fast else torch.float32
-    assert _backend.product_dtype(cpu, torch.bfloat16) == expected
-    assert _backend.product_dtype(cuda, torch.bfloat16) == torch.bfloat16
+    assert backend.product_dtype(cpu, torch.bfloat16) == expected
+    assert backend.product_dtype(cuda, torch.bfloat16) == torch.bfloat16
     for dtype in (torch.float32, torch.float64):
-        assert _backend.product_dtype(cpu, dtype) == dtype
+        assert backend.product_dtype(cpu, dtype) == dtype
 
 
 @pytest.mark.parametrize("chunk_bytes", [1 << 27, 4 * 11 * 3], ids=["one chunk", "chunks of 3"])
 def test_16_bit_inputs_multiplied_in_fp32_lose_only_the_last_rounding(monkeypatch, chunk_bytes):
     """Weights are widened four of eleven at a time; the result is fp32's on the same numbers."""
-    monkeypatch.setattr(_backend, "product_dtype", lambda device, dtype: torch.float32)
+    monkeypatch.setattr(backend, "product_dtype", lambda device, dtype: torch.float32)
     monkeypatch.setattr(cross_entropy, "_WIDE_BLOCK", 4)
     monkeypatch.setitem(cross_entropy._CHUNK_BYTES, "cpu", chunk_bytes)
     narrow = [randn(8, 6, seed=1).bfloat16(), randn(11, 6, seed=2).bfloat16()]

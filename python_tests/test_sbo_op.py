@@ -5,8 +5,8 @@ import torch
 from strategies import assert_as_good_as_torch, naming, randn
 from test_sbo import DTYPES, framed_batch, make_head, padded_formula, run
 
-from spanbert_ext import _backend
 from spanbert_ext._sbo_op import PARAMETERS, sbo_head
+from spanbert_ext.ops import backend
 
 INDEX = ("span_left", "span_right", "target_spans", "target_offsets", "sbo_ids")
 
@@ -66,7 +66,7 @@ def test_both_dtypes_of_products(force_backend, monkeypatch, dtype, product):
         seen.append(dtype)
         return product or dtype
 
-    monkeypatch.setattr(_backend, "product_dtype", chosen)
+    monkeypatch.setattr(backend, "product_dtype", chosen)
     batch, hidden = framed_batch(), randn(240, 24, dtype=dtype, seed=1)
     grad = randn(batch.sbo_ids.shape[0], 24, dtype=dtype, seed=2)
     ours = run(lambda h, b, m: m(h, b), hidden, batch, make_head(dtype=dtype), grad)
@@ -114,7 +114,7 @@ def test_gradients_of_rows_without_a_target_go_nowhere(backend, bad):
 def test_autocast_does_not_reach_the_products(force_backend, monkeypatch):
     """With products in fp32 only the rows are rounded; gradients keep the parameters' digits."""
     force_backend("native")
-    monkeypatch.setattr(_backend, "product_dtype", lambda device, dtype: torch.float32)
+    monkeypatch.setattr(backend, "product_dtype", lambda device, dtype: torch.float32)
     given = arguments()
     plain = values_and_gradients(given)
     with torch.autocast("cpu", torch.bfloat16):

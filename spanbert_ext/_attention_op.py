@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from spanbert_ext import _backend, dropout_reference
+from spanbert_ext import dropout_reference
 from spanbert_ext._boundary import (
     DTYPES,
     check,
@@ -17,12 +17,12 @@ from spanbert_ext._boundary import (
     check_float,
     check_range,
     define,
-    place,
     refuse,
 )
 from spanbert_ext.dropout_reference import mask_threshold
+from spanbert_ext.ops import backend
 
-_C = _backend.native_module
+_C = backend.native_module
 
 
 def attention_weights(
@@ -62,7 +62,7 @@ def attention_weights(
     check_draws(scores, seed, site, threshold)
     check_range("queries", queries, scores.shape[2] + 1, kernel_asserts=True)
     check_range("keys", keys, scores.shape[3] + 1, kernel_asserts=True)
-    if not _backend.use_native(scores.device):
+    if not backend.use_native(scores.device):
         return dropout_reference.attention_weights(*arguments)
     return torch.ops.spanbert_ext.attention_weights(*arguments)[0]
 
@@ -75,13 +75,20 @@ def _check(scores, first_queries, queries, keys) -> None:
         check(name, values, (scores.shape[0],), torch.int64, scores)
 
 
+def _host(scores: Tensor):
+    """The place of a native call: there is no kernel for a GPU."""
+    if scores.device.type != "cpu":
+        raise ValueError(f"attention weights are computed on the CPU only; got {scores.device}")
+    return _C.Place(-1, 0)
+
+
 def run(scores, first_queries, queries, keys, scale, threshold, seed, site, outputs) -> None:
     """Natively writes (weights, probabilities whose sign says what was dropped) to two tensors like
     scores, either of which may be scores itself. The second may be None where nothing is dropped.
     What the public function checks must be right."""
     weights, signed_probs = outputs
     _C.attention_weights(
-        place(scores), DTYPES[scores.dtype], scores.data_ptr(),
+        _host(scores), DTYPES[scores.dtype], scores.data_ptr(),
         (queries.data_ptr(), keys.data_ptr()), first_queries.data_ptr(),
         0 if seed is None else seed.data_ptr(), site, threshold, scale,
         weights.data_ptr(), 0 if signed_probs is None else signed_probs.data_ptr(), scores.shape,
@@ -93,7 +100,7 @@ def run_backward(grad_weights, signed_probs, queries, keys, scale, threshold, ou
     which may be grad_weights."""
     grad_scores, weights = outputs
     _C.attention_weights_backward(
-        place(signed_probs), DTYPES[signed_probs.dtype], grad_weights.data_ptr(),
+        _host(signed_probs), DTYPES[signed_probs.dtype], grad_weights.data_ptr(),
         signed_probs.data_ptr(), (queries.data_ptr(), keys.data_ptr()), threshold, scale,
         grad_scores.data_ptr(), weights.data_ptr(), signed_probs.shape,
     )  # fmt: skip

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from spanbert_ext import _backend
 from spanbert_ext.dropout_reference import DRAWS
+from spanbert_ext.ops import backend
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}
 _library = torch.library.Library("spanbert_ext", "DEF")
@@ -21,10 +21,12 @@ def working_dtype(dtype: torch.dtype) -> torch.dtype:
 
 def place(tensor: Tensor):
     """Device and stream of a native call; torch's current stream on a GPU."""
-    if tensor.device.type == "cpu":
-        return _backend.native_module.Place(-1, 0)
+    if not backend.cuda_path(tensor.device):
+        return backend.native_module.Place(-1, 0)
+    if tensor.device.type == "cpu":  # the emulated GPU
+        return backend.native_module.Place(0, 0)
     stream = torch.cuda.current_stream(tensor.device)
-    return _backend.native_module.Place(tensor.device.index, stream.cuda_stream)
+    return backend.native_module.Place(tensor.device.index, stream.cuda_stream)
 
 
 def check(name: str, tensor: Tensor, shape: tuple, dtype: torch.dtype, like: Tensor) -> None:
@@ -75,7 +77,8 @@ def check_draws(like: Tensor, seed: Tensor | None, site: int, threshold: int) ->
 
 def readable(values: Tensor) -> bool:
     """Whether looking at the numbers costs nothing: neither a sync nor a broken graph."""
-    return values.device.type == "cpu" and not torch.compiler.is_compiling()
+    on_host = values.device.type == "cpu" and not backend.cuda_path(values.device)
+    return on_host and not torch.compiler.is_compiling()
 
 
 def check_range(
@@ -93,7 +96,7 @@ def check_range(
             saves the launches of another one.
     """
     if not readable(index):
-        if not (kernel_asserts and _backend.use_native(index.device)):
+        if not (kernel_asserts and backend.use_native(index.device)):
             fine = (index >= 0) & (index < size)
             if used is not None:
                 fine |= ~used()

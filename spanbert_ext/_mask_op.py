@@ -10,11 +10,12 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from spanbert_ext import _backend, mask_reference
+from spanbert_ext import mask_reference
 from spanbert_ext._boundary import check, define, place, readable
 from spanbert_ext.mask_reference import SamplerSettings
+from spanbert_ext.ops import backend
 
-_C = _backend.native_module
+_C = backend.native_module
 
 
 @lru_cache(maxsize=64)
@@ -46,7 +47,7 @@ def span_mask(
     candidates: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
     """`mask_reference.span_mask`, natively where the back end allows."""
-    if not _backend.use_native(tokens.device):
+    if not backend.use_native(tokens.device):
         _check_inputs(
             tokens, starts, ends, sample_ids, epoch, vocabulary, random_tokens, candidates
         )

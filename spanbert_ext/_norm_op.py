@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from spanbert_ext import _backend, dropout_reference
+from spanbert_ext import dropout_reference
 from spanbert_ext._boundary import (
     DTYPES,
     check,
@@ -22,8 +22,9 @@ from spanbert_ext._boundary import (
     working_dtype,
 )
 from spanbert_ext.dropout_reference import mask_threshold
+from spanbert_ext.ops import backend
 
-_C = _backend.native_module
+_C = backend.native_module
 
 
 def dropout_add_layer_norm(
@@ -77,7 +78,7 @@ def _dropout_norm(x, residual, weight, bias, eps, p, seed, site, drop_output) ->
     arguments = (x, residual, weight, bias, eps, threshold, seed, site, drop_output)
     _check(x, residual, weight, seed, site, threshold)
     check("bias", bias, (x.shape[1],), weight.dtype, x)
-    if not _backend.use_native(x.device):
+    if not backend.use_native(x.device):
         return dropout_reference.dropout_norm(*arguments)
     return torch.ops.spanbert_ext.dropout_norm(*arguments)[0]
 

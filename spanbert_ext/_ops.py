@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from spanbert_ext import _backend, _sbo_rows, reference
+from spanbert_ext import _sbo_rows, reference
 from spanbert_ext._boundary import (
     DTYPES,
     check,
@@ -25,9 +25,10 @@ from spanbert_ext._boundary import (
     refuse,
     working_dtype,
 )
+from spanbert_ext.ops import backend
 from spanbert_ext.reference import IGNORE
 
-_C = _backend.native_module
+_C = backend.native_module
 # gather_boundaries
 
 
@@ -36,7 +37,7 @@ def gather_boundaries(hidden: Tensor, span_left: Tensor, span_right: Tensor) -> 
     them."""
     check_rows("hidden", hidden)
     _check_spans(span_left, span_right, hidden.shape[0], hidden)
-    if not _backend.use_native(hidden.device):
+    if not backend.use_native(hidden.device):
         return reference.gather_boundaries(hidden, span_left, span_right)
     return torch.ops.spanbert_ext.gather_boundaries(hidden, span_left, span_right)
 
@@ -92,7 +93,7 @@ define(
 def gelu_layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     """`reference.gelu_layer_norm`: LN(GELU(x)), [R, H] to [R, H]."""
     _check_norm(x, weight, bias)
-    if not _backend.use_native(x.device):
+    if not backend.use_native(x.device):
         return reference.gelu_layer_norm(x, weight, bias, eps)
     return torch.ops.spanbert_ext.gelu_layer_norm(x, weight, bias, eps)[0]
 
@@ -159,7 +160,7 @@ def sbo_first_layer(
     """`reference.sbo_first_layer`: [S, H] and [P, H] to [K, H]."""
     arguments = (span_rows, position_rows, target_spans, target_offsets, sbo_ids, weight, bias, eps)
     _check_sbo(*arguments[:6])
-    if not _backend.use_native(span_rows.device):
+    if not backend.use_native(span_rows.device):
         return reference.sbo_first_layer(*arguments)
     return torch.ops.spanbert_ext.sbo_first_layer(*arguments)[0]
 
@@ -283,10 +284,11 @@ def _cross_entropy_rows(logits, targets, bias, head, scale, vocab_size):
     rows, stride = logits.shape
     heads = bias.shape[0] if bias is not None else 1
     losses, grad_bias = _cross_entropy_outputs(logits, targets, bias, head, scale, vocab_size)
-    if bias is not None and logits.is_cuda and vocab_size % 4:
+    on_gpu = backend.cuda_path(logits.device)
+    if bias is not None and on_gpu and vocab_size % 4:
         bias = F.pad(bias, (0, -vocab_size % 4))  # rows of whole 16 bytes
     chunks = -(-rows // _C.column_rows_per_chunk)
-    partials = losses.new_empty((chunks, *grad_bias.shape) if logits.is_cuda else (0,))
+    partials = losses.new_empty((chunks, *grad_bias.shape) if on_gpu else (0,))
     optional = [t.data_ptr() if t is not None else 0 for t in (bias, head, scale)]
     _C.cross_entropy_rows(
         place(logits), DTYPES[logits.dtype], logits.data_ptr(), targets.data_ptr(), *optional,

@@ -4,7 +4,7 @@ Composed of single operations, autograd would copy, pad and add what belongs in 
 gradient of linear1's weight from its two column ranges, masks over all rows, casts of each
 operand. Here every product writes where its result belongs, and arguments are checked once.
 
-Products run in `_backend.product_dtype`, and so do the rows between them: 16-bit rows are widened
+Products run in `backend.product_dtype`, and so do the rows between them: 16-bit rows are widened
 once where a CPU multiplies fp32 faster. Products have an `out`, since autocast, still on inside an
 operation's implementation, would cast the operands of any other form.
 """
@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from spanbert_ext import _backend, _sbo_rows, reference
+from spanbert_ext import _sbo_rows, reference
 from spanbert_ext._boundary import (
     check,
     check_float,
@@ -26,6 +26,7 @@ from spanbert_ext._boundary import (
     refuse,
     working_dtype,
 )
+from spanbert_ext.ops import backend
 from spanbert_ext.reference import IGNORE
 
 _INDEX = ("span_left", "span_right", "target_spans", "target_offsets", "sbo_ids")
@@ -75,7 +76,7 @@ def sbo_head(
     for name, tensor in zip((*_INDEX, *PARAMETERS), (*index, *parameters), strict=True):
         if tensor.device != hidden.device:
             raise ValueError(f"{name} must be on {hidden.device}; got {tensor.device}")
-    if _backend.use_native(hidden.device):
+    if backend.use_native(hidden.device):
         arguments = (hidden, *index, *parameters, eps, dtype, capacity)
         return torch.ops.spanbert_ext.sbo_head(*arguments)[0]
     _check(hidden, index, parameters, capacity)
@@ -121,11 +122,11 @@ def check_indices(hidden: Tensor, index: tuple[Tensor, ...], positions: int) -> 
 
 def _indices_fit(index, tokens: int, positions: int) -> bool:
     """One native pass instead of the torch reductions that name the argument at fault."""
-    if _backend.native_module is None:
+    if backend.native_module is None:
         return False
     spans, targets = index[0].numel(), index[2].numel()
     pointers = (tensor.data_ptr() for tensor in index)
-    return _backend.native_module.sbo_indices_fit(*pointers, tokens, spans, targets, positions)
+    return backend.native_module.sbo_indices_fit(*pointers, tokens, spans, targets, positions)
 
 
 def _product(a: Tensor, b: Tensor, out: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
@@ -151,7 +152,7 @@ def _sbo_head(
     index = (span_left, span_right, target_spans, target_offsets, sbo_ids)
     matrices = (positions, weight1, bias1, gain1, shift1, weight2, bias2, gain2, shift2)
     _check(hidden, index, matrices, capacity)
-    product = _backend.product_dtype(hidden.device, dtype)
+    product = backend.product_dtype(hidden.device, dtype)
     wide = working_dtype(product)
     pair_columns, position_columns = _split(weight1, product)
     pairs = _sbo_rows.gather(hidden, span_left, span_right).to(product)
@@ -174,7 +175,7 @@ def _sbo_head(
 def _sbo_head_shapes(hidden, left, right, spans, offsets, ids, positions, *rest):
     dtype, capacity = rest[-2:]
     (_, size), targets = hidden.shape, spans.shape[0]
-    like = hidden.new_empty((), dtype=_backend.product_dtype(hidden.device, dtype))
+    like = hidden.new_empty((), dtype=backend.product_dtype(hidden.device, dtype))
     rows = (
         (left.shape[0], 2 * size),
         (left.shape[0], size),

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from torch import Tensor, empty_like
 
-from spanbert_ext import _backend
 from spanbert_ext._boundary import DTYPES, place, working_dtype
+from spanbert_ext.ops import backend
 
-_C = _backend.native_module
+_C = backend.native_module
 
 
 def _pointer(tensor: Tensor | None) -> int:

@@ -177,9 +177,9 @@ def _seconds(step, device) -> float:
 
 
 def _backend_name(device) -> str:
-    from spanbert_ext import _backend
+    from spanbert_ext.ops import backend
 
-    return _backend.name(device)
+    return backend.name(device)
 
 
 def _peak_bytes(device) -> int:

@@ -20,9 +20,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from spanbert_ext import _attention_op, _backend, dropout_reference
+from spanbert_ext import _attention_op, dropout_reference
 from spanbert_ext._boundary import check_draws, check_float
 from spanbert_ext.dropout_reference import mask_threshold
+from spanbert_ext.ops import backend
 
 # What lengths are padded to a multiple of, by bytes of a number.
 _MULTIPLES = {2: 32, 4: 16, 8: 16}
@@ -64,9 +65,9 @@ def dropped_attention(
     _check(q, k, v)
     check_draws(q, seed, site, threshold)
     with torch.autocast(q.device.type, enabled=False):
-        if not _backend.use_native(q.device):
+        if not backend.use_native(q.device):
             return dropout_reference.dropped_attention(q, k, v, cu_q, cu_k, threshold, seed, site)
-        kind = _backend.product_dtype(q.device, q.dtype)
+        kind = backend.product_dtype(q.device, q.dtype)
         plan = _Plan.of(
             *_all_lengths(q, k, cu_q, cu_k), q.shape[1], _MULTIPLES[kind.itemsize], _CHUNK_SCORES
         )
@@ -118,7 +119,7 @@ class _Side:
 
     def _move(self, pad: bool, x: Tensor, rows: Tensor) -> None:
         size = x.element_size()
-        _backend.native_module.move_heads(
+        backend.native_module.move_heads(
             pad, x.data_ptr(), (x.stride(0) * size, x.stride(1) * size), self.starts.data_ptr(),
             self.sizes.data_ptr(), rows.data_ptr(),
             (len(self.sizes), x.shape[1], self.length, x.shape[2] * size),
@@ -219,8 +220,8 @@ def without_gradient(q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor
     """
     if (
         q.dtype.itemsize != 2
-        or not _backend.use_native(q.device)
-        or _backend.product_dtype(q.device, q.dtype) != q.dtype
+        or not backend.use_native(q.device)
+        or backend.product_dtype(q.device, q.dtype) != q.dtype
     ):
         return None
     _check(q, k, v)

@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
-from spanbert_ext import _backend, _ops, reference
+from spanbert_ext import _ops, reference
 from spanbert_ext._boundary import check_float, check_range, readable, working_dtype
+from spanbert_ext.ops import backend
 from spanbert_ext.reference import IGNORE
 
 # Vocabulary rows that are widened at a time where 16-bit weights are multiplied in fp32: the copy
@@ -24,15 +25,16 @@ _WIDE_BLOCK = 4096
 _CHUNK_BYTES = {"cpu": 1 << 27, "cuda": 1 << 30}
 
 
-def _chunk_rows(logits_row_bytes: int, device_type: str) -> int:
-    return max(1, _CHUNK_BYTES.get(device_type, 1 << 27) // logits_row_bytes)
+def _chunk_rows(logits_row_bytes: int, device: torch.device) -> int:
+    kind = "cuda" if backend.cuda_path(device) else "cpu"
+    return max(1, _CHUNK_BYTES[kind] // logits_row_bytes)
 
 
 def _padded_vocabulary(weight: torch.Tensor) -> torch.Tensor:
     """[V, H] with V raised to a multiple of 128 on CUDA, where products over other widths take a
     slower path."""
     padding = -weight.shape[0] % 128
-    if weight.device.type != "cuda" or padding == 0:
+    if not backend.cuda_path(weight.device) or padding == 0:
         return weight.contiguous()
     return F.pad(weight, (0, 0, 0, padding))
 
@@ -105,7 +107,7 @@ def _run(rows, weight, bias, targets, head, scale, need):
     """Losses and, with `scale`, the gradients of (rows, weight, bias) that are needed."""
     vocab_size = weight.shape[0]
     padded = _padded_vocabulary(weight)
-    step = _chunk_rows(padded.shape[0] * rows.element_size(), rows.device.type)
+    step = _chunk_rows(padded.shape[0] * rows.element_size(), rows.device)
     count = rows.shape[0]
     any_need = scale is not None and any(need)
     grad_rows = torch.empty_like(rows) if any_need and need[0] else None
@@ -185,12 +187,12 @@ def _losses(rows, weight, targets, bias, head, scale):
     if torch.is_autocast_enabled(device) and rows.dtype != torch.float64:
         rows = rows.to(torch.get_autocast_dtype(device))
     narrow = rows.dtype
-    rows = rows.to(_backend.product_dtype(rows.device, narrow))
+    rows = rows.to(backend.product_dtype(rows.device, narrow))
     if weight.dtype != narrow:  # else it is widened block by block
         weight = weight.to(rows.dtype)
     if bias is not None:
         bias = bias.reshape(-1, weight.shape[0]).to(working_dtype(rows.dtype)).contiguous()
-    if not _backend.use_native(rows.device):
+    if not backend.use_native(rows.device):
         weight = weight.to(rows.dtype)
         losses = reference.linear_cross_entropy_rows(rows, weight, targets, bias, head)
         return (losses * scale).sum() if scale is not None else None, losses

@@ -14,8 +14,9 @@ import sys
 
 import torch
 
-from spanbert_ext import __version__, _backend
+from spanbert_ext import __version__
 from spanbert_ext.device import load_average, read_system_file, usable_cores
+from spanbert_ext.ops import backend
 from spanbert_ext.training.models import choose_device, choose_precision
 
 Row = tuple[str, str, str]
@@ -51,7 +52,7 @@ def sections() -> list[tuple[str, list[Row]]]:
         ("package", _package_rows()),
         ("optional parts", _optional_rows()),
         ("machine", [*_cpu_rows(), *_gpu_rows(), *_disk_rows()]),
-        ("what runs", [*_choice_rows(), *_backend.describe()]),
+        ("what runs", [*_choice_rows(), *backend.describe()]),
         ("several processes", _distributed_rows()),
         ("surroundings", _surrounding_rows()),
     ]

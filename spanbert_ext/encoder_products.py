@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from spanbert_ext import _backend
+from spanbert_ext.ops import backend
 from spanbert_ext.plain_modules import is_plain
 
 # What torch's compiler emits for linear layers; private, so torch may lose them.
@@ -52,10 +52,11 @@ class Prepared:
 
 def _has_blocks(weight: Tensor) -> bool:
     """Whether torch lays weights like this one out in blocks and gains by it: measured on x86."""
-    here = weight.device.type == "cpu" and torch.backends.mkldnn.is_available()
+    on_host = weight.device.type == "cpu" and not backend.cuda_path(weight.device)
+    here = on_host and torch.backends.mkldnn.is_available()
     if not here or not all(hasattr(torch.ops.mkldnn, name) for name in _OPERATORS):
         return False
-    if _backend.cpu_features().get("architecture") != "x86_64":
+    if backend.cpu_features().get("architecture") != "x86_64":
         return False
     narrow = weight.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     return narrow or weight.dtype == torch.float32

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
+from spanbert_ext.ops import backend
+
 
 class TiedLookup(torch.autograd.Function):
     """(weight[ids], weight) for ids [T] and weight [V, H]."""
@@ -34,7 +36,7 @@ class TiedLookup(torch.autograd.Function):
             ), None
         if torch.compiler.is_compiling():
             return grad_weight.index_put((ids,), grad_rows, accumulate=True), None
-        if grad_rows.is_cuda:  # sorts the ids, so that equal ones are added in a fixed order
+        if backend.cuda_path(grad_rows.device):  # sorts the ids: equal ones are added in order
             return grad_weight.index_put_((ids,), grad_rows, accumulate=True), None
         return grad_weight.index_add_(0, ids.to(torch.int64), grad_rows), None
 

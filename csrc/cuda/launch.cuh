@@ -4,7 +4,8 @@
 // A kernel is a struct with
 //   kName     what messages call it
 //   kThreads  the most threads of a block
-//   kBlocks   so many blocks of kThreads shall fit a multiprocessor, which bounds the registers of a thread
+//   kBlocks   so many blocks of kThreads shall fit a multiprocessor, which bounds the registers of a thread; 0: the
+//             compiler weighs it (1 would let it take all registers)
 //   Args      the arguments of a launch, which stay in constant memory
 //   run       what one thread does with them
 #pragma once

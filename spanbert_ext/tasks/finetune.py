@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from spanbert_ext import _backend
 from spanbert_ext.data.storage import new_digest
 from spanbert_ext.errors import NumericsError
 from spanbert_ext.files import json_text, write_text
+from spanbert_ext.ops import backend
 from spanbert_ext.starting_points import StartingPoint
 from spanbert_ext.tasks import registry
 from spanbert_ext.tasks.batching import TrainingOrder
@@ -203,7 +203,7 @@ class FinetuneRun(Run):
             f"{max(lengths)}), {len(self.data.dev)} development examples; {self.steps} steps of "
             f"{self.config.batch.examples}",
             f"{parameters / 1e6:.1f} M parameters, {processes}{self.device}, {self.precision}, "
-            f"{_backend.name(self.device)}, {torch.get_num_threads()} threads",
+            f"{backend.name(self.device)}, {torch.get_num_threads()} threads",
         ]
 
     def _loop_settings(self) -> LoopSettings:

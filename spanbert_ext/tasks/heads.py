@@ -22,6 +22,7 @@ from transformers.modeling_outputs import (
 )
 
 from spanbert_ext.encoder import PackedBert
+from spanbert_ext.ops import backend
 from spanbert_ext.plain_modules import is_plain
 from spanbert_ext.tasks.losses import label_loss, span_loss
 
@@ -76,7 +77,8 @@ def _places(
     """(starts [N], lengths [N], bound of a length) of the sequences in the flattened input."""
     if cu_seqlens is not None:
         lengths = cu_seqlens.diff().long()
-        width = int(lengths.max()) if input_ids.device.type == "cpu" and lengths.numel() else None
+        on_host = input_ids.device.type == "cpu" and not backend.cuda_path(input_ids.device)
+        width = int(lengths.max()) if on_host and lengths.numel() else None
         return cu_seqlens[:-1].long(), lengths, width or input_ids.shape[0]
     rows, width = input_ids.shape
     starts = torch.arange(rows, device=input_ids.device) * width

@@ -9,10 +9,10 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from spanbert_ext import _backend
 from spanbert_ext.conversion import own_memory
 from spanbert_ext.errors import ConfigError, StorageError
 from spanbert_ext.modeling import SpanBertConfig, SpanBertForPreTraining
+from spanbert_ext.ops import backend
 from spanbert_ext.presets import model_size
 from spanbert_ext.training.config import PretrainConfig
 
@@ -40,14 +40,14 @@ def choose_precision(name: str, device: torch.device) -> str:
         return name
     if device.type == "cuda":
         return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp32"
-    return "bf16" if _backend.cpu_multiplies(torch.bfloat16) else "fp32"
+    return "bf16" if backend.cpu_multiplies(torch.bfloat16) else "fp32"
 
 
 def describe_hardware(device: torch.device, processes: int = 1) -> str:
     """The kind and number of what computes, as a model card names it."""
     if device.type == "cuda":
         return f"{processes} x {torch.cuda.get_device_name(device)}"
-    features = _backend.cpu_features()
+    features = backend.cpu_features()
     name = features.get("cpu_name") or platform.machine()
     threads = processes * torch.get_num_threads()
     return f"{name}, {threads} thread" + ("s" if threads > 1 else "")

@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 from transformers import AutoTokenizer
 
-from spanbert_ext import _backend
 from spanbert_ext.data import Corpus
 from spanbert_ext.data.corpus import vocabulary_hash
+from spanbert_ext.ops import backend
 from spanbert_ext.training.config import PretrainConfig
 from spanbert_ext.training.loop import LoopSettings, Step, evaluate
 from spanbert_ext.training.models import build_model, describe_hardware, load_checkpoint
@@ -87,7 +87,7 @@ class PretrainRun(Run):
         lines = [
             f"{parameters / 1e6:.1f} M parameters, {batch.rows} x {batch.max_length} tokens a "
             f"step, {processes}{self.device}, "
-            f"{self.precision}, {_backend.name(self.device)}, {torch.get_num_threads()} threads"
+            f"{self.precision}, {backend.name(self.device)}, {torch.get_num_threads()} threads"
         ]
         if not self.task.num_held_out_rows:
             lines.append("the corpus has no held-out part: no validation")

@@ -17,6 +17,7 @@ from spanbert_ext.data.mixture import MixedCorpus
 from spanbert_ext.errors import ConfigError, DataError
 from spanbert_ext.masked_batch import MaskedBatch
 from spanbert_ext.masking import SpanMasker
+from spanbert_ext.ops import backend
 from spanbert_ext.training.config import MaskingOptions, PretrainConfig
 from spanbert_ext.training.ranks import ALONE, Ranks
 from spanbert_ext.training.resident import (
@@ -103,7 +104,7 @@ class PretrainTask:
         fits = not config.batch.pairs and fits_on_device(self._train, device)
         self.resident = wanted == "on" or (wanted == "auto" and fits)
         # On an accelerator shapes must not depend on data (CUDA graphs, no allocator growth).
-        self._padded = self.resident or device.type != "cpu"
+        self._padded = self.resident or device.type != "cpu" or backend.cuda_path(device)
         if self.resident:
             self._rows_on_device = ResidentRows.of(self._train, device)
             self._order = ResidentOrder(self._train, config.batch.rows, config.seed, device)

@@ -158,7 +158,7 @@ class ResidentOrder:
     def _load(self, epoch: int) -> None:
         self._host = self._rows_of.of_epoch(epoch)
         order = torch.from_numpy(self._host)
-        if self._order.is_cuda:  # a copy from pageable memory would wait for the stream
+        if self._order.device.type == "cuda":  # a copy of pageable memory waits for the stream
             order = order.pin_memory()
         self._order.copy_(order, non_blocking=True)
         self._epoch = epoch

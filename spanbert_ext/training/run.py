@@ -18,11 +18,11 @@ import torch
 import yaml
 from torch import nn
 
-from spanbert_ext import _backend
 from spanbert_ext.device import load_average
 from spanbert_ext.errors import NumericsError, Preempted
 from spanbert_ext.files import write_text
 from spanbert_ext.load_report import LoadReport
+from spanbert_ext.ops import backend
 from spanbert_ext.training import checkpoint
 from spanbert_ext.training.guard import BAD_BATCHES, NumericsWatch, check_finite
 from spanbert_ext.training.loop import LoopSettings, Progress, Step, StopRequest, train
@@ -188,11 +188,11 @@ class Run(ABC):
         config, state = self.config, self.state
         self.ranks.decide(self._prepare_files)
         metrics = self.run / "metrics.jsonl" if self.ranks.is_main else None
-        backend = _backend.name(self.device)
+        runs = backend.name(self.device)
         next_step = state.step + 1 if self.start is not None else 0
         names = config.report_to if self.ranks.is_main else []
         trackers = Trackers(names, self.run, state.settings, next_step)
-        self.log = RunLog(metrics, state.step, self.steps, self.device, backend, trackers)
+        self.log = RunLog(metrics, state.step, self.steps, self.device, runs, trackers)
         self.progress = Progress(state.step, state.tokens, state.skipped)
         self.began, self.seconds_before = time.monotonic(), state.seconds
         report = [] if self.load_report is None else [str(self.load_report)]

@@ -8,11 +8,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from spanbert_ext import _backend
 from spanbert_ext._boundary import check, define
+from spanbert_ext.ops import backend
 from spanbert_ext.tasks.coref import reference
 
-_C = _backend.native_module
+_C = backend.native_module
 _HOST = torch.device("cpu")
 
 
@@ -39,7 +39,7 @@ def prune_spans(starts: Tensor, ends: Tensor, scores: Tensor, length: int, keep:
     Source: Lee et al. 2017, section 5.
     """
     _check_inputs(starts, ends, scores, length, keep)
-    if _backend.use_native(_HOST):
+    if backend.use_native(_HOST):
         return torch.ops.spanbert_ext.prune_spans(starts, ends, scores, length, keep)
     bad = ((starts < 0) | (ends < starts) | (ends >= length)).nonzero()
     if bad.numel():

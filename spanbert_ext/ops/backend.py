@@ -2,7 +2,8 @@
 
 `SPANBERT_EXT_BACKEND` is `auto` (native where it can run, said once), `native` (raise where it
 cannot) or `reference` (plain torch everywhere). The choice is made once for each device, never
-silently per call.
+silently per call. `emulated` is for tests of the package: tensors on the CPU take the algorithms
+for GPUs, whose kernels a test build runs on the CPU (`csrc/tests/emulator/run`).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import torch
 
 logger = logging.getLogger("spanbert_ext")
 
-_MODES = ("auto", "native", "reference")
+_MODES = ("auto", "native", "reference", "emulated")
 _INSTALL = "reinstall with `pip install --force-reinstall --no-deps .` from the source tree"
 
 
@@ -29,7 +30,7 @@ def _load() -> tuple[ModuleType | None, str]:
 
 
 def _remedy() -> str:
-    tree = Path(__file__).resolve().parent.parent
+    tree = Path(__file__).resolve().parents[2]
     if (tree / "setup.py").exists():
         return f"{tree} is a source tree and hides the package: `pip install .`, then run elsewhere"
     return _INSTALL
@@ -37,6 +38,7 @@ def _remedy() -> str:
 
 native_module, _load_error = _load()
 _decisions: dict[torch.device, bool] = {}
+_cuda_paths: dict[torch.device, bool] = {}
 
 
 def mode() -> str:
@@ -101,12 +103,37 @@ def _decide(device: torch.device) -> bool:
     wanted = mode()
     if wanted == "reference":
         return False
+    if wanted == "emulated":
+        _check_emulated(device)
+        return True
     reason = obstacle(device)
     if reason and wanted == "native":
         raise RuntimeError(f"SPANBERT_EXT_BACKEND=native, but {reason}")
     if reason and not torch.compiler.is_compiling():
         logger.warning("spanbert_ext uses the reference path on %s: %s", device, reason)
     return not reason
+
+
+def _check_emulated(device: torch.device) -> None:
+    if not getattr(native_module, "emulates_cuda", False):
+        loaded = native_module.__file__ if native_module else "not loaded"
+        raise RuntimeError(
+            "SPANBERT_EXT_BACKEND=emulated needs the test build that csrc/tests/emulator/run "
+            f"makes; the native module is {loaded}"
+        )
+    if device.type != "cpu":
+        raise RuntimeError(f"SPANBERT_EXT_BACKEND=emulated takes tensors on the CPU; got {device}")
+
+
+def cuda_path(device: torch.device) -> bool:
+    """Whether tensors of a device take the algorithms for GPUs: on a GPU, and on the CPU in the
+    mode `emulated`. Decided once for each device."""
+    if device not in _cuda_paths:
+        emulated = device.type == "cpu" and mode() == "emulated"
+        if emulated:
+            _check_emulated(device)
+        _cuda_paths[device] = emulated or device.type == "cuda"
+    return _cuda_paths[device]
 
 
 def use_native(device: torch.device) -> bool:
@@ -146,7 +173,7 @@ _CPU_MULTIPLIES = {dtype: cpu_multiplies(dtype) for dtype in (torch.bfloat16, to
 def product_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
     """In which dtype our operations multiply matrices of `dtype`: fp32 for 16-bit ones where a CPU
     is faster that way (and loses no digits), else the dtype itself."""
-    if device.type == "cpu" and not _CPU_MULTIPLIES.get(dtype, True):
+    if device.type == "cpu" and not _CPU_MULTIPLIES.get(dtype, True) and not cuda_path(device):
         return torch.float32
     return dtype
 
@@ -154,13 +181,16 @@ def product_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
 def reset() -> None:
     """Forget decisions, so that a changed SPANBERT_EXT_BACKEND takes effect."""
     _decisions.clear()
+    _cuda_paths.clear()
 
 
 def name(device: torch.device) -> str:
     """What runs on a device, for logs and benchmark rows: `native/avx512`, `native/cuda`,
-    `reference`."""
+    `emulated/cuda`, `reference`."""
     if not use_native(device):
         return "reference"
+    if device.type == "cpu" and cuda_path(device):
+        return "emulated/cuda"
     return "native/cuda" if device.type == "cuda" else f"native/{native_module.cpu_isa}"
 
 
