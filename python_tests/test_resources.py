@@ -159,6 +159,9 @@ def test_ptx():
         (("sm_80", 32, 128, 46336), 3, 12 / 64),
         (("sm_90", 32, 128, 46336), 4, 16 / 64),
         (("sm_120", 32, 128, 46336), 2, 8 / 48),
+        # 6272 and 1024 are 57 units, of which 228 KB hold 32 times; a byte more is a unit more.
+        (("sm_90", 16, 64, 6272), 32, 1.0),
+        (("sm_90", 16, 64, 6273), 31, 62 / 64),
         # A block of 99 KB fills 12.0 to the byte; one byte more does not fit at all.
         (("sm_120", 32, 128, 99 << 10), 1, 4 / 48),
         (("sm_120", 32, 128, (99 << 10) + 1), 0, 0.0),
@@ -222,19 +225,7 @@ def test_occupancy_against_nvidias_calculator(tmp_path):
     subprocess.run(command, cwd=tmp_path, check=True)
     registers = [16, 24, 32, 33, 40, 41, 64, 72, 80, 81, 96, 97, 128, 144, 168, 176, 255]
     threads = [32, 64, 96, 128, 160, 256, 384, 512, 608, 768, 1000, 1024]
-    shared = [
-        0,
-        1,
-        127,
-        128,
-        4864,
-        12288,
-        46336,
-        48 << 10,
-        (48 << 10) + 1,
-        98 << 10,
-        (99 << 10) + 1,
-    ]
+    shared = [0, 1, 4864, 6272, 6273, 12288, 46336, 48 << 10, (48 << 10) + 1, 99 << 10, 101377]
     shapes = list(itertools.product(occupancy.LIMITS, registers, threads, shared))
     asked = "\n".join(
         f"{arch[3:-1]} {occupancy.LIMITS[arch].warps} {occupancy.LIMITS[arch].shared} {r} {t} {s}"
