@@ -8,6 +8,7 @@ import torch
 from cuda_helpers import DTYPES, UNCACHED, check_head, moved, operation, tuple_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from row_functions import gather_boundaries
 from strategies import (
     assert_same_batch,
     epochs,
@@ -24,7 +25,7 @@ from strategies import (
 from test_ops_contract import EPS, op_samples, registered_operations
 from test_sbo import framed_batch, make_head
 
-from spanbert_ext import SpanMasker, _ops, linear_cross_entropy
+from spanbert_ext import SpanMasker, linear_cross_entropy
 from spanbert_ext.ops import backend
 
 pytestmark = [pytest.mark.cuda, pytest.mark.usefixtures("native_back_end")]
@@ -158,7 +159,7 @@ def check_gather_of_unaligned_rows(device):
         expected[2] = 0
         for offset in (0, 1, 3):
             view = offset_view(hidden, offset)
-            assert torch.equal(_ops.gather_boundaries(view, left, right), expected)
+            assert torch.equal(gather_boundaries(view, left, right), expected)
 
 
 def test_gather_of_unaligned_rows():
@@ -200,17 +201,11 @@ def test_nothing_is_written_outside_the_outputs(name, monkeypatch):
 def empty_samples() -> dict[str, list[tuple]]:
     """Arguments of every operation with no rows, no spans, no targets or no tokens."""
     rows, pairs, w = torch.zeros(0, 6), torch.zeros(0, 12), torch.ones(6)
-    none, flat, ignored = torch.zeros(0).long(), torch.zeros(0), torch.full((3,), -100)
-    table, statistics, zero = (
-        torch.ones(15, 6),
-        (torch.zeros(3), torch.ones(3)),
-        torch.zeros(3).long(),
-    )
+    none, flat, table = torch.zeros(0).long(), torch.zeros(0), torch.ones(15, 6)
     s = make_masker().settings
     options = (0, 3, s.ratio, 1, s.length_thresholds, s.mask_threshold, s.random_threshold)
     tables = torch.ones(200, dtype=torch.uint8), torch.tensor([7])
     masks = (torch.zeros(1).long(), *tables, None, *options)
-    unused = (zero, zero, ignored)
     head_inputs = (torch.ones(5, 6), none, none, none, none, none)
     head_matrices = (torch.zeros(15, 4), torch.ones(6, 16), w, torch.ones(6, 6), w)
     head_parameters = (*head_matrices[:2], 0 * w, w, w, head_matrices[3], w, w, w)
@@ -221,16 +216,8 @@ def empty_samples() -> dict[str, list[tuple]]:
             for starts in (none, torch.zeros(2).long())
             for sizes in ((0, 0), (4, 2))
         ],
-        "gather_boundaries": [(rows, none, none), (torch.ones(5, 6), none, none)],
-        "gather_boundaries_backward": [(pairs, none, none, tokens) for tokens in (0, 5)],
         "gelu_layer_norm": [(rows, w, w, EPS)],
         "gelu_layer_norm_backward": [(rows, rows, w, flat, flat)],
-        "sbo_first_layer": [(rows, table, none, none, none, w, w, EPS)],
-        "sbo_first_layer_backward": [
-            (rows, rows, table, none, none, none, w, flat, flat),
-            (rows, torch.ones(4, 6), table, none, none, none, w, flat, flat),
-            (torch.ones(3, 6), rows, table, *unused, w, *statistics),
-        ],
         "dropout_norm": [(rows, rows, w, w, EPS, 9, torch.zeros(1).long(), 0, True)],
         "dropout_norm_backward": [
             (rows, rows, rows, w, flat, flat, 9, torch.zeros(1).long(), 0, drop) for drop in (0, 1)
@@ -239,10 +226,6 @@ def empty_samples() -> dict[str, list[tuple]]:
         "sbo_head_backward": [
             (rows, *head_inputs[1:], *head_matrices, *head_saved, tokens, torch.float32)
             for tokens in (0, 5)
-        ],
-        "attention_weights": [(torch.zeros(0, 2, 4, 7), none, none, none, 0.5, 0, None, 0)],
-        "attention_weights_backward": [
-            (*[torch.zeros(0, 2, 4, 7)] * 2, none, none, 0.5, 0),
         ],
         "cross_entropy_rows_": [
             (torch.zeros(0, 12), none, None, None, None, 10),

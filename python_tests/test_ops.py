@@ -1,8 +1,9 @@
-"""Values and gradients of every native operation against the reference and torch's own error."""
+"""Values and gradients of the native row functions against the reference and torch's own error."""
 
 import pytest
 import torch
 import torch.nn.functional as F
+from row_functions import gather_boundaries, sbo_first_layer
 from strategies import assert_as_good_as_torch, randn, text_batch
 
 from spanbert_ext import _ops
@@ -42,7 +43,7 @@ def compare_with_torch(ours, own, tensors, grad, dtype, names):
 def test_gather_boundaries_equals_indexing(backend, dtype, size):
     batch = text_batch(seed=size)
     hidden = randn(192, size, dtype=dtype, seed=1).requires_grad_()
-    pairs = _ops.gather_boundaries(hidden, batch.span_left, batch.span_right)
+    pairs = gather_boundaries(hidden, batch.span_left, batch.span_right)
     used = (batch.span_right > batch.span_left).unsqueeze(1)
     expected = torch.cat([hidden[batch.span_left], hidden[batch.span_right]], 1) * used
     assert torch.equal(pairs, expected)
@@ -59,7 +60,7 @@ def test_gather_boundaries_equals_indexing(backend, dtype, size):
 
 def test_a_token_between_two_spans_gets_both_gradients(backend):
     hidden = torch.zeros(5, 2, requires_grad=True)
-    pairs = _ops.gather_boundaries(hidden, torch.tensor([0, 2, 0]), torch.tensor([2, 4, 0]))
+    pairs = gather_boundaries(hidden, torch.tensor([0, 2, 0]), torch.tensor([2, 4, 0]))
     pairs.backward(torch.tensor([[1.0, 2, 3, 4], [10, 20, 30, 40], [7, 7, 7, 7]]))
     assert hidden.grad.tolist() == [[1, 2], [0, 0], [13, 24], [0, 0], [30, 40]]
 
@@ -67,7 +68,7 @@ def test_a_token_between_two_spans_gets_both_gradients(backend):
 def test_a_span_between_two_mentions_of_a_token(backend):
     """Internal endpoints: one token is both boundaries of its span."""
     hidden = torch.arange(8.0).view(4, 2).requires_grad_()
-    pairs = _ops.gather_boundaries(hidden, torch.tensor([0, 3, 0]), torch.tensor([1, 3, 0]))
+    pairs = gather_boundaries(hidden, torch.tensor([0, 3, 0]), torch.tensor([1, 3, 0]))
     assert pairs.tolist() == [[0, 1, 2, 3], [6, 7, 6, 7], [0, 0, 0, 0]]
     pairs.backward(torch.tensor([[1.0, 2, 3, 4], [10, 20, 30, 40], [7, 7, 7, 7]]))
     assert hidden.grad.tolist() == [[1, 2], [3, 4], [0, 0], [40, 60]]
@@ -156,7 +157,7 @@ def torch_sbo_first_layer(batch):
 
 def our_sbo_first_layer(batch):
     index = (batch.target_spans, batch.target_offsets, batch.sbo_ids)
-    return lambda spans, positions, w, b: _ops.sbo_first_layer(spans, positions, *index, w, b, EPS)
+    return lambda spans, positions, w, b: sbo_first_layer(spans, positions, *index, w, b, EPS)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -195,7 +196,7 @@ def test_sbo_first_layer_without_targets(backend, targets, spans):
     index = torch.zeros(targets, dtype=torch.int64)
     leaves = [randn(spans, 6), randn(15, 6), torch.ones(6), torch.ones(6)]
     leaves = [t.requires_grad_() for t in leaves]
-    out = _ops.sbo_first_layer(*leaves[:2], index, index, index - 100, *leaves[2:], EPS)
+    out = sbo_first_layer(*leaves[:2], index, index, index - 100, *leaves[2:], EPS)
     assert torch.equal(out, torch.zeros(targets, 6))
     for grad in torch.autograd.grad(out.sum(), leaves):
         assert not bool(grad.any())
@@ -241,7 +242,7 @@ def test_gradcheck(backend):
     batch = text_batch(2, 20)
     hidden = randn(40, 3, dtype=torch.float64, seed=1).requires_grad_()
     assert torch.autograd.gradcheck(
-        lambda h: _ops.gather_boundaries(h, batch.span_left, batch.span_right), (hidden,)
+        lambda h: gather_boundaries(h, batch.span_left, batch.span_right), (hidden,)
     )
     x = randn(5, 6, dtype=torch.float64, seed=2).requires_grad_()
     weight, bias = (randn(6, dtype=torch.float64, seed=s).requires_grad_() for s in (3, 4))

@@ -4,9 +4,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from row_functions import gather_boundaries, sbo_first_layer
 from strategies import inside_larger_buffer, make_masker, naming, randn, text_batch, word_text
 
-from spanbert_ext import _attention_op, _mask_op, _norm_op, _ops, _sbo_op
+from spanbert_ext import _mask_op, _norm_op, _ops, _sbo_op
 from spanbert_ext._boundary import working_dtype
 from spanbert_ext.tasks.coref import pruning
 
@@ -20,7 +21,7 @@ def op_samples() -> dict[str, list[tuple]]:
     """Arguments of every registered operation; an operation that is missing here fails the test
     below."""
     batch, s = text_batch(2, 24), make_masker(seed=-5).settings
-    spans, targets = batch.span_left.shape[0], batch.sbo_ids.shape[0]
+    targets = batch.sbo_ids.shape[0]
     boundary = (batch.span_left, batch.span_right)
     index = (batch.target_spans, batch.target_offsets, batch.sbo_ids)
     one = torch.tensor([0])
@@ -51,25 +52,12 @@ def op_samples() -> dict[str, list[tuple]]:
         def values(*shape, dtype=dtype, grad=True):
             return randn(*shape, dtype=dtype, seed=sum(shape)).requires_grad_(grad)
 
-        hidden, x, pairs = values(48, 6), values(5, 6), values(spans, 12, grad=False)
+        hidden, x = values(48, 6), values(5, 6)
         weight, bias = values(6, dtype=wide), values(6, dtype=wide)
         mean, rstd = torch.zeros(5, dtype=wide), torch.ones(5, dtype=wide)
-        samples.setdefault("gather_boundaries", []).append((hidden, *boundary))
-        samples.setdefault("gather_boundaries_backward", []).append((pairs, *boundary, 48))
         samples.setdefault("gelu_layer_norm", []).append((x, weight, bias, EPS))
         samples.setdefault("gelu_layer_norm_backward", []).append(
             (x.detach(), x.detach() + 1, weight.detach(), mean, rstd)
-        )
-        first = (values(spans, 6), values(15, 6), *index)
-        samples.setdefault("sbo_first_layer", []).append((*first, weight, bias, EPS))
-        statistics = torch.zeros(targets, dtype=wide), torch.ones(targets, dtype=wide)
-        samples.setdefault("sbo_first_layer_backward", []).append(
-            (
-                values(targets, 6, grad=False),
-                *(t.detach() for t in first),
-                weight.detach(),
-                *statistics,
-            )
         )
         stream, key = torch.promote_types(dtype, torch.float32), torch.tensor([-7])
         residual = randn(5, 6, dtype=stream, seed=9)
@@ -96,14 +84,6 @@ def op_samples() -> dict[str, list[tuple]]:
         samples.setdefault("sbo_head_backward", []).append(
             (values(targets, 6, grad=False), *used, *saved, 48, dtype)
         )
-        counts = torch.tensor([3, 0]), torch.tensor([5, 2])
-        for settings in ((0.5, 0, None, 0), (0.5, 9000, key, 2**31)):
-            samples.setdefault("attention_weights", []).append(
-                (values(2, 2, 4, 7), one.repeat(2), *counts, *settings)
-            )
-            samples.setdefault("attention_weights_backward", []).append(
-                (*[values(2, 2, 4, 7, grad=False)] * 2, *counts, *settings[:2])
-            )
         logits, classes = values(4, 12, grad=False), torch.tensor([0, 3, -100, 9])
         heads, scale = values(2, 10, dtype=wide, grad=False), torch.full((4,), 0.25, dtype=wide)
         for optional in (
@@ -118,7 +98,7 @@ def op_samples() -> dict[str, list[tuple]]:
 
 
 def registered_operations() -> list[str]:
-    for boundary in (_attention_op, _mask_op, _norm_op, _ops, _sbo_op, pruning):
+    for boundary in (_mask_op, _norm_op, _ops, _sbo_op, pruning):
         assert boundary, "importing a boundary registers its operations"
     prefix = "spanbert_ext::"
     return sorted(
@@ -152,11 +132,9 @@ def test_threads_and_repeats_give_the_same_bits(force_backend, dtype):
 
     def everything():
         h, w, b = (t.clone().requires_grad_() for t in (hidden, weight, bias))
-        pairs = _ops.gather_boundaries(h, batch.span_left, batch.span_right)
+        pairs = gather_boundaries(h, batch.span_left, batch.span_right)
         spans = pairs[:, :97].contiguous()
-        rows = _ops.gelu_layer_norm(
-            _ops.sbo_first_layer(spans, h[:15], *index, w, b, EPS), w, b, EPS
-        )
+        rows = _ops.gelu_layer_norm(sbo_first_layer(spans, h[:15], *index, w, b, EPS), w, b, EPS)
         grads = torch.autograd.grad(rows.float().square().sum(), (h, w, b))
         logits = hidden.view(-1)[: 1500 * 200].view(1500, 200).repeat(1, 3).contiguous()
         heads = randn(2, 500, dtype=wide, seed=4)
@@ -194,7 +172,7 @@ def test_views_give_what_copies_give(force_backend, dtype, rows, size, offset):
     ):
         assert torch.equal(got, expected)
     left, right = torch.zeros(rows, dtype=torch.int64), torch.arange(rows)
-    pairs = [_ops.gather_boundaries(t[0], left, right) for t in (views, plain)]
+    pairs = [gather_boundaries(t[0], left, right) for t in (views, plain)]
     assert torch.equal(*pairs)
 
 
@@ -237,18 +215,7 @@ def long(*values):
     return torch.tensor(values, dtype=torch.int64)
 
 
-H = torch.zeros(6, 4)
 X, W = torch.zeros(3, 4), torch.ones(4)
-SBO = {
-    "span_rows": torch.zeros(2, 4),
-    "position_rows": torch.zeros(15, 4),
-    "target_spans": long(0, 1, 1),
-    "target_offsets": long(0, 0, 1),
-    "sbo_ids": long(5, 5, 5),
-    "weight": W,
-    "bias": W,
-    "eps": EPS,
-}
 CE = {
     "logits": torch.zeros(3, 5),
     "targets": long(0, 1, 2),
@@ -257,7 +224,6 @@ CE = {
     "scale": torch.ones(3),
     "vocab_size": 5,
 }
-GATHER = {"hidden": H, "span_left": long(0, 2), "span_right": long(2, 4)}
 NORM = {"x": X, "weight": W, "bias": W, "eps": EPS}
 
 
@@ -266,32 +232,6 @@ def meta(*shape, dtype=torch.float32):
 
 
 BAD = [
-    ("gather_boundaries", GATHER, {"hidden": H.int()}, TypeError, "hidden.*int32"),
-    ("gather_boundaries", GATHER, {"hidden": H[None]}, ValueError, r"hidden.*\(1, 6, 4\)"),
-    ("gather_boundaries", GATHER, {"hidden": H.t()}, ValueError, "hidden.*contiguous"),
-    ("gather_boundaries", GATHER, {"span_left": long(0, 2).int()}, TypeError, "span_left.*int32"),
-    ("gather_boundaries", GATHER, {"span_left": long(0)}, ValueError, "span_right|span_left"),
-    (
-        "gather_boundaries",
-        GATHER,
-        {"span_right": long(2, 6)},
-        IndexError,
-        naming("span_right", 1, 6),
-    ),
-    (
-        "gather_boundaries",
-        GATHER,
-        {"span_left": long(-1, 2)},
-        IndexError,
-        naming("span_left", 0, -1),
-    ),
-    (
-        "gather_boundaries",
-        GATHER,
-        {"span_left": meta(2, dtype=torch.int64)},
-        ValueError,
-        "span_left.*cpu.*meta",
-    ),
     ("gelu_layer_norm", NORM, {"x": X.long()}, TypeError, "x .*int64"),
     ("gelu_layer_norm", NORM, {"x": torch.zeros(4)}, ValueError, "x "),
     ("gelu_layer_norm", NORM, {"x": torch.zeros(4, 3).t()}, ValueError, "x .*contiguous"),
@@ -299,39 +239,6 @@ BAD = [
     ("gelu_layer_norm", NORM, {"weight": W.bfloat16()}, TypeError, "weight.*bfloat16"),
     ("gelu_layer_norm", NORM, {"bias": W.double()}, TypeError, "bias.*float64"),
     ("gelu_layer_norm", NORM, {"bias": meta(4)}, ValueError, "bias.*cpu.*meta"),
-    ("sbo_first_layer", SBO, {"span_rows": torch.zeros(2, 4).long()}, TypeError, "span_rows"),
-    ("sbo_first_layer", SBO, {"position_rows": torch.zeros(15, 5)}, ValueError, "position_rows"),
-    (
-        "sbo_first_layer",
-        SBO,
-        {"position_rows": torch.zeros(15, 4).half()},
-        TypeError,
-        "position_rows",
-    ),
-    (
-        "sbo_first_layer",
-        SBO,
-        {"target_spans": long(0, 1, 2)},
-        IndexError,
-        naming("target_spans", 2),
-    ),
-    (
-        "sbo_first_layer",
-        SBO,
-        {"target_offsets": long(0, 0, 15)},
-        IndexError,
-        naming("target_offsets", 2, 15),
-    ),
-    ("sbo_first_layer", SBO, {"target_offsets": long(0, 0, -1)}, IndexError, "target_offsets.*-1"),
-    ("sbo_first_layer", SBO, {"sbo_ids": long(1, 2)}, ValueError, "sbo_ids"),
-    (
-        "sbo_first_layer",
-        SBO,
-        {"sbo_ids": meta(3, dtype=torch.int64)},
-        ValueError,
-        "sbo_ids.*cpu.*meta",
-    ),
-    ("sbo_first_layer", SBO, {"bias": torch.ones(3)}, ValueError, "bias"),
     ("cross_entropy_rows_", CE, {"logits": CE["logits"].long()}, TypeError, "logits"),
     ("cross_entropy_rows_", CE, {"targets": long(0, 1, 5)}, IndexError, naming("targets", 2, 5)),
     ("cross_entropy_rows_", CE, {"targets": long(0, -1, 2)}, IndexError, naming("targets", 1, -1)),
@@ -358,25 +265,6 @@ def test_bad_arguments_of_operations(force_backend, name, good, change, error, m
     }
     with pytest.raises(error, match=message):
         getattr(_ops, name)(**arguments)
-
-
-@pytest.mark.parametrize(
-    "name, good, change",
-    [
-        ("gather_boundaries", GATHER, {"span_left": long(-1, 2)}),
-        ("gather_boundaries", GATHER, {"span_right": long(2, 6)}),
-        ("sbo_first_layer", SBO, {"target_spans": long(0, 1, 2)}),
-        ("sbo_first_layer", SBO, {"target_spans": long(0, 1, -1)}),
-        ("sbo_first_layer", SBO, {"target_offsets": long(0, 0, 15)}),
-        ("sbo_first_layer", SBO, {"target_offsets": long(0, 0, -1)}),
-    ],
-)
-def test_the_reference_path_reads_nothing_out_of_range(force_backend, name, good, change):
-    """A negative index is no Python index from the end: both paths refuse it with the argument's
-    name."""
-    force_backend("reference")
-    with pytest.raises(IndexError, match=next(iter(change))):
-        getattr(_ops, name)(**{**good, **change})
 
 
 def test_second_derivatives_are_refused_or_right(force_backend):

@@ -20,7 +20,7 @@ from spanbert_ext._boundary import check_float, working_dtype
 from spanbert_ext._sbo_op import check_indices, sbo_head
 from spanbert_ext.masked_batch import MaskedBatch
 from spanbert_ext.plain_modules import is_plain
-from spanbert_ext.reference import IGNORE
+from spanbert_ext.reference import IGNORE, gather_boundaries
 
 
 class GeluLayerNorm(nn.Module):
@@ -151,7 +151,7 @@ class SBOHead(nn.Module):
         index = (batch.span_left, batch.span_right, batch.target_spans)
         index += (batch.target_offsets, batch.sbo_ids)
         check_indices(hidden, index, self.max_span_targets)
-        pairs = _ops.gather_boundaries(hidden, batch.span_left, batch.span_right)
+        pairs = gather_boundaries(hidden, batch.span_left, batch.span_right)
         used = batch.sbo_ids != IGNORE
         offsets = torch.where(used, batch.target_offsets, 0)
         positions = self.position_embeddings(offsets).to(pairs.dtype)
