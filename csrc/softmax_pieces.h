@@ -1,7 +1,7 @@
 // The row of softmax_rows.h for a GPU: read in pieces of 16 bytes, once, with a running maximum and a sum that is
 // rescaled whenever the maximum rises. Everything is in powers of two: with c the largest z * log2(e) and t = z *
 // log2(e) - c in one rounding,
-//   loss = ln 2 * (log2(sum of 2^t) - t[target]),   gradient = scale * (2^t / sum - onehot(target)),
+//   loss = ln 2 * (log2(sum of 2^t) - t[target]),   gradient = scale * (2^t - onehot(target) * sum) / sum,
 // so the rounding of c drops out of both, and a value costs one multiply-add and one ex2 in each of the two passes.
 // |z| may not exceed 2.3e38, where z * log2(e) leaves fp32: such a row gives NaN.
 #pragma once
@@ -199,9 +199,12 @@ SPANBERT_HD working_t<T> cross_entropy_of_pieces(const Group& g, const CrossEntr
   // Everybody reads the target's logit before its owner overwrites it: the reductions stand between.
   const W z_target = z_at(target);
   sum = merged(g, sum);
-  const W above = log2(sum.total) - multiply_add(z_target, kLog2E<W>, -sum.shift);
-  // The target's own power is rounded, so its logarithm may fall short of the target; NaN is not below 0.
-  const W loss = above < 0 ? W(0) : W(0.69314718055994530942) * above;
+  // What the others leave of the target: the digits of a likely one would get lost in a difference of logarithms, or of
+  // its share and 1.
+  const W t_target = multiply_add(z_target, kLog2E<W>, -sum.shift), share_target = power_of_two(t_target);
+  const W rest = sum.total - share_target;
+  const W loss =
+      share_target > rest ? log1p(rest / share_target) : W(0.69314718055994530942) * (log2(sum.total) - t_target);
   if (!args.scale) return loss;
 
   const W scale = static_cast<const W*>(args.scale)[row], factor = scale / sum.total;
@@ -217,7 +220,7 @@ SPANBERT_HD working_t<T> cross_entropy_of_pieces(const Group& g, const CrossEntr
       for (int i = 0; i < kWidth; ++i) z[i] = product(share_of(z[i]), factor);
       if (p == target / kWidth) {
         SPANBERT_UNROLL
-        for (int i = 0; i < kWidth; ++i) z[i] -= i == target % kWidth ? scale : W(0);
+        for (int i = 0; i < kWidth; ++i) z[i] = i == target % kWidth ? -product(rest, factor) : z[i];
       }
       write_piece<kAligned>(logits + p * kWidth, pack(z, T()));
     }
@@ -231,8 +234,8 @@ SPANBERT_HD working_t<T> cross_entropy_of_pieces(const Group& g, const CrossEntr
     }
   }
   for (int v = whole * kWidth + rank; v < stride; v += size) {
-    const W gradient = v < vocab_size ? product(share_of(z_at(v)), factor) - (v == target ? scale : W(0)) : W(0);
-    logits[v] = store<T>(gradient);
+    const W share = v < vocab_size ? (v == target ? -rest : share_of(z_at(v))) : W(0);
+    logits[v] = store<T>(product(share, factor));
   }
   return loss;
 }
