@@ -10,8 +10,9 @@ import torch
 from strategies import make_masker, run_python
 
 from spanbert_ext import _ops, reference
-from spanbert_ext._boundary import place, readable
+from spanbert_ext._boundary import check_range, place, readable
 from spanbert_ext.attention import attention_path
+from spanbert_ext.cross_entropy import _chunk_rows, _padded_vocabulary
 from spanbert_ext.ops import backend
 
 CPU, META = torch.device("cpu"), torch.device("meta")
@@ -266,19 +267,21 @@ def test_emulated_needs_the_test_build(force_backend, monkeypatch):
             decide(CPU)
 
 
+class EmulatingModule:
+    emulates_cuda = True
+    cpu_isa = "baseline"
+
+    @staticmethod
+    def Place(device, stream):
+        return device, stream
+
+
 def test_emulated_tensors_take_the_decisions_of_a_gpu(force_backend, monkeypatch):
-    class Module:
-        emulates_cuda = True
-        cpu_isa = "baseline"
-
-        @staticmethod
-        def Place(device, stream):
-            return device, stream
-
     values = torch.zeros(2)
     native = place(values)
     assert readable(values) and not backend.cuda_path(CPU)
-    monkeypatch.setattr(backend, "native_module", Module)
+    assert _chunk_rows(1 << 20, CPU) == 128 and _padded_vocabulary(torch.ones(5, 2)).shape == (5, 2)
+    monkeypatch.setattr(backend, "native_module", EmulatingModule)
     monkeypatch.setitem(backend._CPU_MULTIPLIES, torch.bfloat16, False)
     assert place(values) == (-1, 0) and native is not None
     assert backend.product_dtype(CPU, torch.bfloat16) == torch.float32
@@ -288,8 +291,22 @@ def test_emulated_tensors_take_the_decisions_of_a_gpu(force_backend, monkeypatch
     assert place(values) == (0, 0) and not readable(values)
     assert backend.product_dtype(CPU, torch.bfloat16) == torch.bfloat16
     assert attention_path(torch.zeros(1, 2, 8, dtype=torch.bfloat16), 0.0) == "blocks"
+    assert _chunk_rows(1 << 20, CPU) == 1024
+    assert _padded_vocabulary(torch.ones(5, 2)).shape == (128, 2)
     with pytest.raises(RuntimeError, match="takes tensors on the CPU"):
         backend.use_native(torch.device("cuda", 0))
+
+
+def test_emulated_checks_launch_nothing_that_a_kernel_asserts(force_backend, monkeypatch):
+    force_backend("emulated")
+    monkeypatch.setattr(backend, "native_module", EmulatingModule)
+    index, launched = torch.tensor([0, 7]), []
+    monkeypatch.setattr(torch, "_assert_async", lambda *said: launched.append(said))
+    check_range("index", index, 5, kernel_asserts=True)
+    assert not launched
+    check_range("index", index, 5)
+    ((fine, said),) = launched
+    assert not bool(fine) and said == "index must lie in [0, 5)"
 
 
 # Where a file compares a device's type, it speaks of the device itself, not of an algorithm.
@@ -316,9 +333,18 @@ ABOUT_DEVICES = {
 }
 
 
+def compares_device_types(node: ast.Compare) -> bool:
+    """Whether the type of a device is compared with a kind of device, in whichever order."""
+    sides = [node.left, *node.comparators]
+    words = {n.value for side in sides for n in ast.walk(side) if isinstance(n, ast.Constant)}
+    return bool(words & {"cuda", "cpu"}) and any(
+        isinstance(side, ast.Attribute) and side.attr == "type" for side in sides
+    )
+
+
 def test_only_the_back_end_chooses_algorithms():
     """Else the emulated path would be another than a GPU's."""
-    package = Path(backend.__file__).parents[1]
+    package = Path(backend.__file__).resolve().parents[1]
     compares = set()
     for path in package.rglob("*.py"):
         name = path.relative_to(package).as_posix()
@@ -326,9 +352,16 @@ def test_only_the_back_end_chooses_algorithms():
             continue
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Attribute):
-                assert node.attr != "is_cuda", f"{name}:{node.lineno}: ask ops/backend.py"
-            if isinstance(node, ast.Compare):
-                words = {getattr(side, "value", None) for side in node.comparators}
-                if words & {"cuda", "cpu"} and getattr(node.left, "attr", "") == "type":
-                    compares.add(name)
+                asks = node.attr in ("is_cuda", "is_cpu", "get_device")
+                assert not asks, f"{name}:{node.lineno}: ask ops/backend.py"
+            if isinstance(node, ast.Compare) and compares_device_types(node):
+                compares.add(name)
     assert compares == set(ABOUT_DEVICES)
+
+
+@pytest.mark.parametrize(
+    "code", ["x.device.type == 'cuda'", "'cpu' != d.type", "d.type in ('cuda', 'xpu')"]
+)
+def test_comparisons_of_a_device_are_seen(code):
+    assert compares_device_types(ast.parse(code, mode="eval").body)
+    assert not compares_device_types(ast.parse("span.type == kind", mode="eval").body)

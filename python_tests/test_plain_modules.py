@@ -6,7 +6,7 @@ import dataclasses
 import pytest
 import torch
 from model_cases import config, random_weights
-from strategies import make_masker, word_text
+from strategies import make_masker, naming, word_text
 from torch import nn
 from torch.nn.modules import module as torch_module
 from torch.nn.utils import parametrize
@@ -176,12 +176,21 @@ def test_a_parametrised_layer_of_the_sbo_head_is_called(backend, head, span_batc
     torch.testing.assert_close(rows_of(head, span_batch).detach(), found, rtol=1e-5, atol=1e-5)
 
 
-def test_changed_layers_have_the_heads_checks(backend, head, span_batch):
+@pytest.mark.parametrize(
+    "name, value",
+    [("span_left", -1), ("span_right", 80), ("target_spans", -1), ("target_offsets", 15)],
+)
+def test_changed_layers_have_the_heads_checks(backend, head, span_batch, name, value):
+    """Without the head's kernels, torch asserts where the host reads nothing."""
     head.linear1 = Lora(head.linear1)
-    offsets = span_batch.target_offsets.clone()
-    offsets[(span_batch.sbo_ids != -100).nonzero()[0]] = 15
-    with pytest.raises(IndexError, match="target_offsets.*15"):
-        rows_of(head, dataclasses.replace(span_batch, target_offsets=offsets))
+    used = span_batch.span_right > 0 if name.startswith("span") else span_batch.sbo_ids != -100
+    index = getattr(span_batch, name).clone()
+    index[used.nonzero()[0]] = value
+    error, said = IndexError, naming(name, value)
+    if backend == "emulated":
+        error, said = RuntimeError, f"{name} must lie in"
+    with pytest.raises(error, match=said):
+        rows_of(head, dataclasses.replace(span_batch, **{name: index}))
 
 
 @pytest.mark.parametrize("changed", [False, True])
@@ -191,6 +200,10 @@ def test_a_head_compiles_either_way(head, span_batch, changed):
     compiled = torch.compile(head, backend="eager", fullgraph=True)
     hidden = torch.randn(2, 40, 16)
     torch.testing.assert_close(compiled(hidden, span_batch), head(hidden, span_batch))
+    left = span_batch.span_left.clone()
+    left[0] = -1
+    with pytest.raises((IndexError, RuntimeError), match="span_left must lie in"):
+        compiled(hidden, dataclasses.replace(span_batch, span_left=left))
 
 
 @pytest.mark.parametrize("name", [n for n in ENCODER_LAYERS if "LayerNorm" in n])

@@ -101,9 +101,12 @@ def _check(hidden, index, parameters, capacity) -> None:
     check_indices(hidden, index, positions.shape[0])
 
 
-def check_indices(hidden: Tensor, index: tuple[Tensor, ...], positions: int) -> None:
+def check_indices(
+    hidden: Tensor, index: tuple[Tensor, ...], positions: int, kernel_asserts: bool = True
+) -> None:
     """ValueError, TypeError or IndexError (CPU) unless the five columns of a batch, in the order of
-    `MaskedBatch`, fit hidden [T, H] and a table of so many positions."""
+    `MaskedBatch`, fit hidden [T, H] and a table of so many positions; `kernel_asserts` as in
+    `check_range`."""
     span_left, span_right, target_spans, target_offsets, sbo_ids = index
     tokens, spans, targets = hidden.shape[0], span_left.numel(), target_spans.numel()
     check("span_left", span_left, (None,), torch.int64, hidden)
@@ -114,10 +117,10 @@ def check_indices(hidden: Tensor, index: tuple[Tensor, ...], positions: int) -> 
     if readable(hidden) and _indices_fit(index, tokens, positions):
         return
     inside, wanted = (lambda: span_right > 0), (lambda: sbo_ids != IGNORE)
-    check_range("span_left", span_left, tokens, inside, kernel_asserts=True)
-    check_range("span_right", span_right, tokens, inside, kernel_asserts=True)
-    check_range("target_spans", target_spans, spans, wanted, kernel_asserts=True)
-    check_range("target_offsets", target_offsets, positions, wanted, kernel_asserts=True)
+    check_range("span_left", span_left, tokens, inside, kernel_asserts)
+    check_range("span_right", span_right, tokens, inside, kernel_asserts)
+    check_range("target_spans", target_spans, spans, wanted, kernel_asserts)
+    check_range("target_offsets", target_offsets, positions, wanted, kernel_asserts)
 
 
 def _indices_fit(index, tokens: int, positions: int) -> bool:
