@@ -117,12 +117,12 @@ void finish(Warp& warp) {
   for (auto& times : warp.times) times.clear();
 }
 
-std::string line(const std::string& name, Kind kind, const Tally& t) {
+std::string line(const std::string& name, Kind kind, const Tally& t, const void* place) {
   std::string text = name + "\t" + kKindNames[kind];
   for (const uint64_t value : {t.requests, t.bytes, t.sectors, t.ideal, t.turns, t.degrees, t.worst}) {
     text += "\t" + std::to_string(value);
   }
-  return text;
+  return text + "\t" + std::to_string(reinterpret_cast<uintptr_t>(place)) + "\n";
 }
 
 }  // namespace
@@ -181,9 +181,9 @@ SPANBERT_CALLED void spanbert_emulator_count(int on) {
 }
 
 // Lines of fields between tabs, valid until the next call. Of each kernel: the name, "kernel", launches, blocks,
-// threads, barriers, sectors a block reads and writes, sectors a launch reads and writes. Of each of its places, by
-// what is done there: the name, the kind, and what Tally holds; with `lines` the place in the sources behind it.
-SPANBERT_CALLED const char* spanbert_emulator_counts(int lines) {
+// threads, barriers, sectors a block reads and writes, sectors a launch reads and writes. Then, by what is done, for
+// each kind or with `places` for each place in the code: the name, the kind, what Tally holds, and the place.
+SPANBERT_CALLED const char* spanbert_emulator_counts(int places) {
   using namespace emulator::count;
   static std::string text;
   text.clear();
@@ -197,9 +197,16 @@ SPANBERT_CALLED const char* spanbert_emulator_counts(int lines) {
     Tally sums[kKinds];
     for (const auto& [place, tally] : k.places) {
       sums[place.first].add(tally);
-      if (lines) text += line(name, place.first, tally) + "\t" + emulator::record::line_of(place.second) + "\n";
+      if (places) text += line(name, place.first, tally, place.second);
     }
-    for (int kind = 0; kind < kKinds && !lines; ++kind) text += line(name, Kind(kind), sums[kind]) + "\n";
+    for (int kind = 0; kind < kKinds && !places; ++kind) text += line(name, Kind(kind), sums[kind], nullptr);
   }
+  return text.c_str();
+}
+
+// Where a place stands in the sources, the innermost function first; valid until the next call.
+SPANBERT_CALLED const char* spanbert_emulator_line(uintptr_t place) {
+  static std::string text;
+  text = emulator::record::line_of(reinterpret_cast<const void*>(place));
   return text.c_str();
 }
