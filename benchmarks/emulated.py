@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, astuple, dataclass, fields
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -30,8 +30,8 @@ HEADER = (
     "operation", "kernel", "dtype", "least", "request", "block", "launch", "sectors", "ideal",
     "ways", "mean", "barriers",
 )  # fmt: skip
-# Helpers that every access goes through: the line that matters is the one that calls them.
-HELPERS = ("csrc/common/vectors.h", "csrc/columns.h", "csrc/portable.h")
+# Helpers that every access goes through: the lines that matter are those that call them.
+HELPERS = ("csrc/common/", "csrc/columns.h", "csrc/norm_columns.h", "csrc/portable.h")
 
 
 @dataclass(frozen=True)
@@ -87,6 +87,7 @@ class Place:
     """Where in the sources a kernel misses a goal, and by how much."""
 
     kernel: str
+    dtype: str
     line: str
     what: str
 
@@ -117,9 +118,10 @@ class Counters:
                 yield kernel, kind, dict(zip(TALLY, map(int, values), strict=True))
 
     def line(self, place: int) -> str:
-        """The innermost line of a place that is no helper's."""
+        """The two innermost lines of a place that are no helper's."""
         chain = self._library.spanbert_emulator_line(place).decode().split(" < ")
-        return next((line for line in chain if not line.startswith(HELPERS)), chain[0])
+        told = [line for line in chain if not line.startswith(HELPERS)] or chain
+        return " < ".join(line.removeprefix("csrc/") for line in told[:2])
 
 
 def parse(text: str) -> dict[str, dict[str, list[int]]]:
@@ -178,11 +180,15 @@ def misses(row: Row, counters: Counters) -> Iterator[Place]:
         )
         if worst > WAYS:
             mean = sum(t["degrees"] for t in tallies) / sum(t["turns"] for t in tallies)
-            yield Place(row.kernel, line, f"{kind}: {worst} ways at worst, {mean:.2f} on average")
+            yield Place(
+                row.kernel, row.dtype, line, f"{kind}: {worst} ways at worst, {mean:.2f} on average"
+            )
         elif sectors > TRAFFIC * ideal and SECTOR * (sectors - ideal) > 0.05 * row.least:
             each = f"{sectors / requests:.1f} sectors a request for {ideal / requests:.1f}"
             share = SECTOR * (sectors - ideal) / row.least
-            yield Place(row.kernel, line, f"{kind}: {each}, {share:.2f} of the least more")
+            yield Place(
+                row.kernel, row.dtype, line, f"{kind}: {each}, {share:.2f} of the least more"
+            )
 
 
 def measure(library: str) -> tuple[list[Row], list[Place]]:
@@ -229,20 +235,20 @@ def summary(rows: Sequence[Row]) -> str:
 
 def markdown(rows: Sequence[Row], places: Sequence[Place]) -> str:
     """The table and the places as markdown."""
-    about = rows[0]
+    about, table = rows[0], f"benchmarks/results/{RESULTS.name}"
     lines = [
         f"# What kernels ask of memory, counted by the emulator, {about.date[:10]}",
         "",
-        f"`python -m benchmarks.emulated` at {about.commit}; rows: `benchmarks/results/emulated.csv`.",
+        f"`python -m benchmarks.emulated` at {about.commit}; rows: `{table}`.",
         summary(rows) + ".",
         "",
         "| " + " | ".join(HEADER) + " |",
         "|---" * len(HEADER) + "|",
         *("| " + " | ".join(row.cells()) + " |" for row in rows),
         "",
-        "| kernel | line | what |",
-        "|---|---|---|",
-        *(f"| {place.kernel} | {place.line} | {place.what} |" for place in places),
+        "| kernel | dtype | line | what |",
+        "|---|---|---|---|",
+        *("| " + " | ".join(astuple(place)) + " |" for place in places),
     ]
     return "\n".join(lines) + "\n"
 
@@ -290,7 +296,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     rows, places = measure(backend.native_module.__file__)
     print("\n".join(aligned([HEADER, *(row.cells() for row in rows)])))
-    print("\n".join(aligned([(p.kernel, p.line, p.what) for p in places])))
+    print("\n".join(aligned([astuple(p) for p in places])))
     print(summary(rows))
     if options.record:
         record(RESULTS, rows)

@@ -24,6 +24,7 @@ from spanbert_ext.training.config import RuntimeOptions
 C = backend.native_module
 HIDDEN, POSITIONS, VOCAB, STRIDE = 768, workloads.SLOTS, workloads.VOCAB, 29056
 ROWS = 4  # of 512 tokens
+MASKED_ROWS = 64  # the vocabulary's table, read once, counts less
 WIDE = 4  # bytes of a working value
 INDEX = 8  # bytes of an id or index
 
@@ -86,18 +87,18 @@ def _chunk_sum(chunks: int, columns: int, out: int) -> int:
 
 def masking() -> Operation:
     """Tokens are read, ids and labels written; then the targets of the batch are listed."""
-    tokens = workloads.text_rows(ROWS)
+    tokens = workloads.text_rows(MASKED_ROWS)
     masker, total = workloads.masker(), tokens.numel()
-    batch = masker(tokens, sample_ids=torch.arange(ROWS))
+    batch = masker(tokens, sample_ids=torch.arange(MASKED_ROWS))
     targets, used = len(batch.target_ids), int((batch.target_ids != IGNORE).sum())
     spans = len(batch.span_left)
-    bounds = 3 * INDEX * ROWS + INDEX  # starts, ends, sample ids; epoch
+    bounds = 3 * INDEX * MASKED_ROWS + INDEX  # starts, ends, sample ids; epoch
     bits = INDEX * (total // 64)  # of the eligible pieces, and as many of those masked
-    sums = 2 * INDEX * (ROWS + 1)
+    sums = 2 * INDEX * (MASKED_ROWS + 1)
     replaced = int((batch.input_ids.view(-1) != tokens.view(-1)).sum())
     return Operation(
-        "span_mask", "int64", {"rows": ROWS, "length": workloads.LENGTH, "targets": used},
-        lambda: masker(tokens, sample_ids=torch.arange(ROWS)),
+        "span_mask", "int64", {"rows": MASKED_ROWS, "length": workloads.LENGTH, "targets": used},
+        lambda: masker(tokens, sample_ids=torch.arange(MASKED_ROWS)),
         {
             # A byte of the vocabulary's table for each kind of token.
             "span_sample": 3 * INDEX * total + len(tokens.unique()) + bounds + 2 * bits + sums,
