@@ -2,21 +2,20 @@
 
 `python -m benchmarks.emulated` builds the emulator (csrc/tests/emulator) with its counters, runs
 the operations of a default step at the published base shapes on it, and prints a table of their
-kernels; `--record` replaces results/emulated.csv and `--report FILE` writes the table as markdown.
+kernels; `--record` adds it to results/emulated.csv and `--report FILE` writes it as markdown.
 It needs what csrc/tests/emulator/run needs.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import ctypes
 import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, astuple, dataclass, fields
+from collections.abc import Iterator, Sequence
+from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -62,8 +61,6 @@ class Row:
     turns: int
     degrees: int
     worst: int
-    commit: str
-    date: str
 
     def cells(self) -> tuple[str, ...]:
         """A line of the table, as HEADER names it."""
@@ -80,6 +77,10 @@ class Row:
             f"{self.degrees / self.turns:.2f}" if self.turns else "-",
             f"{self.barriers / self.blocks:.3g}",
         )
+
+
+# Columns of the recorded table beside those of all tables.
+COUNTS = tuple(field.name for field in fields(Row))[4:]
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,7 @@ def parse(text: str) -> dict[str, dict[str, list[int]]]:
     return found
 
 
-def row_of(operation, kernel: str, counted: dict[str, list[int]], commit: str, date: str) -> Row:
+def row_of(operation, kernel: str, counted: dict[str, list[int]]) -> Row:
     """The row of one kernel of an operation."""
     launches, blocks, threads, barriers, *once = counted["kernel"]
     tallies = {
@@ -161,8 +162,6 @@ def row_of(operation, kernel: str, counted: dict[str, list[int]], commit: str, d
         turns=sum(tally["turns"] for tally in shared),
         degrees=sum(tally["degrees"] for tally in shared),
         worst=max(tally["worst"] for tally in shared),
-        commit=commit,
-        date=date,
     )
 
 
@@ -198,15 +197,14 @@ def measure(library: str) -> tuple[list[Row], list[Place]]:
         AssertionError: a step launches a kernel that no row is about, or a kernel computes bytes
             that `least` does not know of.
     """
-    from benchmarks import emulated_cases, environment
+    from benchmarks import emulated_cases
 
     counters, rows, places = Counters(library), [], []
-    about = environment.commit(), environment.session_date()
     for operation in emulated_cases.operations():
         counted = counters.of(operation.run)
         assert counted.keys() == operation.least.keys(), (operation.name, counted.keys())
         for kernel, kinds in counted.items():
-            rows.append(row_of(operation, kernel, kinds, *about))
+            rows.append(row_of(operation, kernel, kinds))
             places += misses(rows[-1], counters)
     for precision in ("bf16", "fp32"):
         launched = counters.of(emulated_cases.launched_by_a_step(precision)).keys()
@@ -233,13 +231,12 @@ def summary(rows: Sequence[Row]) -> str:
     )
 
 
-def markdown(rows: Sequence[Row], places: Sequence[Place]) -> str:
-    """The table and the places as markdown."""
-    about, table = rows[0], f"benchmarks/results/{RESULTS.name}"
+def markdown(rows: Sequence[Row], places: Sequence[Place], about: dict[str, str]) -> str:
+    """The table and the places as markdown; `about` as `environment.describe` has it."""
     lines = [
-        f"# What kernels ask of memory, counted by the emulator, {about.date[:10]}",
+        f"# What kernels ask of memory, counted by the emulator, {about['date'][:10]}",
         "",
-        f"`python -m benchmarks.emulated` at {about.commit}; rows: `{table}`.",
+        f"`{about['command']}` at {about['commit']}; rows: `benchmarks/results/{RESULTS.name}`.",
         summary(rows) + ".",
         "",
         "| " + " | ".join(HEADER) + " |",
@@ -253,12 +250,18 @@ def markdown(rows: Sequence[Row], places: Sequence[Place]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def record(path: Path, rows: Iterable[Row]) -> None:
-    """Replace the recorded table."""
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, [f.name for f in fields(Row)], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(asdict(row) for row in rows)
+def record(path: Path, rows: Sequence[Row], about: dict[str, str]) -> None:
+    """Append the table to a file of results; `about` as `environment.describe` has it."""
+    from benchmarks import records
+
+    columns = (*records.COLUMNS, *COUNTS)
+    lines = []
+    for row in rows:
+        line = {name: getattr(row, name) for name in COUNTS} | about
+        line |= {"op": row.operation, "variant": row.kernel, "dtype": row.dtype}
+        line |= {"shapes": row.shapes, "device": "emulated"}
+        lines.append({name: line.get(name, "") for name in columns})
+    records.append(path, lines, columns)
 
 
 def run_on_emulator(build: Path, arguments: Sequence[str]) -> int:
@@ -273,6 +276,7 @@ def run_on_emulator(build: Path, arguments: Sequence[str]) -> int:
         **os.environ,
         "PYTHONPATH": os.pathsep.join((package, str(ROOT))),
         "SPANBERT_EXT_BACKEND": "emulated",
+        "SPANBERT_BENCHMARK_COMMAND": "python -m benchmarks.emulated",
         "OMP_NUM_THREADS": "1",
     }
     return subprocess.call(
@@ -284,7 +288,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--build", type=Path, help="a folder for the test build, which stays")
-    parser.add_argument("--record", action="store_true", help=f"write results/{RESULTS.name}")
+    parser.add_argument("--record", action="store_true", help=f"add it to results/{RESULTS.name}")
     parser.add_argument("--report", type=Path, help="write the table as markdown")
     options = parser.parse_args(arguments)
     if os.environ.get("SPANBERT_EXT_BACKEND") != "emulated":
@@ -292,16 +296,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
             arguments += ["--report", str(options.report.resolve())]
         with tempfile.TemporaryDirectory() as temporary:
             return run_on_emulator((options.build or Path(temporary)).resolve(), arguments)
+    from benchmarks import environment
     from spanbert_ext.ops import backend
 
     rows, places = measure(backend.native_module.__file__)
     print("\n".join(aligned([HEADER, *(row.cells() for row in rows)])))
     print("\n".join(aligned([astuple(p) for p in places])))
     print(summary(rows))
+    about = environment.describe("cpu")
     if options.record:
-        record(RESULTS, rows)
+        record(RESULTS, rows, about)
     if options.report:
-        options.report.write_text(markdown(rows, places))
+        options.report.write_text(markdown(rows, places, about))
     return 0
 
 

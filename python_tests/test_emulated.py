@@ -1,12 +1,11 @@
 """What `python -m benchmarks.emulated` makes of the emulator's counters."""
 
-import csv
 from dataclasses import asdict
 from types import SimpleNamespace
 
 import pytest
 
-from benchmarks import emulated
+from benchmarks import emulated, records
 
 # One launch of two blocks of 64 threads that copies 128 floats from 4 bytes behind a sector's begin
 # by way of shared memory, where its reads have conflicts of two ways.
@@ -33,7 +32,7 @@ def test_row(row):
         "launches": 1, "blocks": 2, "threads": 128, "barriers": 4,
         "least": 1024, "requested": 1024, "requests": 8,
         "by_request": 36 * 32, "ideal": 32 * 32, "by_block": 34 * 32, "by_launch": 33 * 32,
-        "turns": 8, "degrees": 12, "worst": 2, "commit": "abc", "date": "2026-01-02T03:04:05Z",
+        "turns": 8, "degrees": 12, "worst": 2,
     }  # fmt: skip
     # Of 32 sectors at least, 36, 34 and 33 are asked for; 4.5 a request where 4 would do.
     assert row.cells() == (
@@ -73,12 +72,26 @@ def test_misses(row):
 
 def test_table(row, tmp_path):
     path = tmp_path / "emulated.csv"
-    emulated.record(path, [row, row])
-    with path.open(newline="") as file:
-        assert [line["by_launch"] for line in csv.DictReader(file)] == ["1056", "1056"]
+    about = {"date": "2026-01-02T03:04:05Z", "commit": "abc", "command": "count"}
+    for _ in range(2):
+        emulated.record(path, [row], about)
+    lines = records.read(path)
+    assert [line["by_launch"] for line in lines] == ["1056", "1056"]
+    named = ("op", "variant", "dtype", "device", "commit", "median_us", "least")
+    assert [lines[0][name] for name in named] == [
+        "copying", "copy", "fp32", "emulated", "abc", "", "1024",
+    ]  # fmt: skip
     place = emulated.Place("copy", "fp32", "a.cu:1", "too much")
-    lines = emulated.markdown([row], [place]).splitlines()
+    lines = emulated.markdown([row], [place], about).splitlines()
     assert "| copying | copy | fp32 | 1.0 kB |" in "\n".join(lines)
     assert lines[-1] == "| copy | fp32 | a.cu:1 | too much |"
     assert {line.count("|") for line in lines if "copying" in line} == {len(emulated.HEADER) + 1}
     assert "1 rows: 1 move at most 1.15 times the least" in emulated.summary([row])
+
+
+def test_tables_beside_measurements_are_no_measurements(row, tmp_path):
+    """`python -m benchmarks.targets` and `.plot` read every file of a folder."""
+    emulated.record(tmp_path / "emulated.csv", [row], {"date": "2026-01-02"})
+    (tmp_path / "resources.csv").write_text("kernel,registers\ncopy,8\n")
+    (tmp_path / "empty.csv").write_text("")
+    assert [line["variant"] for line in records.read_measured(tmp_path)] == ["copy"]
