@@ -1,11 +1,17 @@
-"""What every test file shares: hypothesis settings, the CUDA marker, one thread by default, the
-`backend` fixture."""
+"""What every test file shares: hypothesis settings, the CUDA marker, one thread by default, and the
+fixtures that run a test once on every back end.
+
+The emulated back end needs the test build that csrc/tests/emulator/run makes, CUDA needs a GPU.
+"""
 
 import os
 import sys
 
 import hypothesis
 import pytest
+from back_ends import EMULATED, GPU
+
+from spanbert_ext.ops import backend as back_end
 
 # Derandomised: the gate gives the same answer for the same code; other seeds are a matter of one
 # environment variable.
@@ -30,9 +36,7 @@ def _cuda_obstacle() -> str:
 
     if not torch.cuda.is_available():
         return "torch sees no CUDA device"
-    from spanbert_ext.ops import backend
-
-    return backend.obstacle("cuda")
+    return back_end.obstacle("cuda")
 
 
 def pytest_collection_modifyitems(items):
@@ -63,22 +67,45 @@ def one_thread():
 @pytest.fixture
 def force_backend(monkeypatch):
     """A function that makes one back end answer from here to the end of the test."""
-    from spanbert_ext.ops import backend
 
     def force(mode: str) -> str:
         monkeypatch.setenv("SPANBERT_EXT_BACKEND", mode)
-        backend.reset()
+        back_end.reset()
         return mode
 
     yield force
     monkeypatch.undo()
-    backend.reset()
+    back_end.reset()
 
 
-@pytest.fixture(params=["native", "reference"])
+@pytest.fixture(params=["native", "reference", *EMULATED])
 def backend(request, force_backend):
-    """Runs a test once with the native core and once with the reference."""
+    """For tests of tensors on the CPU: the native core, the reference, the emulated kernels."""
     return force_backend(request.param)
+
+
+@pytest.fixture(params=["native", *EMULATED])
+def core(request, force_backend):
+    """As `backend`, without the reference."""
+    return force_backend(request.param)
+
+
+def _device(request, force_backend) -> str:
+    force_backend("native" if request.param == "cuda" else request.param)
+    return "cuda" if request.param == "cuda" else "cpu"
+
+
+@pytest.fixture(params=["native", *EMULATED, GPU])
+def device(request, force_backend):
+    """For tests that move their tensors: the device of the native core, of the emulated kernels and
+    of a GPU."""
+    return _device(request, force_backend)
+
+
+@pytest.fixture(params=[*EMULATED, GPU])
+def gpu(request, force_backend):
+    """As `device`, for what compares with the native core of the CPU."""
+    return _device(request, force_backend)
 
 
 @pytest.fixture

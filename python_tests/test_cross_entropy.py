@@ -94,12 +94,12 @@ def test_values_and_gradients(backend, dtype, count, size, vocabulary, bias, red
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("elements", [1, 300, 31 * 17, 31 * 64])
 @pytest.mark.parametrize("reduction", ["mean", "none"])
-def test_chunks(force_backend, monkeypatch, dtype, elements, reduction):
+def test_chunks(core, monkeypatch, dtype, elements, reduction):
     """Chunks of one row, of a few rows, with and without a rest."""
-    force_backend("native")
     rows, weight, bias = randn(64, 12, seed=1), randn(31, 12, seed=2), randn(2, 31, seed=3)
     targets, head = classes(64, 31, ignored=0.1), torch.arange(64) % 2
-    monkeypatch.setattr(cross_entropy, "_CHUNK_BYTES", {"cpu": elements})
+    sizes = dict.fromkeys(("cpu", "cuda"), elements)
+    monkeypatch.setattr(cross_entropy, "_CHUNK_BYTES", sizes)
     grad = randn(64, seed=4) if reduction == "none" else None
     assert_like_torch(rows, weight, targets, bias, head, reduction, dtype, grad)
 
@@ -156,8 +156,7 @@ def test_not_a_number_shows_in_its_row_and_in_the_mean(backend):
     seed=st.integers(0, 1000),
 )
 @settings(max_examples=60)
-def test_any_shape(force_backend, dtype, count, size, vocabulary, heads, ignored, reduction, seed):
-    force_backend("native")
+def test_any_shape(core, dtype, count, size, vocabulary, heads, ignored, reduction, seed):
     bias = randn(heads, vocabulary, seed=seed) if heads else None
     head = torch.arange(count) % heads if heads > 1 else None
     targets = classes(count, vocabulary, seed, ignored)
@@ -267,9 +266,8 @@ def test_loss_scaling_saves_small_fp16_gradients(backend):
     assert_as_good_as_torch(ours.half(), own.half(), exact, "weight")
 
 
-def test_second_derivatives_are_refused_or_right(force_backend):
+def test_second_derivatives_are_refused_or_right(core):
     """Of the square, whose gradient depends on the loss: an error, never a part of the answer."""
-    force_backend("native")
     rows, weight = randn(5, 3).double().requires_grad_(), randn(7, 3, seed=1).double()
     targets = classes(5, 7)
     with pytest.raises(RuntimeError):

@@ -52,9 +52,8 @@ def test_double_rows_stay_double_under_autocast(backend):
 
 @pytest.mark.parametrize("first", ["compiled", "eager"])
 @pytest.mark.parametrize("reduction", ["mean", "none"])
-def test_compiles_as_one_graph(force_backend, reduction, first):
+def test_compiles_as_one_graph(core, reduction, first):
     """Whether or not the back end has been chosen before the trace."""
-    force_backend("native")
     targets, weights = classes(20, 31), torch.linspace(1, 2, 20)
     leaves = [randn(20, 8, seed=1), randn(31, 8, seed=2), randn(31, seed=3)]
 
@@ -72,8 +71,7 @@ def test_compiles_as_one_graph(force_backend, reduction, first):
         assert torch.allclose(got, expected, atol=1e-6)
 
 
-def test_two_heads_compile_as_one_graph(force_backend):
-    force_backend("native")
+def test_two_heads_compile_as_one_graph(core):
     mlm, sbo = classes(12, 31, 4), classes(9, 31, 5)
     leaves = [randn(12, 8, seed=1), randn(9, 8, seed=2), randn(31, 8, seed=3), randn(2, 31, seed=4)]
 
@@ -89,8 +87,7 @@ def test_two_heads_compile_as_one_graph(force_backend):
         assert torch.allclose(got, expected, atol=1e-6)
 
 
-def test_threads_change_nothing(force_backend):
-    force_backend("native")
+def test_threads_change_nothing(core):
     leaves = [randn(300, 16, seed=1), randn(701, 16, seed=2), randn(701, seed=3)]
     targets = classes(300, 701)
     one = value_and_gradients(lambda r, w, b: linear_cross_entropy(r, w, targets, b), leaves)
@@ -184,9 +181,8 @@ def test_bad_arguments(backend, change, error, message):
         linear_cross_entropy(**{**GOOD, **change})
 
 
-def test_positions_in_messages_count_in_the_callers_rows(force_backend, monkeypatch):
+def test_positions_in_messages_count_in_the_callers_rows(core, monkeypatch):
     """Whatever is left out and however it is cut into chunks."""
-    force_backend("native")
     monkeypatch.setattr(cross_entropy, "_CHUNK_BYTES", {"cpu": 14})
     targets = torch.tensor([IGNORE, 0, 1, 2, 3, IGNORE, 99, 1])
     with pytest.raises(IndexError, match=naming("targets", 6, 99, 7)):

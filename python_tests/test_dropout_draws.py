@@ -24,8 +24,8 @@ def native_factors(rows, size, p, seed, site) -> torch.Tensor:
 
 
 @pytest.fixture
-def native(force_backend):
-    force_backend("native")
+def native(core):
+    """The draws of the compiled row functions."""
 
 
 def test_known_answers():

@@ -5,6 +5,7 @@ import dataclasses
 
 import pytest
 import torch
+from back_ends import EMULATED
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from strategies import (
@@ -32,8 +33,13 @@ BLOCK = 510
 
 
 def both_paths(force_backend, run) -> tuple[MaskedBatch, MaskedBatch]:
+    """By the native core, which the emulated kernels equal where there are any, and by the
+    reference."""
     force_backend("native")
     native = run()
+    if EMULATED:
+        force_backend("emulated")
+        assert_same_batch(run(), native)
     force_backend("reference")
     return native, run()
 
@@ -170,9 +176,8 @@ def check_invariants(masker, tokens, starts, ends, batch: MaskedBatch) -> None:
 )
 @example(masker=make_masker(mask_ratio=1.0), lengths=[1, 2, 510, 0])
 @settings(max_examples=60)
-def test_invariants_on_long_text(force_backend, masker, lengths):
+def test_invariants_on_long_text(core, masker, lengths):
     """As above without the slow reference, on sizes that cross many bitmap words."""
-    force_backend("native")
     ends = torch.tensor(lengths).cumsum(0)
     tokens = word_text(int(ends[-1]), seed=len(lengths))
     starts = ends - torch.tensor(lengths)
@@ -239,8 +244,7 @@ def test_seeds_that_are_equal_modulo_two_to_the_64():
 
 
 @pytest.mark.parametrize("threads", [2, 3, 5])
-def test_the_number_of_threads_changes_nothing(force_backend, threads):
-    force_backend("native")
+def test_the_number_of_threads_changes_nothing(core, threads):
     lengths = torch.randint(0, 300, (200,), generator=torch.Generator().manual_seed(1))
     tokens = word_text(int(lengths.sum()), seed=2)
     cu_seqlens = torch.nn.functional.pad(lengths.cumsum(0), (1, 0))
@@ -341,10 +345,9 @@ def test_overflow_agrees_between_paths(force_backend):
 
 @pytest.mark.parametrize("scheme", ["span", "entity"])
 @pytest.mark.parametrize("capacity", [1, 4, 200])
-def test_nothing_is_written_outside_the_outputs(force_backend, monkeypatch, capacity, scheme):
+def test_nothing_is_written_outside_the_outputs(core, monkeypatch, capacity, scheme):
     """Every output and working buffer stands between guard zones, which survive (RELIABILITY
     G7)."""
-    force_backend("native")
     guard, zone, buffers = -0x5A5A5A5A, 16, []
 
     def fenced(like, shape, dtype):

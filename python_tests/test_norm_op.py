@@ -143,8 +143,7 @@ def test_gradcheck(backend):
 
 
 @pytest.mark.parametrize("branch, stream", DTYPES)
-def test_threads_repeats_and_views_give_the_same_bits(force_backend, branch, stream):
-    force_backend("native")
+def test_threads_repeats_and_views_give_the_same_bits(core, branch, stream):
     x, residual, weight, bias = inputs(700, 96, branch, stream)
     wide = working_dtype(stream)
     tensors = [x, residual, weight.to(wide), bias.to(wide)]
@@ -164,8 +163,7 @@ def test_threads_repeats_and_views_give_the_same_bits(force_backend, branch, str
         assert all(torch.equal(a, b) for a, b in zip(one, everything(views), strict=True))
 
 
-def test_compiles_as_one_graph(force_backend):
-    force_backend("native")
+def test_compiles_as_one_graph(core):
 
     def step(x, residual, weight, bias):
         seed = torch.randint(-(1 << 63), (1 << 63) - 1, (1,))
@@ -181,8 +179,7 @@ def test_compiles_as_one_graph(force_backend):
     assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
 
 
-def test_second_derivatives_are_refused(force_backend):
-    force_backend("native")
+def test_second_derivatives_are_refused(core):
     x = randn(3, 4).requires_grad_()
     out = dropout_add_layer_norm(x, x.detach(), torch.ones(4), torch.ones(4), EPS)
     with pytest.raises(RuntimeError, match="once, not twice"):

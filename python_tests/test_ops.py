@@ -206,9 +206,8 @@ def test_sbo_first_layer_without_targets(backend, targets, spans):
 
 
 @pytest.mark.parametrize("padding", [0, 3])
-def test_cross_entropy_rows_by_hand(padding, force_backend):
+def test_cross_entropy_rows_by_hand(padding, core):
     """softmax of (0, ln 3) is (1/4, 3/4); padding columns hold garbage and become 0."""
-    force_backend("native")
     ln3 = 1.0986122886681098
     logits = torch.full((3, 2 + padding), 77.0, dtype=torch.float64)
     logits[:, :2] = torch.tensor([[0.0, ln3], [0.0, 0.0], [5.0, 5.0]])
@@ -224,8 +223,7 @@ def test_cross_entropy_rows_by_hand(padding, force_backend):
     assert torch.allclose(grad_bias, grads[:2], atol=1e-14)
 
 
-def test_without_scale_the_logits_are_left_alone(force_backend):
-    force_backend("native")
+def test_without_scale_the_logits_are_left_alone(core):
     logits = randn(4, 9, seed=1)
     before = logits.clone()
     losses, grad_bias = _ops.cross_entropy_rows_(

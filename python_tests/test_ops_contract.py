@@ -113,15 +113,13 @@ def test_every_operation_has_a_sample():
 
 
 @pytest.mark.parametrize("name", registered_operations())
-def test_opcheck(force_backend, name):
-    force_backend("native")
+def test_opcheck(core, name):
     for arguments in op_samples()[name]:
         torch.library.opcheck(getattr(torch.ops.spanbert_ext, name).default, arguments)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_threads_and_repeats_give_the_same_bits(force_backend, dtype):
-    force_backend("native")
+def test_threads_and_repeats_give_the_same_bits(core, dtype):
     batch = text_batch(30, 256, mask_ratio=0.15)
     index = (batch.target_spans, batch.target_offsets, batch.sbo_ids)
     wide = working_dtype(dtype)
@@ -156,9 +154,8 @@ def test_threads_and_repeats_give_the_same_bits(force_backend, dtype):
     offset=st.integers(0, 7),
 )
 @settings(max_examples=60)
-def test_views_give_what_copies_give(force_backend, dtype, rows, size, offset):
+def test_views_give_what_copies_give(core, dtype, rows, size, offset):
     """Storage offsets break the alignment that wide loads like."""
-    force_backend("native")
     wide = working_dtype(dtype)
     plain = [
         randn(rows, size, dtype=dtype, seed=1),
@@ -177,10 +174,9 @@ def test_views_give_what_copies_give(force_backend, dtype, rows, size, offset):
 
 
 @pytest.mark.parametrize("name", [n for n in registered_operations() if n != "span_mask"])
-def test_nothing_is_written_outside_the_outputs(force_backend, monkeypatch, name):
+def test_nothing_is_written_outside_the_outputs(core, monkeypatch, name):
     """Outputs and working buffers stand between guard zones that survive; no output keeps a guard
     value."""
-    force_backend("native")
     guard, zone, buffers = 12345.0, 24, []
 
     def fenced(like, shape, dtype):
@@ -258,8 +254,7 @@ BAD_IDS = [f"{case[0]}-{next(iter(case[2]))}-{case[3].__name__}" for case in BAD
 
 
 @pytest.mark.parametrize("name, good, change, error, message", BAD, ids=BAD_IDS)
-def test_bad_arguments_of_operations(force_backend, name, good, change, error, message):
-    force_backend("native")
+def test_bad_arguments_of_operations(core, name, good, change, error, message):
     arguments = {
         k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in {**good, **change}.items()
     }
@@ -267,9 +262,8 @@ def test_bad_arguments_of_operations(force_backend, name, good, change, error, m
         getattr(_ops, name)(**arguments)
 
 
-def test_second_derivatives_are_refused_or_right(force_backend):
+def test_second_derivatives_are_refused_or_right(core):
     """Gradients of gradients are not implemented: an error, never a silently wrong number."""
-    force_backend("native")
     x = randn(3, 4, dtype=torch.float64, seed=1).requires_grad_()
     weight = torch.ones(4, dtype=torch.float64)
     with pytest.raises(RuntimeError):

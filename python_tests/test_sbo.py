@@ -265,8 +265,7 @@ def test_autocast(backend):
         assert mine <= 2 * its + slack, f"{name}: {mine:.3g} against {its:.3g}"
 
 
-def test_compiles_as_one_graph(force_backend):
-    force_backend("native")
+def test_compiles_as_one_graph(core):
     batch, head = framed_batch(), make_head()
     hidden, grad = randn(240, 24, seed=1), randn(batch.sbo_ids.shape[0], 24, seed=2)
     eager = run(lambda h, b, m: m(h, b), hidden, batch, head, grad)
@@ -277,8 +276,7 @@ def test_compiles_as_one_graph(force_backend):
         assert torch.allclose(value, eager[name], atol=2e-5 * float(eager[name].abs().max())), name
 
 
-def test_threads_change_nothing(force_backend):
-    force_backend("native")
+def test_threads_change_nothing(core):
     batch = framed_batch(32, 128)
     hidden, grad = randn(32 * 128, 24, seed=1), randn(batch.sbo_ids.shape[0], 24, seed=2)
     one = run(lambda h, b, m: m(h, b), hidden, batch, make_head(), grad)

@@ -43,9 +43,8 @@ def test_gradcheck(backend):
     assert torch.autograd.gradcheck(call, (given["hidden"], *given["parameters"]))
 
 
-def test_a_graph_may_be_run_backwards_twice(force_backend):
+def test_a_graph_may_be_run_backwards_twice(core):
     """Nothing that was saved is written to."""
-    force_backend("native")
     given = arguments()
     rows, leaves = sbo_head(**given), (given["hidden"], *given["parameters"])
     once, again = (
@@ -57,9 +56,8 @@ def test_a_graph_may_be_run_backwards_twice(force_backend):
 
 @pytest.mark.parametrize("product", [torch.float32, None])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_both_dtypes_of_products(force_backend, monkeypatch, dtype, product):
+def test_both_dtypes_of_products(core, monkeypatch, dtype, product):
     """Whichever this CPU would take, 16-bit rows are right with products of either dtype."""
-    force_backend("native")
     seen = []
 
     def chosen(device, dtype):
@@ -111,9 +109,8 @@ def test_gradients_of_rows_without_a_target_go_nowhere(backend, bad):
     assert all(torch.equal(a, b) for a, b in zip(quiet, loud, strict=True))
 
 
-def test_autocast_does_not_reach_the_products(force_backend, monkeypatch):
+def test_autocast_does_not_reach_the_products(core, monkeypatch):
     """With products in fp32 only the rows are rounded; gradients keep the parameters' digits."""
-    force_backend("native")
     monkeypatch.setattr(backend, "product_dtype", lambda device, dtype: torch.float32)
     given = arguments()
     plain = values_and_gradients(given)
@@ -126,8 +123,7 @@ def test_autocast_does_not_reach_the_products(force_backend, monkeypatch):
     assert all(torch.equal(a, b) for a, b in zip(cast[1:], exact[1:], strict=True))
 
 
-def test_compiles_under_autocast(force_backend):
-    force_backend("native")
+def test_compiles_under_autocast(core):
     batch, head = framed_batch(), make_head()
     hidden, grad = randn(240, 24, seed=1), randn(batch.sbo_ids.shape[0], 24, seed=2)
 
@@ -148,10 +144,9 @@ def test_compiles_under_autocast(force_backend):
         assert torch.allclose(value, eager[name], atol=4 * eps * float(eager[name].abs().max()))
 
 
-def test_the_backward_pass_moves_nothing_twice(force_backend):
+def test_the_backward_pass_moves_nothing_twice(core):
     """Every product writes where its result belongs: no copies, no masks, no padding, no sums of
     parts."""
-    force_backend("native")
     given = arguments()
     rows, leaves = sbo_head(**given), (given["hidden"], *given["parameters"])
     grad = torch.ones_like(rows)
@@ -163,8 +158,7 @@ def test_the_backward_pass_moves_nothing_twice(force_backend):
     assert not ran & moved
 
 
-def test_second_derivatives_are_refused(force_backend):
-    force_backend("native")
+def test_second_derivatives_are_refused(core):
     given = arguments()
     with pytest.raises(RuntimeError, match="once"):
         grad = torch.autograd.grad(

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 import torch
-from cuda_helpers import UNCACHED, no_waiting
+from device_cases import UNCACHED, no_waiting
 from test_device_step import RESIDENT, SETTINGS
 from transformers import AutoTokenizer
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from cuda_helpers import DTYPES, LAP, check_head, many_spans
+from device_cases import DTYPES, LAP, check_head, many_spans
 from strategies import (
     assert_as_good_as_torch,
     classes,
@@ -17,21 +17,18 @@ from spanbert_ext import _ops, cross_entropy, linear_cross_entropy
 from spanbert_ext._boundary import working_dtype
 from spanbert_ext.ops import backend
 
-pytestmark = [pytest.mark.cuda, pytest.mark.usefixtures("native_back_end")]
-
-
 # Floats ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("size", [24, 129, 768])
-def test_head_is_the_formula(dtype, size):
-    check_head("cuda", dtype, size, framed_batch(8, 200))
+def test_head_is_the_formula(device, dtype, size):
+    check_head(device, dtype, size, framed_batch(8, 200))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_head_with_more_spans_than_one_lap_adds(dtype):
-    check_head("cuda", dtype, 40, many_spans())
+def test_head_with_more_spans_than_one_lap_adds(device, dtype):
+    check_head(device, dtype, 40, many_spans())
 
 
 def check_gelu_layer_norm(device, dtype, size):
@@ -56,8 +53,8 @@ def check_gelu_layer_norm(device, dtype, size):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("size", [33, 768])
-def test_gelu_layer_norm_of_many_rows(dtype, size):
-    check_gelu_layer_norm("cuda", dtype, size)
+def test_gelu_layer_norm_of_many_rows(device, dtype, size):
+    check_gelu_layer_norm(device, dtype, size)
 
 
 def check_loss(device, dtype, rows, vocabulary, heads, reduction="mean"):
@@ -82,18 +79,19 @@ def check_loss(device, dtype, rows, vocabulary, heads, reduction="mean"):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("chunk_bytes", [1 << 30, 160 * 1024])
 @pytest.mark.parametrize("reduction", ["mean", "none"])
-def test_loss_is_torch(monkeypatch, dtype, chunk_bytes, reduction):
-    monkeypatch.setattr(cross_entropy, "_CHUNK_BYTES", {"cuda": chunk_bytes})
-    check_loss("cuda", dtype, 130, 1009, 2, reduction)
+def test_loss_is_torch(device, monkeypatch, dtype, chunk_bytes, reduction):
+    sizes = dict.fromkeys(("cpu", "cuda"), chunk_bytes)
+    monkeypatch.setattr(cross_entropy, "_CHUNK_BYTES", sizes)
+    check_loss(device, dtype, 130, 1009, 2, reduction)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("heads", [1, 2, 3])
-def test_loss_of_many_rows(dtype, heads):
+def test_loss_of_many_rows(device, dtype, heads):
     assert 2 * backend.native_module.column_rows_per_chunk < 2500
-    check_loss("cuda", dtype, 2500, 517, heads)
+    check_loss(device, dtype, 2500, 517, heads)
 
 
-def test_loss_of_more_rows_than_one_lap_adds():
+def test_loss_of_more_rows_than_one_lap_adds(device):
     rows = LAP * backend.native_module.column_rows_per_chunk + 70
-    check_loss("cuda", torch.float32, rows, 67, 2)
+    check_loss(device, torch.float32, rows, 67, 2)
