@@ -21,9 +21,7 @@ COPY = SimpleNamespace(name="copying", dtype="fp32", shapes={"rows": 128}, least
 
 @pytest.fixture
 def row():
-    return emulated.row_of(
-        COPY, "copy", emulated.parse(TEXT)["copy"], "abc", "2026-01-02T03:04:05Z"
-    )
+    return emulated.row_of(COPY, "copy", emulated.parse(TEXT)["copy"])
 
 
 def test_row(row):
