@@ -29,6 +29,7 @@ HEADER = (
     "operation", "kernel", "dtype", "least", "request", "block", "launch", "sectors", "ideal",
     "ways", "mean", "barriers",
 )  # fmt: skip
+PLACES = ("kernel", "dtype", "lines", "what")
 # Helpers that every access goes through: the lines that matter are those that call them.
 HELPERS = ("csrc/common/", "csrc/columns.h", "csrc/norm_columns.h", "csrc/portable.h")
 
@@ -40,7 +41,7 @@ class Row:
     `requested` is what the threads ask for; `by_request`, `by_block` and `by_launch` are the
     sectors that makes, each counted for every request of a warp, once a block and once a launch.
     `ideal` is the least `by_request` could be: the distinct bytes of each request, in whole
-    sectors. `degrees` of `turns` are the turns that shared memory really takes.
+    sectors. Shared memory takes `degrees` turns for `turns`. `whole` is the least of the operation.
     """
 
     operation: str
@@ -49,8 +50,9 @@ class Row:
     shapes: str
     launches: int
     blocks: int
-    threads: int
+    gpu_threads: int
     barriers: int
+    whole: int
     least: int
     requested: int
     requests: int
@@ -150,8 +152,9 @@ def row_of(operation, kernel: str, counted: dict[str, list[int]]) -> Row:
         shapes=" ".join(f"{name}={size}" for name, size in operation.shapes.items()),
         launches=launches,
         blocks=blocks,
-        threads=threads,
+        gpu_threads=threads,
         barriers=barriers,
+        whole=operation.whole,
         least=operation.least[kernel],
         requested=sums["bytes"],
         requests=sums["requests"],
@@ -221,6 +224,27 @@ def aligned(cells: Sequence[Sequence[str]]) -> Iterator[str]:
         ).rstrip()
 
 
+def by_operation(rows: Sequence[Row]) -> list[tuple[str, ...]]:
+    """Lines of a table: what the launches of an operation move together, over its least."""
+    groups: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        groups.setdefault((row.operation, row.dtype), []).append(row)
+    lines = [("operation", "dtype", "least", "launches")]
+    for (operation, dtype), group in groups.items():
+        whole, moved = group[0].whole, sum(row.by_launch for row in group)
+        lines.append((operation, dtype, f"{whole / 1e3:.1f} kB", f"{moved / whole:.2f}"))
+    return lines
+
+
+def as_markdown(cells: Sequence[Sequence[str]]) -> Iterator[str]:
+    """A table whose first line is its header, and an empty line."""
+    for number, line in enumerate(cells):
+        yield "| " + " | ".join(line) + " |"
+        if number == 0:
+            yield "|---" * len(line) + "|"
+    yield ""
+
+
 def summary(rows: Sequence[Row]) -> str:
     """How many rows reach the goals."""
     within = sum(row.by_launch <= TRAFFIC * row.least for row in rows)
@@ -239,15 +263,11 @@ def markdown(rows: Sequence[Row], places: Sequence[Place], about: dict[str, str]
         f"`{about['command']}` at {about['commit']}; rows: `benchmarks/results/{RESULTS.name}`.",
         summary(rows) + ".",
         "",
-        "| " + " | ".join(HEADER) + " |",
-        "|---" * len(HEADER) + "|",
-        *("| " + " | ".join(row.cells()) + " |" for row in rows),
-        "",
-        "| kernel | dtype | line | what |",
-        "|---|---|---|---|",
-        *("| " + " | ".join(astuple(place)) + " |" for place in places),
+        *as_markdown([HEADER, *(row.cells() for row in rows)]),
+        *as_markdown(by_operation(rows)),
+        *as_markdown([PLACES, *map(astuple, places)]),
     ]
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines)
 
 
 def record(path: Path, rows: Sequence[Row], about: dict[str, str]) -> None:
@@ -259,7 +279,7 @@ def record(path: Path, rows: Sequence[Row], about: dict[str, str]) -> None:
     for row in rows:
         line = {name: getattr(row, name) for name in COUNTS} | about
         line |= {"op": row.operation, "variant": row.kernel, "dtype": row.dtype}
-        line |= {"shapes": row.shapes, "device": "emulated"}
+        line |= {"shapes": row.shapes, "threads": 1, "device": "emulated"}
         lines.append({name: line.get(name, "") for name in columns})
     records.append(path, lines, columns)
 
@@ -301,6 +321,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     rows, places = measure(backend.native_module.__file__)
     print("\n".join(aligned([HEADER, *(row.cells() for row in rows)])))
+    print("\n".join(aligned(by_operation(rows))))
     print("\n".join(aligned([astuple(p) for p in places])))
     print(summary(rows))
     about = environment.describe("cpu")

@@ -39,6 +39,7 @@ class Operation:
         shapes: what it ran on.
         run: the call.
         least: bytes of each of its kernels.
+        whole: the least the operation moves, without what its kernels hand to each other.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Operation:
     shapes: dict[str, int]
     run: Callable[[], object]
     least: dict[str, int]
+    whole: int
 
 
 def operations() -> Iterator[Operation]:
@@ -95,18 +97,19 @@ def masking() -> Operation:
     bounds = 3 * INDEX * MASKED_ROWS + INDEX  # starts, ends, sample ids; epoch
     bits = INDEX * (total // 64)  # of the eligible pieces, and as many of those masked
     sums = 2 * INDEX * (MASKED_ROWS + 1)
+    table = len(tokens.unique())  # a byte of the vocabulary's for each kind of token
     replaced = int((batch.input_ids.view(-1) != tokens.view(-1)).sum())
     return Operation(
         "span_mask", "int64", {"rows": MASKED_ROWS, "length": workloads.LENGTH, "targets": used},
         lambda: masker(tokens, sample_ids=torch.arange(MASKED_ROWS)),
         {
-            # A byte of the vocabulary's table for each kind of token.
-            "span_sample": 3 * INDEX * total + len(tokens.unique()) + bounds + 2 * bits + sums,
+            "span_sample": 3 * INDEX * total + table + bounds + 2 * bits + sums,
             "running_sums": 2 * sums,
             # Of a target: its token, its id and label again, and at most one draw from the pool.
             "span_emit": bounds + 2 * bits + sums + INDEX * (5 * targets + 2 * spans + 1)
             + 3 * INDEX * used + INDEX * (replaced // 9),
         },
+        3 * INDEX * total + table + bounds + INDEX * (5 * targets + 2 * spans + 1),
     )  # fmt: skip
 
 
@@ -123,11 +126,14 @@ def residual(dtype: str, stream: str) -> Iterator[Operation]:
     chunks = -(-rows // C.norm_rows_per_chunk(rows))
     narrow, wide = x.element_size() * HIDDEN, base.element_size() * HIDDEN
     moments, sums = 2 * WIDE * rows, 2 * HIDDEN
+    least = rows * (narrow + 2 * wide) + moments + sums * WIDE + INDEX
+    back = rows * (2 * narrow + 3 * wide) + moments + HIDDEN * WIDE + INDEX
     shapes = {"rows": rows, "hidden": HIDDEN}
     yield Operation(
         "dropout_norm", dtype, shapes,
         lambda: operation.dropout_norm(x, base, weight, bias, 1e-12, threshold, seed, 1, False),
-        {"dropout_norm": rows * (narrow + 2 * wide) + moments + sums * WIDE + INDEX},
+        {"dropout_norm": least},
+        least,
     )  # fmt: skip
     yield Operation(
         "dropout_norm_backward", dtype, shapes,
@@ -135,10 +141,10 @@ def residual(dtype: str, stream: str) -> Iterator[Operation]:
             grad, x, base, weight, mean, rstd, threshold, seed, 1, False
         ),
         {
-            "dropout_norm_backward": rows * (2 * narrow + 3 * wide) + moments + HIDDEN * WIDE
-            + INDEX + chunks * sums * WIDE,
+            "dropout_norm_backward": back + chunks * sums * WIDE,
             "sum_chunks": _chunk_sum(chunks, sums, sums * WIDE),
         },
+        back + sums * WIDE,
     )  # fmt: skip
 
 
@@ -152,20 +158,23 @@ def gelu_layer_norm(dtype: str, ids: torch.Tensor | None) -> Iterator[Operation]
     _, mean, rstd = _sbo_rows.norm(x, ids, weight, bias, 1e-12)
     row, chunks = x.element_size() * HIDDEN, -(-rows // C.rows_per_chunk)
     moments, looked_at = 2 * WIDE, 0 if ids is None else INDEX * rows
+    least = row * (used + rows) + moments * rows + looked_at + 2 * HIDDEN * WIDE
+    back = row * (2 * used + rows) + moments * used + looked_at + HIDDEN * WIDE
     name = "gelu_layer_norm" if ids is None else "gelu_layer_norm, SBO"
     shapes = {"rows": rows, "used": used, "hidden": HIDDEN}
     yield Operation(
         name, dtype, shapes, lambda: _sbo_rows.norm(x, ids, weight, bias, 1e-12),
-        {"gelu_layer_norm": row * (used + rows) + moments * rows + looked_at + 2 * HIDDEN * WIDE},
+        {"gelu_layer_norm": least},
+        least,
     )  # fmt: skip
     yield Operation(
         name.replace("norm", "norm_backward"), dtype, shapes,
         lambda: _sbo_rows.norm_backward(grad, x, ids, weight, mean, rstd),
         {
-            "gelu_layer_norm_backward": row * (2 * used + rows) + moments * used + looked_at
-            + HIDDEN * WIDE + chunks * 3 * HIDDEN * WIDE,
+            "gelu_layer_norm_backward": back + chunks * 3 * HIDDEN * WIDE,
             "sum_gradients": _chunk_sum(chunks, 3 * HIDDEN, 3 * HIDDEN * WIDE),
         },
+        back + 3 * HIDDEN * WIDE,
     )  # fmt: skip
 
 
@@ -177,15 +186,19 @@ def boundaries(batch, dtype: str) -> Iterator[Operation]:
     hidden = _random(tokens, HIDDEN, dtype=dtype, seed=6)
     pairs = _sbo_rows.gather(hidden, left, right)
     spans, used, row = len(left), int(inside.sum()), hidden.element_size() * HIDDEN
+    least = 2 * INDEX * spans + row * (ends + 2 * spans)
+    back = 2 * INDEX * spans + row * (2 * used + ends)
     shapes = {"spans": spans, "used": used, "hidden": HIDDEN}
     yield Operation(
         "gather_boundaries", dtype, shapes, lambda: _sbo_rows.gather(hidden, left, right),
-        {"gather_boundaries": 2 * INDEX * spans + row * (ends + 2 * spans)},
+        {"gather_boundaries": least},
+        least,
     )  # fmt: skip
     yield Operation(  # what no span's end is, a fill of memory has written before
         "gather_boundaries_backward", dtype, shapes,
         lambda: _sbo_rows.gather_backward(pairs, left, right, tokens),
-        {"gather_boundaries_backward": 2 * INDEX * spans + row * (2 * used + ends)},
+        {"gather_boundaries_backward": back},
+        back,
     )  # fmt: skip
 
 
@@ -202,11 +215,15 @@ def first_layer(batch, dtype: str) -> Iterator[Operation]:
     row, chunks = span_rows.element_size() * HIDDEN, -(-spans // C.spans_per_chunk)
     tables = row * (used_spans + len(batch.target_offsets[wanted].unique()))
     listed = INDEX * (targets + 2 * used)  # ids; spans and offsets where there is one
+    least = tables + listed + row * targets + 2 * WIDE * (targets + HIDDEN)
+    back = tables + listed + row * (used + spans) + 2 * WIDE * used + WIDE * HIDDEN
+    sums = 2 * HIDDEN * WIDE + POSITIONS * row
     columns, shapes = (2 + POSITIONS) * HIDDEN, {"targets": targets, "used": used, "spans": spans}
     yield Operation(
         "sbo_first_layer", dtype, shapes,
         lambda: _sbo_rows.first_layer(span_rows, position_rows, *index, weight, bias, 1e-12),
-        {"sbo_first_layer": tables + listed + row * targets + 2 * WIDE * (targets + HIDDEN)},
+        {"sbo_first_layer": least},
+        least,
     )  # fmt: skip
     yield Operation(
         "sbo_first_layer_backward", dtype, shapes,
@@ -215,10 +232,10 @@ def first_layer(batch, dtype: str) -> Iterator[Operation]:
         ),
         {
             "first_targets": INDEX * (targets + used + used_spans),
-            "sbo_first_layer_backward": tables + listed + row * (used + spans) + 2 * WIDE * used
-            + WIDE * HIDDEN + INDEX * spans + chunks * columns * WIDE,
-            "sum_gradients": _chunk_sum(chunks, columns, 2 * HIDDEN * WIDE + POSITIONS * row),
+            "sbo_first_layer_backward": back + INDEX * spans + chunks * columns * WIDE,
+            "sum_gradients": _chunk_sum(chunks, columns, sums),
         },
+        back + sums,
     )  # fmt: skip
 
 
@@ -234,13 +251,14 @@ def loss(batch, dtype: str) -> Operation:
     scale, chunks = torch.full((rows,), 1 / used), -(-rows // C.column_rows_per_chunk)
     read, sums = used * VOCAB * logits.element_size(), 2 * VOCAB
     listed = INDEX * (rows + used)  # targets, and the heads of those that count
+    least = read + rows * STRIDE * logits.element_size() + listed + WIDE * (used + rows + sums)
     return Operation(
         "cross_entropy", dtype, {"rows": rows, "used": used, "vocabulary": VOCAB, "stride": STRIDE},
         lambda: _ops.cross_entropy_rows_(logits, targets, bias, head, scale, VOCAB),
         {
-            "cross_entropy_rows": read + rows * STRIDE * logits.element_size() + listed
-            + WIDE * (used + rows + sums),
+            "cross_entropy_rows": least,
             "bias_gradient": read + listed + WIDE * chunks * sums,
             "sum_chunks": _chunk_sum(chunks, sums, sums * WIDE),
         },
+        least + sums * WIDE,
     )  # fmt: skip

@@ -16,7 +16,9 @@ TEXT = (
     "copy\tshared_read\t4\t512\t0\t0\t4\t8\t2\t0\n"
     "copy\tshared_written\t4\t512\t0\t0\t4\t4\t1\t0\n"
 )
-COPY = SimpleNamespace(name="copying", dtype="fp32", shapes={"rows": 128}, least={"copy": 1024})
+COPY = SimpleNamespace(
+    name="copying", dtype="fp32", shapes={"rows": 128}, least={"copy": 1024}, whole=960
+)
 
 
 @pytest.fixture
@@ -27,7 +29,7 @@ def row():
 def test_row(row):
     assert asdict(row) == {
         "operation": "copying", "kernel": "copy", "dtype": "fp32", "shapes": "rows=128",
-        "launches": 1, "blocks": 2, "threads": 128, "barriers": 4,
+        "launches": 1, "blocks": 2, "gpu_threads": 128, "barriers": 4, "whole": 960,
         "least": 1024, "requested": 1024, "requests": 8,
         "by_request": 36 * 32, "ideal": 32 * 32, "by_block": 34 * 32, "by_launch": 33 * 32,
         "turns": 8, "degrees": 12, "worst": 2,
@@ -83,7 +85,11 @@ def test_table(row, tmp_path):
     lines = emulated.markdown([row], [place], about).splitlines()
     assert "| copying | copy | fp32 | 1.0 kB |" in "\n".join(lines)
     assert lines[-1] == "| copy | fp32 | a.cu:1 | too much |"
-    assert {line.count("|") for line in lines if "copying" in line} == {len(emulated.HEADER) + 1}
+    assert "| copying | fp32 | 1.0 kB | 1.10 |" in lines  # 33 sectors for 960 bytes
+    assert {line.count("|") for line in lines if "| copy |" in line} == {
+        5,
+        len(emulated.HEADER) + 1,
+    }
     assert "1 rows: 1 move at most 1.15 times the least" in emulated.summary([row])
 
 
