@@ -9,13 +9,13 @@ session, named under it.
 from __future__ import annotations
 
 import argparse
-import csv
 import sys
 import textwrap
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks import records
 from benchmarks.figures import (
     COLOURS,
     FLOOR,
@@ -50,15 +50,12 @@ PANEL_SHAPES = ("hidden", "width", "preset", "attention_dropout", "dropout")
 PART_COLOURS = ("#c0392b", "#1f5fa8", "#d98a1f", "#4b8fcb", "#8a8a8a")
 
 
-def read_session(paths: Sequence[Path], device: str) -> list[Row]:
+def read_session(results: Path, device: str) -> list[Row]:
     """Cold rows of the newest session of one kind of device, over all files together.
 
     Sessions differ from file to file where a later one measured less; each operation has its own.
     """
-    found: list[Row] = []
-    for path in paths:
-        with path.open(newline="") as file:
-            found += [row for row in csv.DictReader(file) if row["device"] == device]
+    found = [row for row in records.read_measured(results) if row["device"] == device]
     newest: dict[str, str] = defaultdict(str)
     for row in found:
         newest[row["op"]] = max(newest[row["op"]], row["date"])
@@ -281,7 +278,7 @@ def draw_all(results: Path, out: Path, device: str, suffix: str = "png") -> list
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    rows = read_session(sorted(results.glob("*.csv")), device)
+    rows = read_session(results, device)
     if not rows:
         raise FileNotFoundError(
             f"{results} holds no row measured on {device}; run `pytest benchmarks/` first (with "

@@ -76,3 +76,14 @@ def read(path: Path) -> list[dict[str, str]]:
     """All rows of a CSV file."""
     with path.open(newline="") as file:
         return list(csv.DictReader(file))
+
+
+def read_measured(folder: Path) -> list[dict[str, str]]:
+    """All rows of the files of a folder that hold measurements; tables of other columns stand
+    beside them."""
+    found = []
+    for path in sorted(folder.glob("*.csv")):
+        rows = read(path)
+        if rows and set(COLUMNS) <= rows[0].keys():
+            found += rows
+    return found

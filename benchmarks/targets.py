@@ -311,8 +311,7 @@ def _megabytes(value: float) -> str:
 
 def main() -> int:
     """`python -m benchmarks.targets`: the table of what `benchmarks/results` holds."""
-    files = sorted((ROOT / "benchmarks" / "results").glob("*.csv"))
-    print(target_table([row for path in files for row in records.read(path)]))
+    print(target_table(records.read_measured(ROOT / "benchmarks" / "results")))
     return 0
 
 

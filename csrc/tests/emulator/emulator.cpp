@@ -306,7 +306,7 @@ void complete_warp(unsigned index) {
     fiber.result = votes_only ? votes : fibers[first + unsigned(fiber.from)].word;
   }
   ++counts.warp_operations;
-  if (!std::strcmp(last.operation, "__syncwarp")) record::meet_warp(first / kWarp, last.lanes);
+  record::meet_warp(first / kWarp, last.lanes, !std::strcmp(last.operation, "__syncwarp"));
   const unsigned lanes = last.lanes;
   for (unsigned bit = 0; bit < kWarp; ++bit) {
     if (lanes >> bit & 1u) wake(first + bit);

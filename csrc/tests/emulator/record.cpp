@@ -15,6 +15,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "count.h"
 #include "emulator.h"
 
 namespace emulator::record {
@@ -59,28 +60,6 @@ Cell& cell_of(uintptr_t at) {
     last_cells = cells->cells;
   }
   return last_cells[at % kPage];
-}
-
-// Where code stands in the sources, the innermost function first.
-std::string line_of(const void* code) {
-  Dl_info module;
-  const char* address = static_cast<const char*>(code) - 1;  // the call lies before its return
-  if (!dladdr(address, &module)) return "?";
-  char command[512], line[512];
-  std::snprintf(command, sizeof(command), "addr2line -ie '%s' 0x%zx 2>/dev/null", module.dli_fname,
-                size_t(address - static_cast<const char*>(module.dli_fbase)));
-  std::string all;
-  if (FILE* lines = popen(command, "r")) {
-    while (std::fgets(line, sizeof(line), lines)) {
-      std::string text = line;
-      text = text.substr(0, text.find_first_of("\n ("));
-      const size_t base = text.rfind("csrc/");
-      if (base == std::string::npos || text.find("csrc/tests/") != std::string::npos) continue;
-      all += (all.empty() ? "" : " < ") + text.substr(base);
-    }
-    pclose(lines);
-  }
-  return all.empty() ? "?" : all;
 }
 
 bool ordered(const Touch& before) {
@@ -162,17 +141,42 @@ bool recording = false;
 
 }  // namespace
 
-void begin_launch(const char*, unsigned, unsigned launched) {
+std::string line_of(const void* code) {
+  Dl_info module;
+  const char* address = static_cast<const char*>(code) - 1;  // the call lies before its return
+  if (!dladdr(address, &module)) return "?";
+  char command[512], line[512];
+  std::snprintf(command, sizeof(command), "addr2line -ie '%s' 0x%zx 2>/dev/null", module.dli_fname,
+                size_t(address - static_cast<const char*>(module.dli_fbase)));
+  std::string all;
+  if (FILE* lines = popen(command, "r")) {
+    while (std::fgets(line, sizeof(line), lines)) {
+      std::string text = line;
+      text = text.substr(0, text.find_first_of("\n ("));
+      const size_t base = text.rfind("csrc/");
+      if (base == std::string::npos || text.find("csrc/tests/") != std::string::npos) continue;
+      all += (all.empty() ? "" : " < ") + text.substr(base);
+    }
+    pclose(lines);
+  }
+  return all.empty() ? "?" : all;
+}
+
+void begin_launch(const char* kernel, unsigned blocks, unsigned launched) {
+  recording = true;
+  if (count::is_on()) return count::begin_launch(kernel, blocks, launched);
   ++launch_number;
   threads = launched;
-  recording = true;
   if (pages.size() > (64u << 20) / kPage) {  // memory that was freed since
     pages.clear();
     last_cells = nullptr;
   }
 }
 
-void end_launch() { recording = false; }
+void end_launch() {
+  recording = false;
+  if (count::is_on()) count::end_launch();
+}
 
 void begin_block() {
   ++block_number;
@@ -182,9 +186,14 @@ void begin_block() {
   std::fill_n(seen[0], size_t(threads) * kWarp, 0u);
 }
 
-void end_block() {}
+void end_block() {
+  if (count::is_on()) count::end_block();
+}
 
-void begin_thread(unsigned index) { thread = index; }
+void begin_thread(unsigned index) {
+  thread = index;
+  count::begin_thread(index);
+}
 
 void share(const void* memory, size_t bytes, const char* name) {
   const uintptr_t begin = reinterpret_cast<uintptr_t>(memory);
@@ -192,10 +201,13 @@ void share(const void* memory, size_t bytes, const char* name) {
 }
 
 void meet_block() {
+  if (count::is_on()) return count::meet_block();
   for (unsigned i = 0; i < threads; ++i) at_barrier[i] = ++clocks[i];
 }
 
-void meet_warp(unsigned warp, unsigned lanes) {
+void meet_warp(unsigned warp, unsigned lanes, bool orders) {
+  if (count::is_on()) return count::meet_warp(warp, lanes);
+  if (!orders) return;
   unsigned joined[kWarp] = {};
   const unsigned first = warp * kWarp;
   for (unsigned lane = 0; lane < kWarp; ++lane) {
@@ -222,6 +234,7 @@ void access(const void* pointer, size_t bytes, bool writes, const void* code) {
            line_of(code).c_str());
     }
   }
+  if (count::is_on()) return count::access(pointer, bytes, writes, shared, code);
   for (size_t i = 0; i < bytes; ++i) check_byte(at + i, shared, writes, code);
 }
 

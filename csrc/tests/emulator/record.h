@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <string>
 
 namespace emulator::record {
 
@@ -13,8 +14,9 @@ void end_block();
 void begin_thread(unsigned thread);  // that from now on runs
 void share(const void* memory, size_t bytes, const char* name);
 void meet_block();
-void meet_warp(unsigned warp, unsigned lanes);
+void meet_warp(unsigned warp, unsigned lanes, bool orders);  // orders: as __syncwarp does, and a shuffle does not
 void access(const void* at, size_t bytes, bool writes, const void* code);
+std::string line_of(const void* code);  // in the sources, the innermost function first
 #else
 inline void begin_launch(const char*, unsigned, unsigned) {}
 inline void end_launch() {}
@@ -23,7 +25,7 @@ inline void end_block() {}
 inline void begin_thread(unsigned) {}
 inline void share(const void*, size_t, const char*) {}
 inline void meet_block() {}
-inline void meet_warp(unsigned, unsigned) {}
+inline void meet_warp(unsigned, unsigned, bool) {}
 inline void access(const void*, size_t, bool, const void*) {}
 #endif
 
