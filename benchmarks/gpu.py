@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -112,7 +113,8 @@ def cuda_tests() -> list[str]:
     have.
     """
     files = sorted(TESTS.rglob("test_*.py"))
-    return [str(f.relative_to(TESTS)) for f in files if "mark.cuda" in f.read_text("utf-8")]
+    asks = re.compile(r"mark\.cuda|^def test_\w+\((device|gpu)\b", re.M)
+    return [str(f.relative_to(TESTS)) for f in files if asks.search(f.read_text("utf-8"))]
 
 
 def find_sanitizer() -> str:

@@ -234,8 +234,8 @@ SPANBERT_HD working_t<T> cross_entropy_of_pieces(const Group& g, const CrossEntr
     }
   }
   for (int v = whole * kWidth + rank; v < stride; v += size) {
-    const W share = v < vocab_size ? (v == target ? -rest : share_of(z_at(v))) : W(0);
-    logits[v] = store<T>(product(share, factor));
+    // The factor of a row without a number is none, and padding is 0 all the same.
+    logits[v] = store<T>(v < vocab_size ? product(v == target ? -rest : share_of(z_at(v)), factor) : W(0));
   }
   return loss;
 }

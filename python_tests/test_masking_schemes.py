@@ -6,6 +6,7 @@ import dataclasses
 
 import pytest
 import torch
+from back_ends import refuses
 from strategies import (
     CLS,
     SEP,
@@ -241,10 +242,10 @@ GOOD = torch.zeros(2, 5, dtype=torch.uint8)
 )
 def test_bad_candidates(backend, marks, error, message):
     masker = make_masker(scheme="entity")
-    with pytest.raises(error, match=message):
+    with refuses(error, match=message):
         masker(IDS, candidates=marks)
     if isinstance(marks, torch.Tensor) and marks.shape == IDS.shape and marks.is_contiguous():
-        with pytest.raises(error, match=message.replace(r"\(2, 5\)", r"\(10,\)")):
+        with refuses(error, match=message.replace(r"\(2, 5\)", r"\(10,\)")):
             masker.packed(IDS.view(-1), torch.tensor([0, 10]), candidates=marks.view(-1))
 
 

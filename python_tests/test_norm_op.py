@@ -4,6 +4,7 @@ formula with the same mask, and what the arguments must be."""
 import pytest
 import torch
 import torch.nn.functional as F
+from back_ends import assert_same_up_to_order
 from strategies import assert_as_good_as_torch, case_id, inside_larger_buffer, naming, randn
 
 from spanbert_ext import dropout_reference as reference
@@ -66,7 +67,7 @@ def test_values_and_gradients(backend, form, branch, stream, p):
     for rows, size in SIZES:
         # A single small case is a matter of luck for torch as for us.
         runs = []
-        for seed in range(0, 60 if rows * size < 2000 else 10, 10):
+        for seed in range(0, 200 if rows * size < 2000 else 10, 10):
             tensors = inputs(rows, size, branch, stream, seed)
             grad = randn(rows, size, seed=seed + 5).to(stream)
             wide_tensors = [*tensors[:2], *(t.to(wide) for t in tensors[2:])]
@@ -160,7 +161,8 @@ def test_threads_repeats_and_views_give_the_same_bits(core, branch, stream):
     torch.set_num_threads(1)
     for offset in (1, 5):
         views = [inside_larger_buffer(t, offset) for t in tensors]
-        assert all(torch.equal(a, b) for a, b in zip(one, everything(views), strict=True))
+        for value, expected in zip(everything(views), one, strict=True):
+            assert_same_up_to_order(core, value, expected)
 
 
 def test_compiles_as_one_graph(core):

@@ -3,6 +3,7 @@ values and gradients at most twice as far from float64 as torch's."""
 
 import pytest
 import torch
+from back_ends import REDUCED
 from strategies import assert_as_good_as_torch, randn
 from test_norm_op import DTYPES as STREAMS
 from test_norm_op import EPS, FORMS, SEED, gradients, inputs, torch_formula
@@ -61,4 +62,6 @@ def check_rows(device, form, branch, stream, rows, size, p=0.1):
 @pytest.mark.parametrize("branch, stream", STREAMS)
 @pytest.mark.parametrize("form", FORMS)
 def test_values_and_gradients(device, form, branch, stream, rows, size):
+    if rows > 10_000 and REDUCED and branch != torch.bfloat16:
+        pytest.skip("thousands of rows of every dtype take the emulator a minute")
     check_rows(device, form, branch, stream, rows, size)

@@ -150,7 +150,7 @@ def test_accumulated_micro_batches_equal_the_big_batch(backend):
 
 
 def test_gradcheck(backend, monkeypatch):
-    monkeypatch.setattr(cross_entropy, "_CHUNK_BYTES", {"cpu": 22})
+    monkeypatch.setattr(cross_entropy, "_CHUNK_BYTES", {"cpu": 22, "cuda": 22})
     mlm, sbo = classes(6, 11, 4), classes(5, 11, 5)
     shapes = ((6, 3), (5, 3), (11, 3), (2, 11))
     leaves = [randn(*s, seed=i).double().requires_grad_() for i, s in enumerate(shapes)]

@@ -167,9 +167,12 @@ define(
 
 
 def check_cu_seqlens(cu_seqlens: Tensor, total: int) -> None:
-    """Raises ValueError unless [N + 1] offsets run from 0 to `total` without falling; CPU tensors
-    only."""
+    """Raises ValueError unless [N + 1] offsets run from 0 to `total` without falling. Where their
+    numbers cannot be read without a sync, the ends are a device assertion here; that they do not
+    fall is one of the kernel."""
     if not readable(cu_seqlens):
+        fine = (cu_seqlens[0] == 0) & (cu_seqlens[-1] == total)
+        torch._assert_async(fine, f"cu_seqlens must start at 0 and end at {total}")
         return
     if int(cu_seqlens[0]) != 0 or int(cu_seqlens[-1]) != total:
         ends = int(cu_seqlens[0]), int(cu_seqlens[-1])

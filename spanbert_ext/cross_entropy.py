@@ -307,7 +307,9 @@ def linear_cross_entropy(
     _check_rows(rows, weight, targets, ignore_index)
     _check_bias(rows, weight, bias, head)
     if ignore_index != IGNORE:
-        targets = torch.where(targets == ignore_index, IGNORE, targets)
+        # -100 is no class then: where the host reads no targets, the kernel shall refuse it.
+        others = torch.where(targets == IGNORE, -1, targets)
+        targets = torch.where(targets == ignore_index, IGNORE, others)
     if reduction == "none":
         return _losses(rows, weight, targets, bias, head, None)[1]
     scale = (targets != IGNORE).to(working_dtype(rows.dtype))
