@@ -12,10 +12,10 @@ constexpr int kMaxLengths = 256;  // span lengths max_words - min_words + 1; bou
 constexpr int64_t kIgnore = -100;
 constexpr uint8_t kWordStart = 1, kSpecial = 2;
 constexpr uint8_t kCandidateBegins = 1, kCandidateContinues = 2;  // marks of a piece in an annotation, 0 outside
-// Parameter gradients are summed in chunks of this many rows or spans, then chunk by chunk in order: the result does not
-// depend on the number of threads or blocks. The same tensors give the same bits. A copy may not: on a GPU, rows that
-// begin between multiples of 16 bytes are read column by column and summed in another order than rows that do not. What
-// torch allocates begins at such a multiple; a view need not.
+// Parameter gradients are summed in chunks of this many rows or spans, then chunk by chunk in order: the result does
+// not depend on the number of threads or blocks. The same tensors give the same bits. A copy may not: on a GPU, rows
+// that begin between multiples of 16 bytes are read column by column and summed in another order than rows that do not.
+// What torch allocates begins at such a multiple; a view need not.
 constexpr int64_t kRowsPerChunk = 16;
 constexpr int64_t kSpansPerChunk = 8;
 constexpr int64_t kColumnRowsPerChunk = 512;
