@@ -1,5 +1,7 @@
 // The CPU back end: OpenMP loops over sequences, rows and chunks. Residual connections stand in cpu_norm.cpp,
 // attention in cpu_attention.cpp.
+#include <algorithm>
+
 #include "cpu_loops.h"
 #include "sbo_rows.h"
 #include "softmax_rows.h"
@@ -43,8 +45,8 @@ bool are_in_order(const SpanMaskArgs& args) {
 // Tokens [first, end) as they come, without labels.
 template <class Token>
 void copy_tokens(const SpanMaskArgs& args, int64_t first, int64_t end) {
-  memcpy(static_cast<Token*>(args.input_ids) + first, static_cast<const Token*>(args.tokens) + first,
-         sizeof(Token) * size_t(end - first));
+  // Not memcpy, which may not be given null, even for no bytes.
+  std::copy_n(static_cast<const Token*>(args.tokens) + first, end - first, static_cast<Token*>(args.input_ids) + first);
   for (int64_t i = first; i < end; ++i) args.labels[i] = kIgnore;
 }
 

@@ -6,15 +6,10 @@ Every kernel has blocks of two warps; csrc/tests/emulator/count_kernels.cu says 
 from __future__ import annotations
 
 import ctypes
-import importlib.machinery
-import importlib.util
-import shutil
-import sys
-from pathlib import Path
 
 import pytest
+from emulator_builds import load_sample
 
-RUN = Path(__file__).resolve().parents[1] / "csrc" / "tests" / "emulator" / "run"
 COPY, COPY_VECTORS, RAGGED = 0, 1, 2  # 4, 8 and 16: reads of so many bytes of shared memory
 FIELDS = ("requests", "bytes", "sectors", "ideal", "turns", "degrees", "worst", "place")
 
@@ -22,17 +17,8 @@ FIELDS = ("requests", "bytes", "sectors", "ideal", "turns", "degrees", "worst", 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory):
     """The kernels with the emulator, as a library."""
-    if not RUN.exists():
-        pytest.skip("the emulator's sources are not here")
-    if not (shutil.which("g++") or shutil.which("clang++")):
-        pytest.skip("no C++ compiler builds the emulator")
-    loader = importlib.machinery.SourceFileLoader("emulator_run", str(RUN))
-    spec = importlib.util.spec_from_loader("emulator_run", loader)
-    run = sys.modules["emulator_run"] = importlib.util.module_from_spec(spec)
-    loader.exec_module(run)
     folder = tmp_path_factory.mktemp("counts")
-    sample = run.EMULATOR / "count_kernels.cu"
-    library = ctypes.CDLL(str(run.build_sample(run.KINDS["races"], folder, sample)))
+    library = load_sample("races", "count_kernels.cu", folder)
     library.spanbert_emulator_counts.restype = ctypes.c_char_p
     return library
 

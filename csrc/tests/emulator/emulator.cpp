@@ -173,6 +173,7 @@ void switch_to_fiber(unsigned index) {
 #ifdef EMULATOR_ASAN
   __sanitizer_finish_switch_fiber(scheduler_fake_stack, nullptr, nullptr);
 #endif
+  record::end_thread();
   in_kernel = false;
 }
 
@@ -351,9 +352,10 @@ char* add_array(const void* site, size_t bytes, const char* name) {
   return arena + begin;
 }
 
+// Two arrays share the zone between them: the nearer one is named.
 void check_guards() {
-  for (const SharedArray& array : arrays) {
-    for (size_t i = 0; i < kGuard; ++i) {
+  for (size_t i = 0; i < kGuard; ++i) {
+    for (const SharedArray& array : arrays) {
       char* const places[2] = {array.memory - 1 - i, array.memory + array.bytes + i};
       for (const char* at : places) {
         ASAN_UNPOISON_MEMORY_REGION(at, 1);
@@ -455,9 +457,10 @@ void* shared_array(const void* site, size_t bytes, const char* name) {
   }
   static_bytes += (bytes + 15) / 16 * 16;
   if (static_bytes > kSharedByDefault) fail("%zu bytes of shared arrays exceed 48 KB", nullptr, 0, static_bytes);
-  if (static_bytes + current.dynamic_bytes > granted()) {
-    fail("%zu bytes of shared arrays and %zu of the launch exceed the %zu granted", nullptr, 0, static_bytes,
-         current.dynamic_bytes, granted());
+  const size_t most = granted() > kSharedByDefault ? card().shared_bytes : kSharedByDefault;
+  if (static_bytes + current.dynamic_bytes > most) {
+    fail("%zu bytes of shared arrays and %zu of the launch exceed the %zu of a block", nullptr, 0, static_bytes,
+         current.dynamic_bytes, most);
   }
   return add_array(site, bytes, name);
 }

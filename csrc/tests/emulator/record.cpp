@@ -137,7 +137,7 @@ bool is_own(const void* pointer) {
   return on_a_stack(pointer) || (at >= index && at < index + sizeof(here)) || on_the_callers_stack(at);
 }
 
-bool recording = false;
+bool recording = false;  // a kernel runs, not the host code of the same sources
 
 }  // namespace
 
@@ -154,7 +154,8 @@ std::string line_of(const void* code) {
       std::string text = line;
       text = text.substr(0, text.find_first_of("\n ("));
       const size_t base = text.rfind("csrc/");
-      if (base == std::string::npos || text.find("csrc/tests/") != std::string::npos) continue;
+      const bool emulators = text.find("csrc/tests/") != std::string::npos && text.find(".cu:") == std::string::npos;
+      if (base == std::string::npos || emulators) continue;
       all += (all.empty() ? "" : " < ") + text.substr(base);
     }
     pclose(lines);
@@ -163,7 +164,6 @@ std::string line_of(const void* code) {
 }
 
 void begin_launch(const char* kernel, unsigned blocks, unsigned launched) {
-  recording = true;
   if (count::is_on()) return count::begin_launch(kernel, blocks, launched);
   ++launch_number;
   threads = launched;
@@ -174,7 +174,6 @@ void begin_launch(const char* kernel, unsigned blocks, unsigned launched) {
 }
 
 void end_launch() {
-  recording = false;
   if (count::is_on()) count::end_launch();
 }
 
@@ -191,9 +190,12 @@ void end_block() {
 }
 
 void begin_thread(unsigned index) {
+  recording = true;
   thread = index;
   count::begin_thread(index);
 }
+
+void end_thread() { recording = false; }
 
 void share(const void* memory, size_t bytes, const char* name) {
   const uintptr_t begin = reinterpret_cast<uintptr_t>(memory);
@@ -224,7 +226,7 @@ void meet_warp(unsigned warp, unsigned lanes, bool orders) {
 }
 
 void access(const void* pointer, size_t bytes, bool writes, const void* code) {
-  if (!recording || is_own(pointer)) return;  // host code of the same sources
+  if (!recording || is_own(pointer)) return;
   const uintptr_t at = reinterpret_cast<uintptr_t>(pointer);
   const bool shared = in_shared_memory(pointer);
   if (shared) {
@@ -240,8 +242,7 @@ void access(const void* pointer, size_t bytes, bool writes, const void* code) {
 
 }  // namespace emulator::record
 
-// What compilers call for the thread sanitizer
-// -------------------------------------------------------------------------
+// What compilers call for the thread sanitizer -----------------------------------------------------------------------
 
 #define RECORD(bytes, writes) emulator::record::access(at, size_t(bytes), writes, __builtin_return_address(0))
 #define RECORD_SIZE(size)                                             \

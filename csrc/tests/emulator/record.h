@@ -11,7 +11,8 @@ void begin_launch(const char* kernel, unsigned blocks, unsigned threads);
 void end_launch();
 void begin_block();
 void end_block();
-void begin_thread(unsigned thread);  // that from now on runs
+void begin_thread(unsigned thread);  // that from now on runs, until
+void end_thread();
 void share(const void* memory, size_t bytes, const char* name);
 void meet_block();
 void meet_warp(unsigned warp, unsigned lanes, bool orders);  // orders: as __syncwarp does, and a shuffle does not
@@ -23,6 +24,7 @@ inline void end_launch() {}
 inline void begin_block() {}
 inline void end_block() {}
 inline void begin_thread(unsigned) {}
+inline void end_thread() {}
 inline void share(const void*, size_t, const char*) {}
 inline void meet_block() {}
 inline void meet_warp(unsigned, unsigned, bool) {}
