@@ -108,7 +108,7 @@ std::mutex one_launch_at_a_time;
 Launch current;
 std::vector<Fiber> fibers(kMostThreads);
 unsigned count = 0, finished = 0, at_barrier = 0, running = 0;
-bool in_kernel = false;
+bool in_kernel = false, stopped = false;  // stopped: the launch before did not end
 std::vector<unsigned> ready;
 std::string fault;
 void* scheduler = nullptr;
@@ -204,7 +204,6 @@ void prepare(unsigned index, Dim block) {
   fiber.thread = Dim(index % block.x, index / block.x % block.y, index / (block.x * block.y));
   fiber.state = State::kReady;
   char* const bottom = stacks() + index * kStack + kPage;
-  ASAN_UNPOISON_MEMORY_REGION(bottom, kStack - kPage);  // a launch that failed left its frames behind
   void** top = reinterpret_cast<void**>(bottom + kStack - kPage) - 2;
   *top = reinterpret_cast<void*>(run_fiber);
   fiber.stack_pointer = top - 6;  // six registers, of any value
@@ -486,8 +485,13 @@ void launch(const char* name, const void* kernel, int most_threads, unsigned blo
   const std::lock_guard<std::mutex> lock(one_launch_at_a_time);
   count = block.x * block.y * block.z;
   current = {name, kernel, shared_bytes, &thread};
+  if (stopped) {  // its threads left their frames behind
+    for (unsigned i = 0; i < kMostThreads; ++i) {
+      ASAN_UNPOISON_MEMORY_REGION(stacks() + i * kStack + kPage, kStack - kPage);
+    }
+  }
+  stopped = true;  // until it ends
   fault.clear();
-  in_kernel = false;
   here.block = Dim(0, 0, 0);
   if (count == 0 || count > unsigned(most_threads) || count > kMostThreads) {
     throw std::runtime_error(
@@ -510,6 +514,7 @@ void launch(const char* name, const void* kernel, int most_threads, unsigned blo
     run_block(block);
   }
   record::end_launch();
+  stopped = false;
   ++counts.launches;
 }
 
