@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.cuda, pytest.mark.usefixtures("native_back_end")]
 
 
 def test_native_code_runs():
-    assert backend.name(torch.device("cuda")) == "native/cuda"
+    assert backend.name(torch.zeros(1, device="cuda").device) == "native/cuda"
 
 
 def test_devices_may_not_be_mixed():
@@ -112,16 +112,16 @@ def test_a_side_stream_is_used():
     assert torch.allclose(got[1], expected[1], rtol=1e-5)
 
 
-def test_a_captured_step_draws_new_masks_without_waiting(device):
+def test_a_captured_step_draws_new_masks_without_waiting():
     """The seed is drawn inside the graph, from the generator that torch registers with it."""
-    rows, parameters = torch.zeros(8, 768, device=device), torch.zeros(2, 768, device=device)
+    rows, parameters = torch.zeros(8, 768, device="cuda"), torch.zeros(2, 768, device="cuda")
     parameters[1] = 1
 
     def step():
-        seed = torch.randint(-(1 << 63), (1 << 63) - 1, (1,), device=device)
+        seed = torch.randint(-(1 << 63), (1 << 63) - 1, (1,), device="cuda")
         return add_layer_norm_dropout(rows, rows, *parameters, 1.0, 0.5, seed)
 
-    with no_waiting(device):
+    with no_waiting("cuda"):
         step()
     graph, masks = torch.cuda.CUDAGraph(), []
     with torch.cuda.graph(graph):

@@ -17,6 +17,12 @@ def test_rows_are_torch(device, dtype, vocabulary, stride):
     check_rows(device, dtype, vocabulary, stride)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_largest_vocabulary(device, dtype):
+    """XLM-R's."""
+    check_rows(device, dtype, 250_002, 250_008, rows=7)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("heads", [1, 3])
 def test_rows_of_other_heads(device, dtype, heads):
