@@ -22,10 +22,10 @@ prefer_installed()
 from transformers.utils import logging  # noqa: E402
 
 from benchmarks import environment, records  # noqa: E402
-from spanbert_ext.arguments import split_arguments  # noqa: E402
-from spanbert_ext.config_files import config_file, read_yaml  # noqa: E402
+from spanbert_ext.cli.arguments import split_arguments  # noqa: E402
 from spanbert_ext.errors import ConfigError, SpanBertError  # noqa: E402
-from spanbert_ext.training import settings  # noqa: E402
+from spanbert_ext.settings import build  # noqa: E402
+from spanbert_ext.settings.files import config_file, read_yaml  # noqa: E402
 from spanbert_ext.training.config import PretrainConfig  # noqa: E402
 
 # From the least like SpanBERT to SpanBERT, then the five schemes of Table 6.
@@ -67,9 +67,9 @@ def model_settings(model: str, given: Mapping[str, Any]) -> PretrainConfig:
     Raises:
         ConfigError: lists every impossible setting.
     """
-    groups = {option.name.rpartition(".")[0] for option in settings.options(PretrainConfig)}
+    groups = {option.name.rpartition(".")[0] for option in build.options(PretrainConfig)}
     chosen = read_yaml(config_file(model), groups) | SMALL | dict(given)
-    return settings.build(PretrainConfig, chosen)
+    return build.build(PretrainConfig, chosen)
 
 
 def run(model: str, config: PretrainConfig) -> dict[str, str]:
@@ -132,7 +132,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--runs", type=Path, help="keep the runs in this directory")
     options, rest = parser.parse_known_args(words)
     logging.disable_progress_bar()
-    known = {option.name: option for option in settings.options(PretrainConfig)}
+    known = {option.name: option for option in build.options(PretrainConfig)}
     given = split_arguments(rest, known)
     models = options.models.split(",")
     with tempfile.TemporaryDirectory() as temporary:

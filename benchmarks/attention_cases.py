@@ -3,7 +3,7 @@
 Full rows (one sequence a row) can be served by torch's fused attention on a padded batch; packed
 rows need the kernel that takes cu_seqlens ("varlen") or a mask ("blocks"). Candidates are named
 after what computes them: `dense_*` ignores borders of sequences, so it is no choice for packed
-rows; `varlen` and `blocks_*` are the paths of `spanbert_ext.attention`.
+rows; `varlen` and `blocks_*` are the paths of `spanbert_ext.model.attention`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from benchmarks import floors
 from benchmarks.bench_step import packed_lengths
 from benchmarks.harness import Case, Variant
-from spanbert_ext.attention import Packing, attention_path, packed_attention
+from spanbert_ext.model.attention import Packing, attention_path, packed_attention
 
 _BACKENDS = ("CUDNN_ATTENTION", "FLASH_ATTENTION", "EFFICIENT_ATTENTION", "MATH")
 

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 
 from benchmarks import floors
 from benchmarks.harness import DTYPES, Case, Variant, sizes
-from spanbert_ext.chunked_attention import _CHUNK_SCORES, _MULTIPLES, _Plan, dropped_attention
-from spanbert_ext.cpu_attention import attention_in_runs
+from spanbert_ext.model.chunked_attention import _CHUNK_SCORES, _MULTIPLES, _Plan, dropped_attention
+from spanbert_ext.model.cpu_attention import attention_in_runs
 
 HEADS = 12
 TOKENS = 3200

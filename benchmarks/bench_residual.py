@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 from benchmarks import floors, workloads
 from benchmarks.harness import DTYPES, Case, Variant, sizes
-from spanbert_ext._norm_op import dropout_add_layer_norm
+from spanbert_ext.ops.dropout_norm import dropout_add_layer_norm
 
 EPS = 1e-12
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 
 from benchmarks import floors, peers, workloads
 from benchmarks.harness import DTYPES, Case, Variant, sizes
-from spanbert_ext.sbo import GeluLayerNorm
+from spanbert_ext.model.sbo import GeluLayerNorm
 
 GROWTH = (1, 4, 8, 16, 64)  # rows of 512 tokens
 TARGET_ROWS = 8  # have about 600 targets, the size targets name; every peer runs there

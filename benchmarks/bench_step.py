@@ -13,10 +13,10 @@ import torch
 from benchmarks import floors, peer_steps, workloads
 from benchmarks.harness import Case, Timing, Variant, sizes
 from benchmarks.records import rows_of
-from spanbert_ext.step_timer import PARTS, PretrainStep
 from spanbert_ext.training.config import RuntimeOptions
 from spanbert_ext.training.loop import autocast
 from spanbert_ext.training.models import choose_precision
+from spanbert_ext.training.step_timer import PARTS, PretrainStep
 
 BUILDERS = {
     "transformers": (peer_steps.transformers_step, None),

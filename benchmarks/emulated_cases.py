@@ -15,11 +15,11 @@ import torch
 
 from benchmarks import workloads
 from benchmarks.harness import DTYPES
-from spanbert_ext import _ops, _sbo_rows
-from spanbert_ext.ops import backend
-from spanbert_ext.reference import IGNORE
-from spanbert_ext.step_timer import PretrainStep
+from spanbert_ext.ops import backend, sbo_rows
+from spanbert_ext.ops import rows as row_ops
+from spanbert_ext.ops.reference.sbo import IGNORE
 from spanbert_ext.training.config import RuntimeOptions
+from spanbert_ext.training.step_timer import PretrainStep
 
 C = backend.native_module
 HIDDEN, POSITIONS, VOCAB, STRIDE = 768, workloads.SLOTS, workloads.VOCAB, 29056
@@ -155,7 +155,7 @@ def gelu_layer_norm(dtype: str, ids: torch.Tensor | None) -> Iterator[Operation]
     used = rows if ids is None else int((ids != IGNORE).sum())
     x, grad = (_random(rows, HIDDEN, dtype=dtype, seed=seed) for seed in (4, 5))
     weight, bias = _parameters(HIDDEN)
-    _, mean, rstd = _sbo_rows.norm(x, ids, weight, bias, 1e-12)
+    _, mean, rstd = sbo_rows.norm(x, ids, weight, bias, 1e-12)
     row, chunks = x.element_size() * HIDDEN, -(-rows // C.rows_per_chunk)
     moments, looked_at = 2 * WIDE, 0 if ids is None else INDEX * rows
     least = row * (used + rows) + moments * rows + looked_at + 2 * HIDDEN * WIDE
@@ -163,13 +163,13 @@ def gelu_layer_norm(dtype: str, ids: torch.Tensor | None) -> Iterator[Operation]
     name = "gelu_layer_norm" if ids is None else "gelu_layer_norm, SBO"
     shapes = {"rows": rows, "used": used, "hidden": HIDDEN}
     yield Operation(
-        name, dtype, shapes, lambda: _sbo_rows.norm(x, ids, weight, bias, 1e-12),
+        name, dtype, shapes, lambda: sbo_rows.norm(x, ids, weight, bias, 1e-12),
         {"gelu_layer_norm": least},
         least,
     )  # fmt: skip
     yield Operation(
         name.replace("norm", "norm_backward"), dtype, shapes,
-        lambda: _sbo_rows.norm_backward(grad, x, ids, weight, mean, rstd),
+        lambda: sbo_rows.norm_backward(grad, x, ids, weight, mean, rstd),
         {
             "gelu_layer_norm_backward": back + chunks * 3 * HIDDEN * WIDE,
             "sum_gradients": _chunk_sum(chunks, 3 * HIDDEN, 3 * HIDDEN * WIDE),
@@ -184,19 +184,19 @@ def boundaries(batch, dtype: str) -> Iterator[Operation]:
     inside = right > 0
     ends = len(torch.cat((left[inside], right[inside])).unique())
     hidden = _random(tokens, HIDDEN, dtype=dtype, seed=6)
-    pairs = _sbo_rows.gather(hidden, left, right)
+    pairs = sbo_rows.gather(hidden, left, right)
     spans, used, row = len(left), int(inside.sum()), hidden.element_size() * HIDDEN
     least = 2 * INDEX * spans + row * (ends + 2 * spans)
     back = 2 * INDEX * spans + row * (2 * used + ends)
     shapes = {"spans": spans, "used": used, "hidden": HIDDEN}
     yield Operation(
-        "gather_boundaries", dtype, shapes, lambda: _sbo_rows.gather(hidden, left, right),
+        "gather_boundaries", dtype, shapes, lambda: sbo_rows.gather(hidden, left, right),
         {"gather_boundaries": least},
         least,
     )  # fmt: skip
     yield Operation(  # what no span's end is, a fill of memory has written before
         "gather_boundaries_backward", dtype, shapes,
-        lambda: _sbo_rows.gather_backward(pairs, left, right, tokens),
+        lambda: sbo_rows.gather_backward(pairs, left, right, tokens),
         {"gather_boundaries_backward": back},
         back,
     )  # fmt: skip
@@ -211,7 +211,7 @@ def first_layer(batch, dtype: str) -> Iterator[Operation]:
     span_rows = _random(spans, HIDDEN, dtype=dtype, seed=7)
     position_rows = _random(POSITIONS, HIDDEN, dtype=dtype, seed=8)
     grad, (weight, bias) = _random(targets, HIDDEN, dtype=dtype, seed=9), _parameters(HIDDEN)
-    _, mean, rstd = _sbo_rows.first_layer(span_rows, position_rows, *index, weight, bias, 1e-12)
+    _, mean, rstd = sbo_rows.first_layer(span_rows, position_rows, *index, weight, bias, 1e-12)
     row, chunks = span_rows.element_size() * HIDDEN, -(-spans // C.spans_per_chunk)
     tables = row * (used_spans + len(batch.target_offsets[wanted].unique()))
     listed = INDEX * (targets + 2 * used)  # ids; spans and offsets where there is one
@@ -221,13 +221,13 @@ def first_layer(batch, dtype: str) -> Iterator[Operation]:
     columns, shapes = (2 + POSITIONS) * HIDDEN, {"targets": targets, "used": used, "spans": spans}
     yield Operation(
         "sbo_first_layer", dtype, shapes,
-        lambda: _sbo_rows.first_layer(span_rows, position_rows, *index, weight, bias, 1e-12),
+        lambda: sbo_rows.first_layer(span_rows, position_rows, *index, weight, bias, 1e-12),
         {"sbo_first_layer": least},
         least,
     )  # fmt: skip
     yield Operation(
         "sbo_first_layer_backward", dtype, shapes,
-        lambda: _sbo_rows.first_layer_backward(
+        lambda: sbo_rows.first_layer_backward(
             grad, span_rows, position_rows, *index, weight, mean, rstd
         ),
         {
@@ -254,7 +254,7 @@ def loss(batch, dtype: str) -> Operation:
     least = read + rows * STRIDE * logits.element_size() + listed + WIDE * (used + rows + sums)
     return Operation(
         "cross_entropy", dtype, {"rows": rows, "used": used, "vocabulary": VOCAB, "stride": STRIDE},
-        lambda: _ops.cross_entropy_rows_(logits, targets, bias, head, scale, VOCAB),
+        lambda: row_ops.cross_entropy_rows_(logits, targets, bias, head, scale, VOCAB),
         {
             "cross_entropy_rows": least,
             "bias_gradient": read + listed + WIDE * chunks * sums,

@@ -35,7 +35,6 @@ from transformers import (  # noqa: E402
 )
 
 from benchmarks import environment, records  # noqa: E402
-from spanbert_ext.starting_points import open_start  # noqa: E402
 from spanbert_ext.tasks.batching import TrainingOrder  # noqa: E402
 from spanbert_ext.tasks.config import FinetuneOptimizer  # noqa: E402
 from spanbert_ext.tasks.finetune_task import FinetuneTask  # noqa: E402
@@ -46,6 +45,7 @@ from spanbert_ext.tasks.qa.task import QATask  # noqa: E402
 from spanbert_ext.tasks.rejects import Rejects  # noqa: E402
 from spanbert_ext.training.loop import HostStep, LoopSettings  # noqa: E402
 from spanbert_ext.training.optimizer import build_optimizer  # noqa: E402
+from spanbert_ext.weights.sources import open_start  # noqa: E402
 
 COLUMNS = (*records.COLUMNS, "value", "unit")
 LENGTH, OVERLAP, BATCH, MAX_ANSWER, N_BEST = 256, 64, 16, 30, 20

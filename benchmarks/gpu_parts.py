@@ -23,7 +23,7 @@ from benchmarks.bench_residual import residual_case
 from benchmarks.bench_sbo import gelu_layer_norm_case, sbo_case
 from benchmarks.bench_step import OURS, part_rows, step_case
 from benchmarks.harness import Case, Race, Variant
-from spanbert_ext.step_timer import PretrainStep
+from spanbert_ext.training.step_timer import PretrainStep
 
 _WITHOUT_GRAPHS = ("ours_eager", "ours_compiled")
 _COMPILED_PEERS = ("transformers_compiled", "assembly")

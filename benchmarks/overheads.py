@@ -94,7 +94,7 @@ def loader_rows(corpus: Path, work: Path, steps: int) -> list[dict[str, Any]]:
     from transformers import AutoTokenizer
 
     from spanbert_ext.data import open_corpus
-    from spanbert_ext.training import settings as dotted
+    from spanbert_ext.settings import build as dotted
     from spanbert_ext.training.config import PretrainConfig
     from spanbert_ext.training.loop import HostStep, LoopSettings
     from spanbert_ext.training.models import build_model

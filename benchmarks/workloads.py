@@ -15,7 +15,7 @@ import torch
 
 from spanbert_ext import MaskedBatch, SBOHead, SpanBertConfig, SpanMasker
 from spanbert_ext.ops import backend
-from spanbert_ext.presets import PRESETS
+from spanbert_ext.training.presets import PRESETS
 
 VOCAB = 28996
 PAD, UNK, CLS, SEP, MASK = 0, 100, 101, 102, 103

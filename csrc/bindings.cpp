@@ -13,9 +13,9 @@
 #endif
 
 #include "build_facts.h"
-#include "head_rows.h"
 #include "ops.h"
-#include "span_pruning.h"
+#include "rows/heads.h"
+#include "rows/pruning.h"
 
 namespace py = pybind11;
 

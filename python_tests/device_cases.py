@@ -13,7 +13,7 @@ from spanbert_ext.ops import backend
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 # How compute-sanitizer is run: it slows kernels a hundredfold, and every release of memory waits.
 UNCACHED = bool(os.environ.get("PYTORCH_NO_CUDA_MEMORY_CACHING"))
-# Chunks that one lap of the sums over chunks adds (kChunkLanes in cuda_group.cuh).
+# Chunks that one lap of the sums over chunks adds (kChunkLanes in csrc/cuda/group.cuh).
 LAP = 16
 
 

@@ -4,9 +4,11 @@ of the CPU's attention. In the reference mode they are the functions of the same
 
 import torch
 
-from spanbert_ext import _attention_op, _sbo_rows, dropout_reference, reference
-from spanbert_ext.dropout_reference import mask_threshold
-from spanbert_ext.ops import backend
+from spanbert_ext.ops import attention_weights as attention_op
+from spanbert_ext.ops import backend, sbo_rows
+from spanbert_ext.ops.reference import dropout as dropout_reference
+from spanbert_ext.ops.reference import sbo as reference
+from spanbert_ext.ops.reference.dropout import mask_threshold
 
 
 class _Gather(torch.autograd.Function):
@@ -14,12 +16,12 @@ class _Gather(torch.autograd.Function):
     def forward(ctx, hidden, span_left, span_right):
         ctx.save_for_backward(span_left, span_right)
         ctx.tokens = hidden.shape[0]
-        return _sbo_rows.gather(hidden, span_left, span_right)
+        return sbo_rows.gather(hidden, span_left, span_right)
 
     @staticmethod
     def backward(ctx, grad):
         pairs = grad.contiguous()
-        return _sbo_rows.gather_backward(pairs, *ctx.saved_tensors, ctx.tokens), None, None
+        return sbo_rows.gather_backward(pairs, *ctx.saved_tensors, ctx.tokens), None, None
 
 
 def gather_boundaries(hidden, span_left, span_right):
@@ -33,13 +35,13 @@ class _FirstLayer(torch.autograd.Function):
     @staticmethod
     def forward(ctx, spans, positions, target_spans, target_offsets, sbo_ids, weight, bias, eps):
         index = (target_spans, target_offsets, sbo_ids)
-        out, mean, rstd = _sbo_rows.first_layer(spans, positions, *index, weight, bias, eps)
+        out, mean, rstd = sbo_rows.first_layer(spans, positions, *index, weight, bias, eps)
         ctx.save_for_backward(spans, positions, *index, weight, mean, rstd)
         return out
 
     @staticmethod
     def backward(ctx, grad):
-        grads = _sbo_rows.first_layer_backward(grad.contiguous(), *ctx.saved_tensors)
+        grads = sbo_rows.first_layer_backward(grad.contiguous(), *ctx.saved_tensors)
         return *grads[:2], None, None, None, *grads[2:], None
 
 
@@ -56,7 +58,7 @@ class _AttentionWeights(torch.autograd.Function):
     def forward(ctx, scores, first_queries, queries, keys, scale, threshold, seed, site):
         outputs = torch.empty_like(scores), torch.empty_like(scores)
         arguments = (scores, first_queries, queries, keys, scale, threshold, seed, site)
-        _attention_op.run(*arguments, outputs)
+        attention_op.run(*arguments, outputs)
         ctx.save_for_backward(outputs[1], queries, keys)
         ctx.settings = scale, threshold
         return outputs[0]
@@ -65,7 +67,7 @@ class _AttentionWeights(torch.autograd.Function):
     def backward(ctx, grad):
         signed_probs = ctx.saved_tensors[0]
         outputs = torch.empty_like(signed_probs), torch.empty_like(signed_probs)
-        _attention_op.run_backward(grad.contiguous(), *ctx.saved_tensors, *ctx.settings, outputs)
+        attention_op.run_backward(grad.contiguous(), *ctx.saved_tensors, *ctx.settings, outputs)
         return outputs[0], *[None] * 7
 
 

@@ -33,7 +33,7 @@ def spoil(patch, batches, factor):
 
 
 if __name__ == "__main__":
-    from spanbert_ext.cli import main
+    from spanbert_ext.cli.command import main
 
     first, count, rank, factor = os.environ["SPOIL"].split(":")
     if os.environ.get("RANK", "0") == rank:

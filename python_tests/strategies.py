@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from hypothesis import strategies as st
 
-from spanbert_ext.mask_settings import SCHEMES
-from spanbert_ext.masked_batch import MaskedBatch
-from spanbert_ext.masking import SpanMasker
+from spanbert_ext.masking.batch import MaskedBatch
+from spanbert_ext.masking.masker import SpanMasker
+from spanbert_ext.masking.settings import SCHEMES
 
 # A vocabulary with every role: 0 PAD, 1 CLS, 2 SEP, 3 MASK, then word starts, continuation pieces
 # and the random pool.

@@ -11,10 +11,10 @@ import pytest
 import torch
 from original_files import fairseq_weights, write_encoder, write_fairseq
 
-from spanbert_ext import archives
-from spanbert_ext.archives import read_tensors, unpack
 from spanbert_ext.errors import DataError, StorageError
-from spanbert_ext.starting_points import open_start, read_start
+from spanbert_ext.weights import archives
+from spanbert_ext.weights.archives import read_tensors, unpack
+from spanbert_ext.weights.sources import open_start, read_start
 
 
 def member(name, content=b"x", **fields):

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spanbert_ext.arguments import Verb, parse_settings
+from spanbert_ext.cli.arguments import Verb, parse_settings
 from spanbert_ext.errors import ConfigError
-from spanbert_ext.training.setting_values import Name, convert
+from spanbert_ext.settings.values import Name, convert
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention import varlen
 
-from spanbert_ext.attention import Packing, attention_path, pack_padded, packed_attention
+from spanbert_ext.model.attention import Packing, attention_path, pack_padded, packed_attention
 
 
 @pytest.mark.parametrize("path", ["runs", "blocks", "blocks in rows"])

@@ -12,8 +12,8 @@ from row_functions import attention_weights
 from scipy import stats
 from strategies import assert_as_good_as_torch, inside_larger_buffer, randn
 
-from spanbert_ext import _attention_op
-from spanbert_ext import dropout_reference as reference
+from spanbert_ext.ops import attention_weights as attention_op
+from spanbert_ext.ops.reference import dropout as reference
 
 SEED = torch.tensor([-0x123456789ABCDEF])
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
@@ -132,7 +132,7 @@ def test_masks_are_the_references(force_backend, seed, width):
         for dtype in DTYPES:
             scores = randn(2, 3, 3, width, dtype=dtype)
             found, signed = torch.empty_like(scores), torch.empty_like(scores)
-            _attention_op.run(scores, *integers, 0.5, threshold, seed, site, (found, signed))
+            attention_op.run(scores, *integers, 0.5, threshold, seed, site, (found, signed))
             expected = reference.attention_weights(scores, *integers, 0.5, threshold, seed, site)
             plain = reference.attention_weights(scores, *integers, 0.5)
             assert torch.equal(found == 0, expected == 0)

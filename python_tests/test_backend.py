@@ -9,11 +9,12 @@ import pytest
 import torch
 from strategies import make_masker, run_python
 
-from spanbert_ext import _ops, reference
-from spanbert_ext._boundary import check_range, place, readable
-from spanbert_ext.attention import attention_path
-from spanbert_ext.cross_entropy import _chunk_rows, _padded_vocabulary
+from spanbert_ext.model.attention import attention_path
 from spanbert_ext.ops import backend
+from spanbert_ext.ops import rows as row_ops
+from spanbert_ext.ops.cross_entropy import _chunk_rows, _padded_vocabulary
+from spanbert_ext.ops.reference import sbo as reference
+from spanbert_ext.ops.registration import check_range, place, readable
 
 CPU, META = torch.device("cpu"), torch.device("meta")
 
@@ -35,7 +36,7 @@ def test_reference_is_what_runs_when_asked(force_backend, monkeypatch):
     force_backend("reference")
     called = []
     monkeypatch.setattr(reference, "gelu_layer_norm", lambda *a: called.append(a))
-    _ops.gelu_layer_norm(torch.zeros(3, 4), torch.ones(4), torch.ones(4), 1e-12)
+    row_ops.gelu_layer_norm(torch.zeros(3, 4), torch.ones(4), torch.ones(4), 1e-12)
     assert called
 
 
@@ -104,7 +105,8 @@ from spanbert_ext import SpanMasker, SBOHead, linear_cross_entropy
 batch = SpanMasker([True] * 30, [0, 1], 1, mask_ratio=0.5)(torch.arange(2, 30)[None])
 rows = SBOHead(4)(torch.zeros(1, 28, 4), batch)
 linear_cross_entropy(rows, torch.zeros(30, 4), batch.sbo_ids)
-from spanbert_ext import _ops, reference
+from spanbert_ext.ops import rows
+from spanbert_ext.ops.reference import sbo as reference
 from spanbert_ext.ops import backend
 print(backend.name(torch.device("cpu")), len(backend.describe()))
 """,
@@ -311,13 +313,13 @@ def test_emulated_checks_launch_nothing_that_a_kernel_asserts(force_backend, mon
 
 # Where a file compares a device's type, it speaks of the device itself, not of an algorithm.
 ABOUT_DEVICES = {
-    "_attention_op.py": "an operation that only the CPU has",
-    "attention.py": "torch's varlen kernel exists on GPUs alone",
-    "_boundary.py": "the stream, and what the host can read",
-    "bench.py": "names, memory and synchronisation of a GPU",
-    "encoder_products.py": "torch's mkldnn exists on the CPU alone",
-    "sample_ids.py": "capture of a graph",
-    "step_timer.py": "events of a GPU",
+    "ops/attention_weights.py": "an operation that only the CPU has",
+    "model/attention.py": "torch's varlen kernel exists on GPUs alone",
+    "ops/registration.py": "the stream, and what the host can read",
+    "cli/bench.py": "names, memory and synchronisation of a GPU",
+    "model/products.py": "torch's mkldnn exists on the CPU alone",
+    "masking/sample_ids.py": "capture of a graph",
+    "training/step_timer.py": "events of a GPU",
     "training/graphed_step.py": "capture of a graph",
     "training/models.py": "which GPUs there are",
     "training/optimizer.py": "float64, which not every accelerator has",

@@ -8,9 +8,9 @@ from benchmark_cases import ROOT, child
 
 from benchmarks import floors, gpu, gpu_parts, records, targets
 from benchmarks.harness import Case, Variant
-from spanbert_ext import bench
+from spanbert_ext.cli import bench
 from spanbert_ext.errors import ConfigError
-from spanbert_ext.training.settings import options
+from spanbert_ext.settings.build import options
 
 
 @pytest.fixture(autouse=True)
@@ -172,6 +172,6 @@ def test_bench_refuses_impossible_settings(changes, said):
 
 
 def test_bench_settings_need_no_torch():
-    code = "import sys, spanbert_ext.bench; print('torch' in sys.modules)"
+    code = "import sys, spanbert_ext.cli.bench; print('torch' in sys.modules)"
     assert child("-c", code).stdout.strip() == "False"
     assert all(option.help for option in options(bench.BenchConfig))

@@ -6,11 +6,11 @@ import torch
 import torch.nn.functional as F
 from strategies import assert_as_good_as_torch, case_id, randn
 
-from spanbert_ext import chunked_attention as module
-from spanbert_ext import dropout_reference as reference
-from spanbert_ext.attention import Packing, packed_attention
-from spanbert_ext.chunked_attention import _parts, _Plan, dropped_attention
-from spanbert_ext.cpu_attention import attention_in_runs
+from spanbert_ext.model import chunked_attention as module
+from spanbert_ext.model.attention import Packing, packed_attention
+from spanbert_ext.model.chunked_attention import _parts, _Plan, dropped_attention
+from spanbert_ext.model.cpu_attention import attention_in_runs
+from spanbert_ext.ops.reference import dropout as reference
 
 SEED = torch.tensor([0x123456789ABCDEF])
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]

@@ -9,10 +9,10 @@ import sys
 import pytest
 import yaml
 
-from spanbert_ext.cli import VERBS, main
+from spanbert_ext.cli.command import VERBS, main
 from spanbert_ext.errors import Preempted
+from spanbert_ext.settings.build import as_flat_dict, flatten, options
 from spanbert_ext.training.config import DEMONSTRATION, PretrainConfig
-from spanbert_ext.training.settings import as_flat_dict, flatten, options
 
 HEAVY = ("torch", "transformers", "numpy", "tokenizers", "safetensors")
 

@@ -3,12 +3,12 @@
 import pytest
 import yaml
 
-from spanbert_ext import config_files
-from spanbert_ext.cli import main
-from spanbert_ext.config_files import read_yaml
+from spanbert_ext.cli.command import main
 from spanbert_ext.errors import ConfigError
+from spanbert_ext.settings import files
+from spanbert_ext.settings.build import as_flat_dict, build, flatten, options
+from spanbert_ext.settings.files import read_yaml
 from spanbert_ext.training.config import PretrainConfig
-from spanbert_ext.training.settings import as_flat_dict, build, flatten, options
 
 # (model, its neighbour, what differs: setting -> (neighbour's, its own)). Sections 5 and 6 of the
 # paper: each model takes one step from the one before it, from the published settings to BERT.
@@ -33,7 +33,7 @@ def settings_of(name: str | None) -> dict:
 def given_by(name: str | None) -> dict:
     """What a packaged file states."""
     groups = {option.name.rpartition(".")[0] for option in options(PretrainConfig)}
-    return {} if name is None else read_yaml(config_files.config_file(name), groups)
+    return {} if name is None else read_yaml(files.config_file(name), groups)
 
 
 @pytest.mark.parametrize(("name", "neighbour", "wanted"), STEPS, ids=[step[0] for step in STEPS])
@@ -44,12 +44,12 @@ def test_a_model_differs_where_the_paper_says(name, neighbour, wanted):
 
 
 def test_these_are_all_models():
-    assert config_files.config_names() == sorted(step[0] for step in STEPS)
+    assert files.config_names() == sorted(step[0] for step in STEPS)
 
 
 def test_a_file_states_only_what_is_no_default():
     defaults = settings_of(None)
-    for name in config_files.config_names():
+    for name in files.config_names():
         given, own = given_by(name), settings_of(name)
         assert given
         for setting in given:
@@ -67,14 +67,14 @@ def test_a_name_works_on_the_command_line(capsys):
 def test_files_go_before_names(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "spanbert").mkdir()  # a run's directory of that name is in nobody's way
-    assert config_files.config_file("spanbert").endswith("configs/spanbert.yaml")
+    assert files.config_file("spanbert").endswith("configs/spanbert.yaml")
     (tmp_path / "our-bert").write_text("seed: 3")
-    assert read_yaml(config_files.config_file("our-bert")) == {"seed": "3"}
-    assert config_files.config_file("spanbert.yaml") == "spanbert.yaml"
-    assert config_files.config_file("./spanbert") == "./spanbert"
+    assert read_yaml(files.config_file("our-bert")) == {"seed": "3"}
+    assert files.config_file("spanbert.yaml") == "spanbert.yaml"
+    assert files.config_file("./spanbert") == "./spanbert"
 
 
 def test_an_unknown_name_lists_the_known_ones():
     with pytest.raises(ConfigError, match="--config bert: .* no settings of this name .*our-bert"):
-        config_files.config_file("bert")
+        files.config_file("bert")
     assert main(["pretrain", "--config", "bert"]) == 2

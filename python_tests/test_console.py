@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from spanbert_ext.console import patient_output
+from spanbert_ext.cli.console import patient_output
 
 
 @pytest.fixture

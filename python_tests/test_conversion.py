@@ -16,11 +16,11 @@ from transformers import (
 )
 
 from spanbert_ext import SpanBertConfig, SpanBertForPreTraining
-from spanbert_ext.conversion import export_bert, from_bert
 from spanbert_ext.errors import DataError, StorageError
-from spanbert_ext.starting_points import open_start
 from spanbert_ext.tasks.models import load_head, start_model
 from spanbert_ext.training.models import load_checkpoint
+from spanbert_ext.weights.conversion import export_bert, from_bert
+from spanbert_ext.weights.sources import open_start
 
 SIZES = {
     "vocab_size": 53,

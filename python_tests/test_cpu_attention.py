@@ -4,9 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from spanbert_ext import chunked_attention
-from spanbert_ext.chunked_attention import without_gradient
-from spanbert_ext.cpu_attention import _groups, attention_in_runs
+from spanbert_ext.model import chunked_attention
+from spanbert_ext.model.chunked_attention import without_gradient
+from spanbert_ext.model.cpu_attention import _groups, attention_in_runs
 from spanbert_ext.ops import backend
 
 LENGTHS = [3, 0, 40, 33, 1, 70, 33]

@@ -17,7 +17,8 @@ from strategies import (
     value_and_gradients,
 )
 
-from spanbert_ext import cross_entropy, linear_cross_entropy
+from spanbert_ext import linear_cross_entropy
+from spanbert_ext.ops import cross_entropy
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 

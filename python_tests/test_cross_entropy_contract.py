@@ -7,8 +7,9 @@ import torch.nn.functional as F
 from back_ends import refuses
 from strategies import IGNORE, case_id, classes, naming, randn, run_python, value_and_gradients
 
-from spanbert_ext import cross_entropy, linear_cross_entropy
-from spanbert_ext.cross_entropy import two_head_cross_entropy
+from spanbert_ext import linear_cross_entropy
+from spanbert_ext.ops import cross_entropy
+from spanbert_ext.ops.cross_entropy import two_head_cross_entropy
 
 # Autocast, compilation, threads, memory ----------------------------------------------------------
 
@@ -103,7 +104,7 @@ def test_memory_is_a_chunk_and_never_the_logits():
     """8000 x 20000 fp32 logits would be 610 MiB and so would their gradient; a chunk is 40 MiB."""
     code = """
 import resource, torch
-from spanbert_ext import cross_entropy
+from spanbert_ext.ops import cross_entropy
 torch.set_num_threads(1)
 cross_entropy._CHUNK_BYTES["cpu"] = 40 * 2**20
 def run(count):

@@ -11,8 +11,8 @@ from test_sbo import framed_batch, make_head
 from test_steps import Step
 
 from spanbert_ext import linear_cross_entropy
-from spanbert_ext._norm_op import add_layer_norm_dropout
 from spanbert_ext.ops import backend
+from spanbert_ext.ops.dropout_norm import add_layer_norm_dropout
 
 pytestmark = [pytest.mark.cuda, pytest.mark.usefixtures("native_back_end")]
 

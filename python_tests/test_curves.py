@@ -7,17 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from spanbert_ext import curve_panels, curves
-from spanbert_ext.cli import main
-from spanbert_ext.curves import Curve, PlotConfig
+from spanbert_ext.cli.command import main
 from spanbert_ext.errors import ConfigError, DataError
+from spanbert_ext.training import panels, plots
+from spanbert_ext.training.plots import Curve, PlotConfig
 
 
 def write_run(directory, *rows, tail=""):
     """A metrics.jsonl of (event, step, values)."""
     directory.mkdir(parents=True, exist_ok=True)
     lines = [json.dumps({"event": e, "step": s, "time": 1.5} | values) for e, s, values in rows]
-    (directory / curves.METRICS).write_text("\n".join(lines) + "\n" + tail, "utf-8")
+    (directory / plots.METRICS).write_text("\n".join(lines) + "\n" + tail, "utf-8")
     return directory
 
 
@@ -32,7 +32,7 @@ def course(steps, every=1, **further):
 
 
 def read(directory):
-    return curves.read_run(directory / curves.METRICS, "label")
+    return plots.read_run(directory / plots.METRICS, "label")
 
 
 def test_reading_is_forgiving_where_a_kill_leaves_traces(tmp_path, caplog):
@@ -56,7 +56,7 @@ def test_reading_is_forgiving_where_a_kill_leaves_traces(tmp_path, caplog):
 
 @pytest.mark.parametrize("text", ["", "\n", "not json\n", '{"event": "checkpoint", "step": 3}\n'])
 def test_a_run_without_a_loss(tmp_path, text):
-    (tmp_path / curves.METRICS).write_text(text)
+    (tmp_path / plots.METRICS).write_text(text)
     with pytest.raises(DataError, match="holds no loss yet"):
         read(tmp_path)
 
@@ -64,31 +64,31 @@ def test_a_run_without_a_loss(tmp_path, text):
 def test_a_directory_that_is_no_run(tmp_path):
     write_run(tmp_path / "demo" / "run", *course(3))
     with pytest.raises(ConfigError, match=r"holds no metrics.jsonl; did you mean .*demo/run\?"):
-        curves.find_metrics(str(tmp_path / "demo"))
+        plots.find_metrics(str(tmp_path / "demo"))
     with pytest.raises(ConfigError, match=r"holds no metrics.jsonl$"):
-        curves.find_metrics(str(tmp_path / "absent"))
+        plots.find_metrics(str(tmp_path / "absent"))
 
 
 def test_labels_are_as_short_as_they_may_be():
     paths = [Path("/x/a/run/m"), Path("/x/b/run/m"), Path("/x/b/other/m")]
-    assert curves.labels(paths[:1]) == ["run"]
-    assert curves.labels(paths[1:]) == ["run", "other"]
-    assert curves.labels(paths) == ["a/run", "b/run", "b/other"]
+    assert plots.labels(paths[:1]) == ["run"]
+    assert plots.labels(paths[1:]) == ["run", "other"]
+    assert plots.labels(paths) == ["a/run", "b/run", "b/other"]
 
 
 def test_running_quantiles_literal():
     nan = math.nan
-    (median,) = curve_panels.running_quantiles([5, 1, 3, 9, 7], 3, [0.5])
+    (median,) = panels.running_quantiles([5, 1, 3, 9, 7], 3, [0.5])
     assert median[1:4] == [3, 3, 7]
     assert median[0] in (1, 5)
-    low, high = curve_panels.running_quantiles([1, 2, nan, 3, 100], 5, [0, 1])
+    low, high = panels.running_quantiles([1, 2, nan, 3, 100], 5, [0, 1])
     assert low == [1, 1, 1, 2, 3]
     assert high == [2, 3, 100, 100, 100]
-    (gap,) = curve_panels.running_quantiles([nan, nan, nan, 4], 3, [0.5])
+    (gap,) = panels.running_quantiles([nan, nan, nan, 4], 3, [0.5])
     assert math.isnan(gap[0])
     assert math.isnan(gap[1])
     assert gap[2:] == [4, 4]
-    assert curve_panels.running_quantiles([2.0, 3.0], 1, [0.1, 0.9]) == [[2.0, 3.0], [2.0, 3.0]]
+    assert panels.running_quantiles([2.0, 3.0], 1, [0.1, 0.9]) == [[2.0, 3.0], [2.0, 3.0]]
 
 
 def test_a_spike_is_a_dot_and_does_not_set_the_scale(tmp_path):
@@ -96,7 +96,7 @@ def test_a_spike_is_a_dot_and_does_not_set_the_scale(tmp_path):
 
     rows = course(400)
     rows[299][2].update(mlm_loss=5000.0)
-    figure = curve_panels.draw(Figure, [read(write_run(tmp_path, *rows))])
+    figure = panels.draw(Figure, [read(write_run(tmp_path, *rows))])
     axis = figure.axes[0]
     assert axis.get_ylim()[1] < 12
     (dots,) = [line for line in axis.lines if line.get_marker() == "."]
@@ -109,9 +109,7 @@ def test_every_loss_has_its_panel(tmp_path):
 
     long = read(write_run(tmp_path / "long", *course(300)))
     pair = read(write_run(tmp_path / "pair", *course(50, nsp_loss=0.6)))
-    titles = [
-        a.get_title() for a in curve_panels.draw(Figure, [long, pair]).axes if a.get_visible()
-    ]
+    titles = [a.get_title() for a in panels.draw(Figure, [long, pair]).axes if a.get_visible()]
     assert [title.split()[0] for title in titles] == [
         "MLM", "SBO", "NSP", "gradient", "tokens", "learning",
     ]  # fmt: skip
@@ -132,7 +130,7 @@ def test_no_panel_is_empty(tmp_path, further):
     from matplotlib.figure import Figure
 
     more = {f"x{n}_loss": 1.0 for n in range(further)}
-    figure = curve_panels.draw(Figure, [read(write_run(tmp_path, *course(30, **more)))])
+    figure = panels.draw(Figure, [read(write_run(tmp_path, *course(30, **more)))])
     assert len(figure.axes) == 5 + further
     columns = figure.axes[0].get_gridspec().ncols
     assert fill(figure) == [list(range(columns))] * len(fill(figure))
@@ -159,7 +157,7 @@ def test_tasks_share_no_axis_but_speed_norm_and_rate(tmp_path):
         fine_tuning(tmp_path / "more", "ner", {"f1": 2.0}),
         read(write_run(tmp_path / "base", *course(3))),
     ]
-    figure = curve_panels.draw(Figure, runs)
+    figure = panels.draw(Figure, runs)
     found = {axis.get_title(): len(axis.lines) for axis in figure.axes}
     assert found == {
         "squad2: training loss": 1,
@@ -174,7 +172,7 @@ def test_tasks_share_no_axis_but_speed_norm_and_rate(tmp_path):
         "learning rate": 4,
     }
     assert figure.get_suptitle() == "Learning curves of 4 runs"
-    assert {axis.get_title() for axis in curve_panels.draw(Figure, runs[1:3]).axes} == {
+    assert {axis.get_title() for axis in panels.draw(Figure, runs[1:3]).axes} == {
         "training loss", "f1, held out", "learning rate",
     }  # fmt: skip
 
@@ -187,7 +185,7 @@ def test_one_logged_point_is_seen(tmp_path):
     rows = [("train", s, {"loss": 1.0, "grad_norm": norm}) for s, norm in enumerate(norms, 1)]
     gaps = read(write_run(tmp_path / "gaps", *rows))
     one = read(write_run(tmp_path / "one", ("train", 3, {"loss": 1.0, "grad_norm": 2.0})))
-    loss, norm = curve_panels.draw(Figure, [gaps, one]).axes
+    loss, norm = panels.draw(Figure, [gaps, one]).axes
     assert [line.get_markevery() for line in loss.lines] == [[], [0]]
     assert [line.get_markevery() for line in norm.lines] == [[0, 2], [0]]
     assert {line.get_marker() for line in (*loss.lines, *norm.lines)} == {"o"}
@@ -201,12 +199,12 @@ def test_the_legend_names_what_is_drawn(tmp_path):
     from matplotlib.figure import Figure
 
     short = write_run(tmp_path / "short", *course(30))
-    assert legend_of(curve_panels.draw(Figure, [read(short)])) == ["training", "held out"]
+    assert legend_of(panels.draw(Figure, [read(short)])) == ["training", "held out"]
     rows = course(400)
-    long = legend_of(curve_panels.draw(Figure, [read(write_run(tmp_path / "long", *rows))]))
+    long = legend_of(panels.draw(Figure, [read(write_run(tmp_path / "long", *rows))]))
     assert long == ["training, running median", "10th to 90th percentile", "held out"]
     rows[299][2].update(mlm_loss=5000.0)
-    spiky = legend_of(curve_panels.draw(Figure, [read(write_run(tmp_path / "spiky", *rows))]))
+    spiky = legend_of(panels.draw(Figure, [read(write_run(tmp_path / "spiky", *rows))]))
     assert spiky == [*long[:2], "more than 3 medians", "held out"]
 
 
@@ -214,7 +212,7 @@ def test_a_run_with_held_out_numbers_alone_is_drawn(tmp_path):
     from matplotlib.figure import Figure
 
     run = read(write_run(tmp_path, ("validation", 0, {"f1": 3.0})))
-    (axis,) = curve_panels.draw(Figure, [run]).axes
+    (axis,) = panels.draw(Figure, [run]).axes
     assert (
         axis.get_title() == "f1, held out"
         and run.summary() == "label: 0 steps, held-out f1 3.00 -> 3.00"
@@ -228,8 +226,8 @@ def is_png(path):
 def test_the_verb_draws_several_runs(tmp_path, capsys):
     first = write_run(tmp_path / "first", *course(200))
     second = write_run(tmp_path / "a $b_{c$ run", *course(40, every=2))
-    target = tmp_path / "curves.png"
-    words = ["plot", str(first), str(second / curves.METRICS), str(first), "--output", str(target)]
+    target = tmp_path / "plots.png"
+    words = ["plot", str(first), str(second / plots.METRICS), str(first), "--output", str(target)]
     assert main(words) == 0
     assert is_png(target)
     lines = capsys.readouterr().out.splitlines()
@@ -243,7 +241,7 @@ def test_one_line_and_nothing_finite_can_be_drawn(tmp_path):
     one = write_run(tmp_path / "one", ("train", 1, {"mlm_loss": 2.0, "grad_norm": 0.0}))
     none = write_run(tmp_path / "none", ("train", 1, {"mlm_loss": None, "grad_norm": None}))
     for run in (one, none):
-        curves.plot(PlotConfig([str(run)], str(tmp_path / "c.png")))
+        plots.plot(PlotConfig([str(run)], str(tmp_path / "c.png")))
         assert is_png(tmp_path / "c.png")
 
 
@@ -258,8 +256,8 @@ def test_without_matplotlib(tmp_path, monkeypatch, capsys):
 def test_bad_settings(tmp_path, capsys):
     assert main(["plot"]) == 2
     assert "runs: a value is required" in capsys.readouterr().err
-    assert main(["plot", "run", "--output", "curves.bmp"]) == 2
-    assert "output: must end in .png, .svg, .pdf; got 'curves.bmp'" in capsys.readouterr().err
+    assert main(["plot", "run", "--output", "plots.bmp"]) == 2
+    assert "output: must end in .png, .svg, .pdf; got 'plots.bmp'" in capsys.readouterr().err
     run = write_run(tmp_path / "run", *course(3))
     assert main(["plot", str(run), "--output", str(tmp_path / "absent" / "c.svg")]) == 74
 
@@ -269,8 +267,8 @@ def test_a_fine_tuning_shows_its_metrics(tmp_path, capsys):
     numbers = {"exact": 40.0, "f1": 50.0, "PER.f1": 1.0, "recall": 2.0, "accuracy": 3.0}
     rows += [{"event": "validation", "step": s, **numbers} for s in (0, 3)]
     (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    run = curves.read_run(tmp_path / "metrics.jsonl", "qa")
-    names = [panel.name for panel in curve_panels.panels([run])]
+    run = plots.read_run(tmp_path / "metrics.jsonl", "qa")
+    names = [panel.name for panel in panels.panels([run])]
     assert names == ["loss", "exact", "f1", "recall", "lr"]
     assert run.summary().endswith("exact 40.00 -> 40.00, f1 50.00 -> 50.00, recall 2.00 -> 2.00")
 
@@ -280,7 +278,7 @@ def test_a_gradient_norm_has_its_scale(tmp_path, norms):
     from matplotlib.figure import Figure
 
     rows = [("train", s, {"loss": 1.0, "grad_norm": norm}) for s, norm in enumerate(norms, 1)]
-    axis = curve_panels.draw(Figure, [read(write_run(tmp_path, *rows))]).axes[1]
+    axis = panels.draw(Figure, [read(write_run(tmp_path, *rows))]).axes[1]
     low, high = axis.get_ylim()
     assert axis.get_title() == "gradient norm"
     assert any(low <= tick <= high for tick in axis.get_yticks())

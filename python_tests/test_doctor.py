@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from spanbert_ext import doctor
+from spanbert_ext.cli import doctor
 
 
 def rows():

@@ -7,8 +7,8 @@ import pytest
 import torch
 from scipy import stats
 
-from spanbert_ext import dropout_reference as reference
-from spanbert_ext._norm_op import add_layer_norm_dropout, dropout_add_layer_norm
+from spanbert_ext.ops.dropout_norm import add_layer_norm_dropout, dropout_add_layer_norm
+from spanbert_ext.ops.reference import dropout as reference
 
 FALSE_ALARM = 1e-6
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 from encoder_cases import config, gradients, packed, padded_batch
 
-from spanbert_ext import encoder
-from spanbert_ext.attention import packed_attention, packing_of
-from spanbert_ext.encoder import PackedBert
+from spanbert_ext.model import encoder
+from spanbert_ext.model.attention import packed_attention, packing_of
+from spanbert_ext.model.encoder import PackedBert
 
 
 @pytest.fixture

@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from model_cases import config, random_weights
 
-from spanbert_ext import encoder_products
-from spanbert_ext.encoder import PackedBert, for_predictions
-from spanbert_ext.encoder_products import Prepared
+from spanbert_ext.model import products
+from spanbert_ext.model.encoder import PackedBert, for_predictions
+from spanbert_ext.model.products import Prepared
 
 BORDERS = torch.tensor([0, 5, 5, 16])
 MANY, FEW = 4096, 16
@@ -47,7 +47,7 @@ class Adapter(torch.nn.Linear):
 def test_prepared_projections_are_the_projections(dtype, blocked, rows, monkeypatch):
     """Against double; the bounds are roundings of the result, and of fp32 sums of 48 numbers."""
     if not blocked:
-        monkeypatch.setattr(encoder_products, "_has_blocks", lambda weight: False)
+        monkeypatch.setattr(products, "_has_blocks", lambda weight: False)
     torch.manual_seed(7)
     layers = [torch.nn.Linear(48, size) for size in (32, 24)]
     x = torch.randn(rows, 48).to(dtype)
@@ -98,7 +98,7 @@ def test_a_projection_without_bias(bert):
 def test_few_tokens_prepare_nothing(bert, monkeypatch):
     """One question must not pay for what thousands save."""
     made = []
-    monkeypatch.setattr(encoder_products.Prepared, "__init__", lambda *_: made.append(1))
+    monkeypatch.setattr(products.Prepared, "__init__", lambda *_: made.append(1))
     with for_predictions(bert, FEW):
         states(bert)
     assert not made

@@ -14,10 +14,10 @@ from transformers import BertConfig, BertForMaskedLM, BertModel, PreTrainedToken
 
 import spanbert_ext
 from spanbert_ext import SpanBertForPreTraining, SpanFiller
-from spanbert_ext.cli import main
+from spanbert_ext.cli.command import main
 from spanbert_ext.errors import ConfigError, StorageError
-from spanbert_ext.fill_search import MaskedSpan, batch_of_spans, k_best
-from spanbert_ext.filling import table
+from spanbert_ext.filling.filler import table
+from spanbert_ext.filling.search import MaskedSpan, batch_of_spans, k_best
 from spanbert_ext.training import checkpoint
 
 SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -169,7 +169,7 @@ def test_a_batch_is_its_texts_one_by_one(filler):
 
 def test_batches_are_cut(filler, monkeypatch):
     together = filler(TEXTS, max_pieces=3)
-    monkeypatch.setattr("spanbert_ext.filling._MOST_TARGETS", 2)
+    monkeypatch.setattr("spanbert_ext.filling.filler._MOST_TARGETS", 2)
     again = filler(TEXTS, max_pieces=3)
     assert [[f.text for f in fs] for fs in again] == [[f.text for f in fs] for fs in together]
 

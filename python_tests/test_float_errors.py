@@ -13,9 +13,10 @@ from strategies import (
 )
 from test_sbo import framed_batch
 
-from spanbert_ext import _ops, cross_entropy, linear_cross_entropy
-from spanbert_ext._boundary import working_dtype
-from spanbert_ext.ops import backend
+from spanbert_ext import linear_cross_entropy
+from spanbert_ext.ops import backend, cross_entropy
+from spanbert_ext.ops import rows as row_ops
+from spanbert_ext.ops.registration import working_dtype
 
 # Floats ------------------------------------------------------------------------------------------
 
@@ -40,7 +41,7 @@ def check_gelu_layer_norm(device, dtype, size):
     leaves = [t.to(device) for t in leaves]
 
     def ours(x, w, b):
-        return _ops.gelu_layer_norm(x, w.to(wide), b.to(wide), 1e-5)
+        return row_ops.gelu_layer_norm(x, w.to(wide), b.to(wide), 1e-5)
 
     def own(x, w, b):
         return F.layer_norm(F.gelu(x), (size,), w, b, 1e-5)

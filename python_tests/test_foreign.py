@@ -87,7 +87,7 @@ def test_another_encoder_packed_and_padded_agree(masker, ids, stream, kind, monk
     assert_same(run(model, batch=padded, lengths=LENGTHS), expected, atol=1e-9)
     # Where lengths cannot be read, every sequence has max_seqlen places, the empty one too.
     masks = []
-    monkeypatch.setattr("spanbert_ext.foreign.readable", lambda tensor: False)
+    monkeypatch.setattr("spanbert_ext.model.hf_encoder.readable", lambda tensor: False)
     model.backbone.register_forward_pre_hook(
         lambda module, args, kwargs: masks.append(kwargs["attention_mask"]), with_kwargs=True
     )

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, normalizers, pre_tokenizers
 
 from spanbert_ext.errors import ConfigError, DataError
-from spanbert_ext.gaps import GapReader
+from spanbert_ext.filling.gaps import GapReader
 
 WORDS = ["the", "statement", "a", "handlers", "of", "expression", "is", "names", "evaluated"]
 MARKED = ("bpe", "unigram", "spaced bpe")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-SOURCES = Path(__file__).resolve().parent.parent / "csrc"
+SOURCES = Path(__file__).resolve().parent.parent / "csrc" / "tests"
 SUMMARIES = {
     "group_test": "8 packed cases, 39 sequences, 419 checks with groups of 32, 0 failures",
     "group_loss_test": "44 row and 120 column cases with groups of 32, 0 failures",
@@ -33,7 +33,8 @@ FLAGS = {"x86-64-v3": {"avx2", "bmi2", "fma"}, "x86-64-v4": {"avx512f", "avx512b
 @pytest.mark.parametrize("option", ["", "thread", "address,undefined", *FLAGS])
 def test_thirty_two_threads_give_what_one_gives(compiler, option, name, tmp_path):
     program, source = tmp_path / name, SOURCES / f"{name}.cpp"
-    build = [compiler, "-std=c++20", "-O1", "-g", "-pthread", str(source), "-o", str(program)]
+    build = [compiler, "-std=c++20", "-O1", "-g", "-pthread", f"-I{SOURCES.parent}"]
+    build += [str(source), "-o", str(program)]
     if option in FLAGS:
         if not FLAGS[option] <= set(Path("/proc/cpuinfo").read_text().split()):
             pytest.skip(f"this machine does not run {option}")

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-SOURCE = Path(__file__).resolve().parent.parent / "csrc" / "half_test.cpp"
+SOURCE = Path(__file__).resolve().parent.parent / "csrc" / "tests" / "half_test.cpp"
 COMPILERS = [name for name in ("g++", "g++-11", "clang++", "clang++-14") if shutil.which(name)]
 QUIET_HALF, QUIET_FLOAT = 0x0200, 0x00400000
 
@@ -50,7 +50,8 @@ def test_halves_have_the_bits_of_numpy(compiler, option, tmp_path):
     if option and platform.machine().lower() not in ("x86_64", "amd64"):
         pytest.skip("F16C is an extension of x86")
     program, bits = tmp_path / "half_test", interesting_floats()
-    build = [compiler, "-std=c++17", "-O2", *option.split(), str(SOURCE), "-o", str(program)]
+    build = [compiler, "-std=c++17", "-O2", f"-I{SOURCE.parents[1]}", *option.split()]
+    build += [str(SOURCE), "-o", str(program)]
     subprocess.run(build, check=True, capture_output=True, timeout=120)
     output = subprocess.run([program], input=bits.tobytes(), capture_output=True, check=True).stdout
     floats = np.frombuffer(output[: 4 * 65536], np.uint32)

@@ -4,7 +4,7 @@ import json
 
 import torch
 
-from spanbert_ext.load_report import LoadReport
+from spanbert_ext.weights.load_report import LoadReport
 
 
 def small_model():

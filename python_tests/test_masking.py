@@ -26,8 +26,11 @@ from strategies import (
     word_text,
 )
 
-from spanbert_ext import SpanMasker, _mask_op, mask_reference, reference
-from spanbert_ext.masked_batch import MaskedBatch
+from spanbert_ext import SpanMasker
+from spanbert_ext.masking.batch import MaskedBatch
+from spanbert_ext.ops import span_mask as mask_op
+from spanbert_ext.ops.reference import sbo as reference
+from spanbert_ext.ops.reference import span_mask as mask_reference
 
 BLOCK = 510
 
@@ -320,8 +323,8 @@ def direct_arguments(capacity: int, ids: torch.Tensor, masker: SpanMasker):
 @pytest.mark.parametrize("capacity", [0, 1, 2, 5])
 def test_overflow_drops_sbo_targets_only(backend, capacity, endpoints):
     ids, masker = word_text(600, seed=8), make_masker(seed=3, endpoints=endpoints)
-    full = MaskedBatch(*_mask_op.span_mask(*direct_arguments(200, ids, masker)))
-    small = MaskedBatch(*_mask_op.span_mask(*direct_arguments(capacity, ids, masker)))
+    full = MaskedBatch(*mask_op.span_mask(*direct_arguments(200, ids, masker)))
+    small = MaskedBatch(*mask_op.span_mask(*direct_arguments(capacity, ids, masker)))
     spans = len(spans_of(full))
     assert int(full.dropped_spans) == 0
     assert int(small.dropped_spans) == spans - capacity > 0
@@ -338,7 +341,7 @@ def test_overflow_agrees_between_paths(force_backend):
     for capacity in (0, 1, 7):
         arguments = direct_arguments(capacity, ids, masker)
         native, slow = both_paths(
-            force_backend, lambda a=arguments: MaskedBatch(*_mask_op.span_mask(*a))
+            force_backend, lambda a=arguments: MaskedBatch(*mask_op.span_mask(*a))
         )
         assert_same_batch(native, slow)
 
@@ -364,7 +367,7 @@ def test_nothing_is_written_outside_the_outputs(core, monkeypatch, capacity, sch
     )
     masker = make_masker(mask_ratio=0.4, scheme=scheme)
     arguments = direct_arguments(capacity, word_text(1111, seed=8), masker)
-    outputs = _mask_op.span_mask(*arguments)
+    outputs = mask_op.span_mask(*arguments)
     assert len(buffers) == 12
     for buffer in buffers:
         assert bool((buffer[:zone] == guard).all() and (buffer[-zone:] == guard).all())

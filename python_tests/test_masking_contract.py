@@ -280,14 +280,14 @@ def test_rows_that_overlap_or_leave_the_stream(mode):
     code = f"""
 import torch
 from strategies import POOL, make_masker, word_starts
-from spanbert_ext import _mask_op
+from spanbert_ext.ops import span_mask as mask_op
 tables = word_starts().to(torch.uint8), torch.tensor(list(POOL))
 masker = make_masker(mask_ratio=1.0)
 for starts, ends in {BOUNDS}:
     ids = torch.arange(len(starts))
     rows = torch.tensor(starts), torch.tensor(ends), ids, ids[:1]
     try:
-        _mask_op.span_mask(torch.full((200,), 10), *rows, *tables, masker.settings, 500, 500)
+        mask_op.span_mask(torch.full((200,), 10), *rows, *tables, masker.settings, 500, 500)
     except ValueError as error:
         print(error)
 """
@@ -300,7 +300,7 @@ for starts, ends in {BOUNDS}:
 CALL = """
 import torch
 from strategies import make_masker
-from spanbert_ext import _mask_op
+from spanbert_ext.ops import span_mask as mask_op
 s = make_masker(mask_ratio=1.0, mask_prob=0.0, random_prob=1.0).settings
 def call(tokens=torch.arange(10, 19), start=0, end=9, targets=9, pool=torch.tensor([150])):
     rows = torch.tensor([start]), torch.tensor([end]), torch.tensor([0])

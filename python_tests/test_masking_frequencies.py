@@ -12,7 +12,7 @@ import torch
 from scipy import stats
 from strategies import POOL, make_masker, word_text
 
-from spanbert_ext.masked_batch import MaskedBatch
+from spanbert_ext.masking.batch import MaskedBatch
 
 FALSE_ALARM = 1e-6
 

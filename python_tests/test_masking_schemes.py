@@ -19,7 +19,8 @@ from strategies import (
     word_text,
 )
 
-from spanbert_ext import _mask_op, mask_reference
+from spanbert_ext.ops import span_mask as mask_op
+from spanbert_ext.ops.reference import span_mask as mask_reference
 
 BEGINS, ON, OUT = 1, 2, 0
 ALWAYS, NEVER = 0, 2**32 - 1  # a draw's first word, against candidate_threshold
@@ -258,7 +259,7 @@ def test_the_operation_itself_rejects_bad_candidates(backend, marks, error):
     rows = (one, one + 10, one, one)
     tables = (torch.ones(200, dtype=torch.uint8), one + 150)
     with pytest.raises(error, match="candidates"):
-        _mask_op.span_mask(IDS.view(-1), *rows, *tables, masker.settings, 9, 9, marks)
+        mask_op.span_mask(IDS.view(-1), *rows, *tables, masker.settings, 9, 9, marks)
 
 
 @pytest.mark.parametrize("scheme", ["span", "piece", "word"])

@@ -32,8 +32,8 @@ from transformers import (
 )
 
 from spanbert_ext import SpanBertForPreTraining
-from spanbert_ext.heads import over_compact_rows, wanted_rows
-from spanbert_ext.masked_batch import MaskedBatch
+from spanbert_ext.masking.batch import MaskedBatch
+from spanbert_ext.model.heads import over_compact_rows, wanted_rows
 
 
 @pytest.fixture

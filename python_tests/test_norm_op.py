@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from back_ends import assert_same_up_to_order
 from strategies import assert_as_good_as_torch, case_id, inside_larger_buffer, naming, randn
 
-from spanbert_ext import dropout_reference as reference
-from spanbert_ext._boundary import working_dtype
-from spanbert_ext._norm_op import add_layer_norm_dropout, dropout_add_layer_norm
+from spanbert_ext.ops.dropout_norm import add_layer_norm_dropout, dropout_add_layer_norm
+from spanbert_ext.ops.reference import dropout as reference
+from spanbert_ext.ops.registration import working_dtype
 
 EPS = 1e-12
 SEED = torch.tensor([-0x123456789ABCDEF])

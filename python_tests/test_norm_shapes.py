@@ -8,9 +8,9 @@ from strategies import assert_as_good_as_torch, randn
 from test_norm_op import DTYPES as STREAMS
 from test_norm_op import EPS, FORMS, SEED, gradients, inputs, torch_formula
 
-from spanbert_ext import dropout_reference as reference
-from spanbert_ext._boundary import working_dtype
-from spanbert_ext._norm_op import add_layer_norm_dropout
+from spanbert_ext.ops.dropout_norm import add_layer_norm_dropout
+from spanbert_ext.ops.reference import dropout as reference
+from spanbert_ext.ops.registration import working_dtype
 
 # One warp a row, one block a row, and sizes or alignments that go column by column; the rows make
 # chunks of 16 and of 64.

@@ -28,9 +28,9 @@ from transformers import (
 )
 
 from spanbert_ext import SpanBertForPreTraining
-from spanbert_ext.conversion import export_bert, from_bert
-from spanbert_ext.heads import first_tokens, wanted_rows
-from spanbert_ext.masked_batch import MaskedBatch
+from spanbert_ext.masking.batch import MaskedBatch
+from spanbert_ext.model.heads import first_tokens, wanted_rows
+from spanbert_ext.weights.conversion import export_bert, from_bert
 
 LABELS = torch.tensor([1, 0, 1, -100, 0])
 # Where the second segment of each row begins.

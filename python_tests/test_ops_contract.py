@@ -8,8 +8,11 @@ from hypothesis import strategies as st
 from row_functions import gather_boundaries, sbo_first_layer
 from strategies import inside_larger_buffer, make_masker, naming, randn, text_batch, word_text
 
-from spanbert_ext import _mask_op, _norm_op, _ops, _sbo_op
-from spanbert_ext._boundary import working_dtype
+from spanbert_ext.ops import dropout_norm as norm_op
+from spanbert_ext.ops import rows as row_ops
+from spanbert_ext.ops import sbo_head
+from spanbert_ext.ops import span_mask as mask_op
+from spanbert_ext.ops.registration import working_dtype
 from spanbert_ext.tasks.coref import pruning
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
@@ -99,7 +102,7 @@ def op_samples() -> dict[str, list[tuple]]:
 
 
 def registered_operations() -> list[str]:
-    for boundary in (_mask_op, _norm_op, _ops, _sbo_op, pruning):
+    for boundary in (mask_op, norm_op, row_ops, sbo_head, pruning):
         assert boundary, "importing a boundary registers its operations"
     prefix = "spanbert_ext::"
     return sorted(
@@ -133,11 +136,11 @@ def test_threads_and_repeats_give_the_same_bits(core, dtype):
         h, w, b = (t.clone().requires_grad_() for t in (hidden, weight, bias))
         pairs = gather_boundaries(h, batch.span_left, batch.span_right)
         spans = pairs[:, :97].contiguous()
-        rows = _ops.gelu_layer_norm(sbo_first_layer(spans, h[:15], *index, w, b, EPS), w, b, EPS)
+        rows = row_ops.gelu_layer_norm(sbo_first_layer(spans, h[:15], *index, w, b, EPS), w, b, EPS)
         grads = torch.autograd.grad(rows.float().square().sum(), (h, w, b))
         logits = hidden.view(-1)[: 1500 * 200].view(1500, 200).repeat(1, 3).contiguous()
         heads = randn(2, 500, dtype=wide, seed=4)
-        losses = _ops.cross_entropy_rows_(
+        losses = row_ops.cross_entropy_rows_(
             logits, classes, heads, torch.arange(1500) % 2, classes.to(wide), 500
         )
         return rows, *grads, *losses, logits
@@ -260,7 +263,7 @@ def test_bad_arguments_of_operations(core, name, good, change, error, message):
         k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in {**good, **change}.items()
     }
     with refuses(error, match=message):
-        getattr(_ops, name)(**arguments)
+        getattr(row_ops, name)(**arguments)
 
 
 def test_second_derivatives_are_refused_or_right(core):
@@ -269,6 +272,6 @@ def test_second_derivatives_are_refused_or_right(core):
     weight = torch.ones(4, dtype=torch.float64)
     with pytest.raises(RuntimeError):
         grad = torch.autograd.grad(
-            _ops.gelu_layer_norm(x, weight, weight, EPS).pow(2).sum(), x, create_graph=True
+            row_ops.gelu_layer_norm(x, weight, weight, EPS).pow(2).sum(), x, create_graph=True
         )
         torch.autograd.grad(grad[0].sum(), x)

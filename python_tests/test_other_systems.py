@@ -43,7 +43,8 @@ for found in pkgutil.walk_packages(spanbert_ext.__path__, "spanbert_ext."):
     if not found.name.endswith(("__main__", "._C")):
         importlib.import_module(found.name)
 
-from spanbert_ext import doctor, files
+from spanbert_ext import files
+from spanbert_ext.cli import doctor
 from spanbert_ext.data.config import PrepareConfig
 from spanbert_ext.data.preparation import prepare
 from spanbert_ext.errors import ConfigError

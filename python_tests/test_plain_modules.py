@@ -12,8 +12,8 @@ from torch.nn.modules import module as torch_module
 from torch.nn.utils import parametrize
 
 from spanbert_ext import SBOHead
-from spanbert_ext.encoder import PackedBert, for_predictions
-from spanbert_ext.plain_modules import is_plain
+from spanbert_ext.model.encoder import PackedBert, for_predictions
+from spanbert_ext.model.plain_modules import is_plain
 from spanbert_ext.tasks.heads import SpanBertForQuestionAnswering
 
 # Of embeddings, whose inputs are ids.

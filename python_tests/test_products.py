@@ -4,8 +4,8 @@ import pytest
 import torch
 from strategies import classes, randn
 
-from spanbert_ext import cross_entropy, linear_cross_entropy
-from spanbert_ext.ops import backend
+from spanbert_ext import linear_cross_entropy
+from spanbert_ext.ops import backend, cross_entropy
 
 CPUS = {
     "amx": ({"architecture": "x86_64", "cpu_name": "Intel Xeon", "amx_bf16": True}, True),

@@ -2,7 +2,7 @@
 
 import pytest
 
-from spanbert_ext.progress import Progress, format_seconds
+from spanbert_ext.training.progress import Progress, format_seconds
 
 
 @pytest.mark.parametrize(

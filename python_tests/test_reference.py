@@ -8,8 +8,9 @@ from row_functions import gather_boundaries
 from scipy import stats
 from strategies import assert_same_batch, fields, make_masker
 
-from spanbert_ext import mask_reference, reference
-from spanbert_ext.masked_batch import MaskedBatch
+from spanbert_ext.masking.batch import MaskedBatch
+from spanbert_ext.ops.reference import sbo as reference
+from spanbert_ext.ops.reference import span_mask as mask_reference
 
 PUBLISHED_LENGTHS = [0.2241, 0.1792, 0.1434, 0.1147, 0.0918, 0.0734, 0.0587, 0.0470, 0.0376, 0.0301]
 

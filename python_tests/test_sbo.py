@@ -19,9 +19,10 @@ from strategies import (
     word_text,
 )
 
-from spanbert_ext import SBOHead, reference
-from spanbert_ext.masked_batch import MaskedBatch
-from spanbert_ext.sbo import GeluLayerNorm
+from spanbert_ext import SBOHead
+from spanbert_ext.masking.batch import MaskedBatch
+from spanbert_ext.model.sbo import GeluLayerNorm
+from spanbert_ext.ops.reference import sbo as reference
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 

@@ -5,8 +5,8 @@ import torch
 from strategies import assert_as_good_as_torch, naming, randn
 from test_sbo import DTYPES, framed_batch, make_head, padded_formula, run
 
-from spanbert_ext._sbo_op import PARAMETERS, sbo_head
 from spanbert_ext.ops import backend
+from spanbert_ext.ops.sbo_head import PARAMETERS, sbo_head
 
 INDEX = ("span_left", "span_right", "target_spans", "target_offsets", "sbo_ids")
 

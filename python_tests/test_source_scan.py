@@ -74,4 +74,4 @@ def test_the_scan_sees_each(line):
 
 
 def test_the_scan_reads_the_package():
-    assert {"cli.py", "archives.py", "starting_points.py"} <= {path.name for path in SOURCES}
+    assert {"command.py", "archives.py", "sources.py"} <= {path.name for path in SOURCES}

@@ -31,7 +31,7 @@ from transformers import (
 
 from spanbert_ext import SpanBertForPreTraining, SpanMasker
 from spanbert_ext.errors import ConfigError, DataError
-from spanbert_ext.starting_points import LICENCE, export_start, open_start, read_start
+from spanbert_ext.weights.sources import LICENCE, export_start, open_start, read_start
 
 SIZES = {
     "vocab_size": 53,

@@ -18,8 +18,8 @@ from test_sbo import make_head, run
 from spanbert_ext import (
     SpanBertForPreTraining,
 )
-from spanbert_ext.cross_entropy import two_head_cross_entropy
-from spanbert_ext.encoder import PackedBert
+from spanbert_ext.model.encoder import PackedBert
+from spanbert_ext.ops.cross_entropy import two_head_cross_entropy
 from spanbert_ext.training.config import OptimizerOptions
 from spanbert_ext.training.loop import accumulate, update
 from spanbert_ext.training.optimizer import build_optimizer
@@ -43,7 +43,7 @@ def check_encoder_gradients(device, path, with_rows, monkeypatch):
     probe = randn(len(rows) if with_rows else len(tokens), 64, seed=1)
 
     def states_and_gradients(model, path, device, dtype):
-        monkeypatch.setattr("spanbert_ext.encoder.attention_path", lambda q, dropout: path)
+        monkeypatch.setattr("spanbert_ext.model.encoder.attention_path", lambda q, dropout: path)
         options = {"rows": rows.to(device), "max_queries": 66} if with_rows else {}
         model = copy_of(model, device, dtype)
         with torch.autocast(device, torch.bfloat16, enabled=dtype is None):

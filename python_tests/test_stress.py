@@ -19,9 +19,9 @@ from test_norm_op import DTYPES as STREAMS
 from test_norm_op import EPS, FORMS, SEED, gradients, inputs, torch_formula
 from test_sbo import make_head, padded_formula, run
 
-from spanbert_ext import _ops
-from spanbert_ext._boundary import working_dtype
-from spanbert_ext.mask_settings import SCHEMES
+from spanbert_ext.masking.settings import SCHEMES
+from spanbert_ext.ops import rows as row_ops
+from spanbert_ext.ops.registration import working_dtype
 
 SECONDS = float(os.environ.get("SPANBERT_STRESS_SECONDS", 1))
 FIRST = int(os.environ.get("SPANBERT_STRESS_SEED", 1))
@@ -121,7 +121,7 @@ def check_loss(rng, device):
     def ours():
         rows_here = shifted(logits, offset).to(device)
         there = (t.to(device) for t in (targets, bias, head, scale))
-        return *_ops.cross_entropy_rows_(rows_here, *there, vocabulary), rows_here
+        return *row_ops.cross_entropy_rows_(rows_here, *there, vocabulary), rows_here
 
     losses, grad_bias, grad = ours()
     assert all(torch.equal(a, b) for a, b in zip((losses, grad_bias, grad), ours(), strict=True))

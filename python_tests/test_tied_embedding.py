@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 from strategies import randn
 
-from spanbert_ext.cross_entropy import linear_cross_entropy
-from spanbert_ext.tied_embedding import tied_lookup
+from spanbert_ext.ops.cross_entropy import linear_cross_entropy
+from spanbert_ext.ops.tied_embedding import tied_lookup
 
 IDS = torch.tensor([3, 0, 3, 3, 6, 1])
 

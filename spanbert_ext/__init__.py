@@ -4,18 +4,19 @@ The public names are loaded on first use, so that `spanbert --help` starts witho
 `SpanMasker` and `SBOHead` work with torch and numpy alone.
 """
 
+from spanbert_ext import _moved
 from spanbert_ext._lazy import lazy_names
 
 __version__ = "0.2.0.dev0"
 
 _HOMES = {
-    "SpanMasker": "masking",
-    "MaskedBatch": "masked_batch",
-    "SBOHead": "sbo",
-    "linear_cross_entropy": "cross_entropy",
-    "SpanBertConfig": "modeling",
-    "SpanBertForPreTraining": "modeling",
-    "SpanFiller": "filling",
+    "SpanMasker": "masking.masker",
+    "MaskedBatch": "masking.batch",
+    "SBOHead": "model.sbo",
+    "linear_cross_entropy": "ops.cross_entropy",
+    "SpanBertConfig": "model.pretraining",
+    "SpanBertForPreTraining": "model.pretraining",
+    "SpanFiller": "filling.filler",
     "ExtractiveQA": "tasks.qa.answering",
     "CorefResolver": "tasks.coref.resolver",
     "RelationClassifier": "tasks.relation.classifier",
@@ -23,3 +24,4 @@ _HOMES = {
 }
 __all__ = [*_HOMES]
 __getattr__, __dir__ = lazy_names(__name__, globals(), _HOMES)
+_moved.install()

@@ -13,13 +13,14 @@ def lazy_names(
     Args:
         package: its `__name__`.
         own: its `globals()`; a name that was used is kept there.
-        homes: public name -> the module below the package that holds it.
+        homes: public name -> the module below the package that holds it; a dot in front leads out
+            of the package, as in a relative import.
     """
 
     def get(name: str) -> Any:
         if name not in homes:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        own[name] = getattr(importlib.import_module(f"{package}.{homes[name]}"), name)
+        own[name] = getattr(importlib.import_module(f".{homes[name]}", package), name)
         return own[name]
 
     return get, lambda: sorted([*own, *homes])

@@ -2,7 +2,7 @@
 // GPU's caches take. A row that one block reads once is kept out of L1, where what all rows read shall stay.
 #pragma once
 
-#include "../portable.h"
+#include "common/portable.h"
 
 #if defined(__CUDACC__) || defined(SPANBERT_EMULATOR)
 #include <cuda_runtime.h>

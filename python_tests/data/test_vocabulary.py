@@ -10,8 +10,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from spanbert_ext.data import VocabularyInfo
-from spanbert_ext.data.vocabulary import byte_alphabet
 from spanbert_ext.errors import DataError
+from spanbert_ext.text.vocabulary import byte_alphabet
 
 BERT = ["[PAD]", "[unused1]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "un", "##able", ".", "##ly"]
 

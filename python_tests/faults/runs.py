@@ -197,7 +197,7 @@ def _become(words, directory, output, environment, before):
     os.environ.update(environment)
     if before is not None:
         before()
-    from spanbert_ext.cli import main
+    from spanbert_ext.cli.command import main
 
     sys.exit(main(words))
 

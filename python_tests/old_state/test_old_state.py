@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from spanbert_ext import cli
+from spanbert_ext.cli import command
 from spanbert_ext.data import Corpus
 from spanbert_ext.training import checkpoint
 from spanbert_ext.training import entry as entry_module
@@ -44,7 +44,7 @@ def old(unpacked, tmp_path, monkeypatch):
 
 
 def run(*words):
-    assert cli.main([str(word) for word in words]) == 0
+    assert command.main([str(word) for word in words]) == 0
 
 
 def lines_of(path):
@@ -190,9 +190,9 @@ def test_settings_that_are_younger_than_a_run(old, monkeypatch, capsys):
 def test_settings_of_a_later_version_are_named(old, capsys):
     edit("ner/best/spanbert_task.json", lambda c: c.update(version="9.1"))
     edit("ner/best/spanbert_task.json", lambda c: c["options"].update(zeal=1))
-    assert cli.main(["predict", "ner", "ner.in.jsonl", "x", "--model=ner", *CPU]) == 74
+    assert command.main(["predict", "ner", "ner.in.jsonl", "x", "--model=ner", *CPU]) == 74
     said = capsys.readouterr().err
     assert "no setting tagging.zeal; the file was written by spanbert_ext 9.1" in said
     edit("corpus/corpus.json", lambda c: c["settings"].update(zeal=1))
-    assert cli.main(["prepare", "text.txt", "--output=corpus", "--vocab_size=70"]) == 2
+    assert command.main(["prepare", "text.txt", "--output=corpus", "--vocab_size=70"]) == 2
     assert "corpus/corpus.json: this version of spanbert_ext has no" in capsys.readouterr().err

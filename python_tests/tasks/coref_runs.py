@@ -4,11 +4,11 @@ import random
 
 from toy_tasks import NAMES, PLAIN
 
+from spanbert_ext.settings import build
 from spanbert_ext.tasks import registry
 from spanbert_ext.tasks.config import FinetuneConfig
 from spanbert_ext.tasks.coref import conll
 from spanbert_ext.tasks.coref.documents import from_words
-from spanbert_ext.training import settings
 
 
 def story(number, sentences=6, seed=0):
@@ -64,4 +64,4 @@ def coref_words(model, folder, output="run", **changes):
 def config_of(words):
     """The settings that the words of `finetune` mean."""
     values = dict(word[2:].split("=", 1) for word in words[2:])
-    return settings.build(registry.settings_class(FinetuneConfig, words[1]), values)
+    return build.build(registry.settings_class(FinetuneConfig, words[1]), values)

@@ -20,7 +20,7 @@ from record_formats import (
     write,
 )
 
-from spanbert_ext import cli
+from spanbert_ext.cli import command
 
 FAULTS = [(task, name) for task, form in FORMATS.items() for name in form.faults]
 
@@ -32,7 +32,7 @@ def finetune(toy_bert, folder, task, *more, train=None, dev=None):
     words += ["--tagging.length=48", "--tagging.overlap=8"] * (
         task == "ner"
     )  # documents fill their windows
-    return cli.main(["finetune", task, *words, *([f"--dev={dev}"] if dev else [])])
+    return command.main(["finetune", task, *words, *([f"--dev={dev}"] if dev else [])])
 
 
 def the_error(capsys):

@@ -9,13 +9,13 @@ from coref_runs import story
 from tensorflow_cases import write_bundle
 from toy_tasks import toy_tokenizer
 
-from spanbert_ext import cli
+from spanbert_ext.cli import command
 from spanbert_ext.errors import DataError
 from spanbert_ext.tasks.coref.predictor import model_inputs
 from spanbert_ext.tasks.coref.released import read_released
 from spanbert_ext.tasks.coref.resolver import CorefResolver
 from spanbert_ext.tasks.coref.segments import segment
-from spanbert_ext.tensorflow_files import TensorflowCheckpoint
+from spanbert_ext.weights.tensorflow import TensorflowCheckpoint
 
 H, LAYERS, INNER, UNITS, FEATURES, WIDTH, SEGMENTS = 12, 2, 16, 10, 3, 4, 3
 SPAN = 3 * H + FEATURES
@@ -213,7 +213,7 @@ def test_the_encoder_is_transposed(variables, folder):
 
 def test_export_makes_a_model_that_predicts(folder, tmp_path, capsys):
     out = tmp_path / "out"
-    assert cli.main(["export", str(folder), str(out)]) == 0
+    assert command.main(["export", str(folder), str(out)]) == 0
     said = capsys.readouterr().out
     assert "original coreference in TensorFlow" in said and "spanbert predict coref" in said
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]

@@ -12,7 +12,7 @@ from coref_runs import config_of, coref_words, story, story_file
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, RobertaConfig, RobertaModel
 
-from spanbert_ext import cli
+from spanbert_ext.cli import command
 from spanbert_ext.errors import ConfigError, DataError, Preempted
 from spanbert_ext.tasks.coref import conll
 from spanbert_ext.tasks.coref.documents import from_words, without_singletons
@@ -59,7 +59,7 @@ def predict(run, folder, records, *more):
     source, output = folder / "in.jsonl", folder / "out.jsonl"
     source.write_text("".join(json.dumps(record) + "\n" for record in records))
     words = [f"--model={run}", "--device=cpu", "--precision=fp32", *more]
-    code = cli.main(["predict", "coref", str(source), str(output), *words])
+    code = command.main(["predict", "coref", str(source), str(output), *words])
     lines = output.read_text().splitlines() if output.exists() else []
     return code, [json.loads(line) for line in lines]
 
@@ -129,17 +129,17 @@ def test_starts_and_data_that_cannot_be_used(toy_bert, tmp_path, capsys):
     RobertaModel(config).save_pretrained(tmp_path / "roberta")
     AutoTokenizer.from_pretrained(toy_bert).save_pretrained(tmp_path / "roberta")
     words = coref_words(tmp_path / "roberta", tmp_path, tmp_path / "run")
-    assert cli.main(words) == ConfigError.exit_code
+    assert command.main(words) == ConfigError.exit_code
     assert "a coreference model is a BERT, not roberta" in capsys.readouterr().err
     words = coref_words(toy_bert, tmp_path, tmp_path / "run")
     story_file(tmp_path / "train.conll", 2, sentences=20)
-    assert cli.main([*words, "--coref.max_segment_len=100"]) == DataError.exit_code
+    assert command.main([*words, "--coref.max_segment_len=100"]) == DataError.exit_code
     assert "positions for 64: lower --coref.max_segment_len" in capsys.readouterr().err
     conll.write(tmp_path / "train.conll", [from_words("none", [["Anna", "was"]], [[(0, 0)]])])
-    assert cli.main([*words, "--coref.singletons=false"]) == DataError.exit_code
+    assert command.main([*words, "--coref.singletons=false"]) == DataError.exit_code
     assert "has two mentions that corefer: nothing can be learned" in capsys.readouterr().err
     assert (
-        cli.main(
+        command.main(
             [*words, "--coref.max_segment_len=2", "--optimizer.task_lr=0", "--coref.span_ratio=0"]
         )
         == ConfigError.exit_code
@@ -169,7 +169,7 @@ def test_evaluate_writes_what_the_scorer_reads(finished, tmp_path, capsys):
     dev = run.parent / "dev.conll"
     files = {"metrics": "m.json", "predictions": "p.conll", "html": "p.html", "plot": "p.svg"}
     options = [f"--{name}={tmp_path / file}" for name, file in files.items()]
-    assert cli.main(evaluate_words(run, dev, *options)) == 0
+    assert command.main(evaluate_words(run, dev, *options)) == 0
     found = json.loads((tmp_path / "m.json").read_text())["metrics"]
     best = metrics_of(run)["best"]
     best.pop("step")
@@ -196,16 +196,16 @@ def test_options_of_a_model_may_be_others_later(finished, tmp_path, capsys):
     found = []
     for number, more in enumerate(([], ["--coref.singletons=false"], ["--coref.max_spans=1"])):
         path = tmp_path / f"{number}.conll"
-        assert cli.main(evaluate_words(run, dev, f"--predictions={path}", *more)) == 0
+        assert command.main(evaluate_words(run, dev, f"--predictions={path}", *more)) == 0
         found.append(conll.read(path, Rejects()))
     sizes = [[len(c) for doc in documents for c in doc.clusters] for documents in found]
     assert min(sizes[0]) == 1 and min(sizes[1]) == 2
     assert sorted(n for n in sizes[0] if n > 1) == sorted(sizes[1])
     assert len(sizes[2]) <= len(found[2])
-    assert cli.main(evaluate_words(run, dev, "--coref.ffnn_size=9")) == DataError.exit_code
+    assert command.main(evaluate_words(run, dev, "--coref.ffnn_size=9")) == DataError.exit_code
     assert "coref.mentions.network" in capsys.readouterr().err
     story_file(tmp_path / "long.conll", 1, sentences=20)
-    code = cli.main(evaluate_words(run, tmp_path / "long.conll", "--coref.max_segment_len=90"))
+    code = command.main(evaluate_words(run, tmp_path / "long.conll", "--coref.max_segment_len=90"))
     assert code == ConfigError.exit_code
     assert "coref.max_segment_len: must be at most 64" in capsys.readouterr().err
 
@@ -267,22 +267,22 @@ def test_files_of_every_kind(finished, tmp_path, capsys):
     fine = document("double", "(1)|(1)", "(1", "(2", "1)", "2)", "-") + document("bare", "-", "-")
     path = tmp_path / "d.conll"
     path.write_text(good + fine)
-    assert cli.main(evaluate_words(run, path, "--html=" + str(tmp_path / "p.html"))) == 0
+    assert command.main(evaluate_words(run, path, "--html=" + str(tmp_path / "p.html"))) == 0
     assert "8 examples" in capsys.readouterr().out
     path.write_text(good * 20 + document("open", "(1", "-"))
     path.write_text(good + fine + document("open", "(1", "-"))
-    assert cli.main(evaluate_words(run, path)) == DataError.exit_code
+    assert command.main(evaluate_words(run, path)) == DataError.exit_code
     assert "open_0: a mention of cluster 1 begins" in capsys.readouterr().err
-    assert cli.main(evaluate_words(run, path, "--on_error=skip")) == 0
+    assert command.main(evaluate_words(run, path, "--on_error=skip")) == 0
     assert "left out: " in capsys.readouterr().out
     lines = tmp_path / "d.jsonl"
     record = {"doc_key": "x", "sentences": [["Anna", "was", "Anna"]]}
     lines.write_text(json.dumps(record | {"clusters": [[[0, 0], [0, 0], [2, 2]], [[2, 2]]]}))
-    assert cli.main(evaluate_words(run, lines)) == 0
-    assert cli.main(evaluate_words(run, lines, "--coref.shared=error")) == DataError.exit_code
+    assert command.main(evaluate_words(run, lines)) == 0
+    assert command.main(evaluate_words(run, lines, "--coref.shared=error")) == DataError.exit_code
     assert "mention 2..2 stands in two clusters" in capsys.readouterr().err
     lines.write_text(json.dumps(record | {"clusters": [[[0, 3]]]}))
-    assert cli.main(evaluate_words(run, lines)) == DataError.exit_code
+    assert command.main(evaluate_words(run, lines)) == DataError.exit_code
     assert "mention [0, 3] is out of range" in capsys.readouterr().err
 
 

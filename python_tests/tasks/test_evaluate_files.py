@@ -7,7 +7,8 @@ import os
 import pytest
 from toy_tasks import sentiment_words
 
-from spanbert_ext import cli, files
+from spanbert_ext import files
+from spanbert_ext.cli import command
 from spanbert_ext.errors import ConfigError, DataError, StorageError
 from spanbert_ext.tasks import registry
 from spanbert_ext.tasks.config import EvaluateConfig, FinetuneConfig
@@ -20,7 +21,7 @@ from spanbert_ext.tasks.rejects import Rejects, as_lines
 @pytest.fixture(scope="module")
 def model(toy_bert, tmp_path_factory):
     home = tmp_path_factory.mktemp("model")
-    assert cli.main(sentiment_words(toy_bert, home, home / "run", max_steps=2)) == 0
+    assert command.main(sentiment_words(toy_bert, home, home / "run", max_steps=2)) == 0
     return home / "run"
 
 
@@ -46,7 +47,7 @@ def test_what_cannot_be_written_loses_nothing_else(words, tmp_path, capsys, monk
     files = {"metrics": "m.json", "predictions": "p.tsv", "html": "p.html", "plot": "p.png"}
     asked = [f"--{name}={tmp_path / file}" for name, file in files.items()]
     spoil(monkeypatch, *bad)
-    assert cli.main([*words, *asked]) == StorageError.exit_code
+    assert command.main([*words, *asked]) == StorageError.exit_code
     said = capsys.readouterr()
     assert "accuracy" in said.out
     assert said.err.count("no room for it") == len(bad) and "Traceback" not in said.err
@@ -71,7 +72,7 @@ def test_numbers_come_before_any_file(model, tmp_path, monkeypatch):
 
 def test_a_picture_of_another_kind_is_named_at_the_end(words, tmp_path, capsys):
     asked = [f"--metrics={tmp_path}/m.json", f"--plot={tmp_path}/p.gif"]
-    assert cli.main([*words, *asked]) == 2
+    assert command.main([*words, *asked]) == 2
     said = capsys.readouterr()
     assert "a picture must end in" in said.err and "accuracy" in said.out
     assert (tmp_path / "m.json").is_file()
@@ -87,16 +88,16 @@ def test_files_that_would_be_lost_are_refused(words, model, tmp_path, capsys):
         ([f"--html={link}"], "is a file of this command already"),
         ([f"--metrics={tmp_path}"], "is a folder; name a file to write"),
     ):
-        assert cli.main([*words, *more]) == 2
+        assert command.main([*words, *more]) == 2
         assert message in capsys.readouterr().err
     before = data.read_bytes()
     predict = ["predict", "sst-2", str(data), str(tmp_path / "out"), f"--html={tmp_path / 'out'}"]
-    assert cli.main([*predict, f"--model={model}"]) == 2
+    assert command.main([*predict, f"--model={model}"]) == 2
     assert "html: " in capsys.readouterr().err and data.read_bytes() == before
 
 
 def test_devices_are_written_to_and_stay(words, tmp_path):
-    assert cli.main([*words, f"--metrics={os.devnull}", f"--predictions={os.devnull}"]) == 0
+    assert command.main([*words, f"--metrics={os.devnull}", f"--predictions={os.devnull}"]) == 0
     assert not os.path.isfile(os.devnull)
 
 
@@ -126,7 +127,7 @@ def test_a_development_file_that_trains_is_warned_of(toy_bert, tmp_path, capsys)
     words = sentiment_words(toy_bert, tmp_path, tmp_path / "run", max_steps=1)
     train = tmp_path / "train.tsv"
     words = [word for word in words if not word.startswith("--dev=")]
-    assert cli.main([*words, f"--dev={train}"]) == 0
+    assert command.main([*words, f"--dev={train}"]) == 0
     assert f"dev {train} is the training file {train}" in capsys.readouterr().err
 
 
@@ -155,11 +156,11 @@ def test_ids_that_a_file_of_predictions_would_lose(words, tmp_path, capsys):
 def test_files_without_gold_answers(words, tmp_path, capsys):
     test = write(tmp_path / "test.tsv", "index\tsentence", "0\ta film", "1\tbad")
     words = [f"--data={test}" if word.startswith("--data") else word for word in words]
-    assert cli.main(words) == DataError.exit_code
+    assert command.main(words) == DataError.exit_code
     said = capsys.readouterr().err
     assert f"{test}: examples without a gold answer cannot be scored" in said
     # A test set of the benchmark becomes a submission.
-    assert cli.main([*words, f"--predictions={tmp_path}/p.tsv"]) == 0
+    assert command.main([*words, f"--predictions={tmp_path}/p.tsv"]) == 0
     assert "no gold answers: nothing was scored" in capsys.readouterr().out
     assert len((tmp_path / "p.tsv").read_text().splitlines()) == 3
 
@@ -211,13 +212,13 @@ def test_the_limit_is_a_setting(verb, tmp_path, capsys, words):
     data = write(tmp_path / "d.tsv", "sentence\tlabel", *["good\t1"] * 8, *["bad\t2"] * 2)
     more = ["sst-2", words[3], f"--{'train' if verb == 'finetune' else 'data'}={data}"]
     more = [data, f"--output={tmp_path}/c"] if verb == "prepare" else more
-    assert cli.main([verb, *more, "--reject_limit=1.5"]) == 2
+    assert command.main([verb, *more, "--reject_limit=1.5"]) == 2
     assert "reject_limit: " in capsys.readouterr().err
     if verb == "evaluate":
         words = [f"--data={data}" if word.startswith("--data") else word for word in words]
-        assert cli.main([*words, "--on_error=skip"]) == DataError.exit_code
+        assert command.main([*words, "--on_error=skip"]) == DataError.exit_code
         assert "more than 1% (--reject_limit 0.01)" in capsys.readouterr().err
-        assert cli.main([*words, "--on_error=skip", "--reject_limit=0.2"]) == 0
+        assert command.main([*words, "--on_error=skip", "--reject_limit=0.2"]) == 0
 
 
 def test_json_is_valid_whatever_the_numbers(tmp_path):

@@ -12,20 +12,21 @@ from transformers import (
     AutoTokenizer,
 )
 
-from spanbert_ext import cli
+from spanbert_ext.cli import command
 from spanbert_ext.errors import ConfigError, DataError, Preempted
+from spanbert_ext.settings import build
 from spanbert_ext.tasks import registry
 from spanbert_ext.tasks.config import FinetuneConfig
 from spanbert_ext.tasks.finetune import finetune
 from spanbert_ext.tasks.predictor import Predictor
-from spanbert_ext.training import checkpoint, loop, settings
+from spanbert_ext.training import checkpoint, loop
 from spanbert_ext.training.state import read_state
 
 
 def config_of(words):
     """The settings that the command's words mean."""
     values = dict(word[2:].split("=", 1) for word in words[2:])
-    return settings.build(registry.settings_class(FinetuneConfig, words[1]), values)
+    return build.build(registry.settings_class(FinetuneConfig, words[1]), values)
 
 
 @pytest.fixture(scope="module")
@@ -148,14 +149,16 @@ def test_bad_records_by_policy(toy_bert, tmp_path, capsys):
     words = sentiment_words(toy_bert, tmp_path, tmp_path / "run", max_steps=1)
     file = tmp_path / "train.tsv"
     file.write_text(file.read_text() + "a film\tmaybe\n")
-    assert cli.main(words) == DataError.exit_code
+    assert command.main(words) == DataError.exit_code
     assert "train.tsv:162" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
-    assert cli.main([*words, "--on_error=skip"]) == 0
+    assert command.main([*words, "--on_error=skip"]) == 0
     (reject,) = (tmp_path / "run/rejects.jsonl").read_text().splitlines()
     assert "train.tsv:162" in json.loads(reject)["where"]
     file.write_text(file.read_text() + "a film\tmaybe\n" * 9)
-    assert cli.main([*words, "--on_error=skip", f"--output={tmp_path}/x"]) == DataError.exit_code
+    assert (
+        command.main([*words, "--on_error=skip", f"--output={tmp_path}/x"]) == DataError.exit_code
+    )
     assert "10 of 170 records cannot be used" in capsys.readouterr().err
 
 
@@ -163,9 +166,9 @@ def test_a_window_longer_than_the_model(toy_bert, tmp_path, capsys):
     words = sentiment_words(toy_bert, tmp_path, tmp_path / "run", max_steps=1)
     file = tmp_path / "train.tsv"
     file.write_text(file.read_text() + "very " * 80 + "good film\t1\n")
-    assert cli.main(words) == DataError.exit_code
+    assert command.main(words) == DataError.exit_code
     assert "positions for 64: lower --glue.length" in capsys.readouterr().err
-    assert cli.main([*words, "--glue.length=64"]) == 0
+    assert command.main([*words, "--glue.length=64"]) == 0
 
 
 def test_another_encoder(tmp_path):
@@ -177,7 +180,7 @@ def test_another_encoder(tmp_path):
     assert metrics["best"]["accuracy"] > 90
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "run/best")
     assert model.config.model_type == "roberta"
-    code = cli.main(
+    code = command.main(
         [
             "evaluate",
             "sst-2",

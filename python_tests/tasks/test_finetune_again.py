@@ -14,7 +14,7 @@ from tokenizer_kinds import tokenizer_of
 from toy_tasks import sentiment_words, toy_model
 from transformers import BertConfig, BertModel
 
-from spanbert_ext import cli
+from spanbert_ext.cli import command
 from spanbert_ext.errors import ConfigError, NumericsError, Preempted
 from spanbert_ext.tasks import finetune as finetune_module
 from spanbert_ext.tasks.best_model import SCORES, best_scores
@@ -313,21 +313,21 @@ def test_sequences_no_longer_than_the_model(toy_bert, tmp_path, capsys, task):
     train.write_bytes(form.write([form.record(number) for number in range(4)]))
     common = ["--precision=fp32", "--device=cpu"]
     words = [f"--model={toy_bert}", f"--train={train}", f"--output={tmp_path}/run", *common]
-    assert cli.main(["finetune", task, *words, "--max_steps=1"]) == 0
+    assert command.main(["finetune", task, *words, "--max_steps=1"]) == 0
     source = tmp_path / "in.jsonl"
     source.write_text(json.dumps(RECORDS[task]) + "\n")
     words = [str(source), str(tmp_path / "out.jsonl"), f"--model={tmp_path}/run", *common]
-    assert cli.main(["predict", task, *words]) == 0
+    assert command.main(["predict", task, *words]) == 0
     assert "error" not in json.loads((tmp_path / "out.jsonl").read_text())
     capsys.readouterr()
     words[1] = str(tmp_path / "other.jsonl")
-    assert cli.main(["predict", task, *words, f"--{section}.length=65"]) == 2
+    assert command.main(["predict", task, *words, f"--{section}.length=65"]) == 2
     assert f"{section}.length: must be at most 64, for which the model has pos" in (
         capsys.readouterr().err
     )
-    assert cli.main(["predict", task, *words, f"--{section}.length=64"]) == 0
+    assert command.main(["predict", task, *words, f"--{section}.length=64"]) == 0
     evaluated = [f"--model={tmp_path}/run", f"--data={train}", *common, f"--{section}.length=500"]
-    assert cli.main(["evaluate", task, *evaluated]) == 2
+    assert command.main(["evaluate", task, *evaluated]) == 2
 
 
 def test_a_run_of_the_first_release_goes_on_reading_single_words(tmp_path):

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from toy_tasks import SPECIALS, sentiment_words, toy_model, toy_tokenizer
 from transformers import BertConfig, BertModel, CanineTokenizer, GPT2Config, GPT2Model
 
-from spanbert_ext import cli
+from spanbert_ext.cli import command
 from spanbert_ext.tasks.models import open_model, read_tokenizer, start_model
 
 
@@ -18,7 +18,7 @@ def finetune(home, start, *more, task="sst-2", **settings):
     """Exit code of two steps."""
     settings = {"max_steps": 2, "epochs": 1, "evals_per_epoch": 1} | settings
     words = sentiment_words(start, home, home / "run", **settings)
-    return cli.main([*words, *more])
+    return command.main([*words, *more])
 
 
 def vocabulary(folder):
@@ -30,7 +30,7 @@ def predict(home, capsys):
     """The run can be used: a line of `predict`."""
     (home / "in.jsonl").write_text('{"sentence": "a good Film"}\n')
     words = [str(home / "in.jsonl"), str(home / "out.jsonl"), f"--model={home}/run"]
-    assert cli.main(["predict", "sst-2", *words, "--device=cpu"]) == 0
+    assert command.main(["predict", "sst-2", *words, "--device=cpu"]) == 0
     assert json.loads((home / "out.jsonl").read_text())["label"] in "01"
     return capsys.readouterr()
 
@@ -86,12 +86,12 @@ def test_a_run_of_pretraining(tmp_path, capsys):
     text = tmp_path / "text.txt"
     text.write_text("the film was good .\nthe story was bad .\n\n" * 60)
     corpus, run = tmp_path / "corpus", tmp_path / "pretrained"
-    assert cli.main(["prepare", str(text), f"--output={corpus}", "--vocab_size=80"]) == 0
+    assert command.main(["prepare", str(text), f"--output={corpus}", "--vocab_size=80"]) == 0
     words = ["preset=tiny", "steps=2", "precision=fp32", "device=cpu", "model.layers=1"]
     words += ["model.hidden=32", "model.heads=2", "model.feed_forward=32", "batch.rows=4"]
     words += ["batch.max_length=32", "batch.micro_rows=4", "optimizer.warmup_steps=1"]
     words += [f"corpus={corpus}", f"output={run}", "checkpoint.retries=0"]
-    assert cli.main(["pretrain", *(f"--{word}" for word in words)]) == 0
+    assert command.main(["pretrain", *(f"--{word}" for word in words)]) == 0
     assert finetune(tmp_path, run, glue__length=32) == 0
     assert "the classifier starts from random weights" in capsys.readouterr().out
     before = load_file(run / "step-0000002/model.safetensors")
@@ -170,7 +170,7 @@ def test_a_vocabulary_grows(tmp_path, unused):
     (tmp_path / "train.json").write_bytes(form.write([form.record(n) for n in range(4)]))
     words = [f"--model={tmp_path}/bert", f"--train={tmp_path}/train.json", "--max_steps=1"]
     words += [f"--output={tmp_path}/run", "--precision=fp32", "--device=cpu"]
-    assert cli.main(["finetune", "tacred", *words, "--optimizer.peak_lr=1e-9"]) == 0
+    assert command.main(["finetune", "tacred", *words, "--optimizer.peak_lr=1e-9"]) == 0
     config = BertConfig.from_pretrained(tmp_path / "run/best")
     symbols = json.loads((tmp_path / "run/best/spanbert_task.json").read_text())["facts"]["symbols"]
     assert config.vocab_size == 160 + unused + (0 if unused else len(symbols))

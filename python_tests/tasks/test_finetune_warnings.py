@@ -7,7 +7,7 @@ import pytest
 from safetensors.torch import load_file
 from toy_tasks import sentiment_words
 
-from spanbert_ext import cli
+from spanbert_ext.cli import command
 from spanbert_ext.tasks import registry
 from spanbert_ext.tasks.coref.documents import from_words
 from spanbert_ext.tasks.finetune_warnings import few_updates, no_better_than_chance
@@ -39,7 +39,7 @@ def test_a_short_run_is_logged_by_its_share(toy_bert, tmp_path, capsys, changes,
     """What is given is obeyed; and a run is warned of its few updates."""
     words = sentiment_words(toy_bert, tmp_path, tmp_path / "run", **changes)
     own = {"log_every", "evals_per_epoch"} - set(changes)
-    assert cli.main(defaults(words, *own)) == 0
+    assert command.main(defaults(words, *own)) == 0
     assert steps_of(tmp_path / "run", "train") == logged
     assert steps_of(tmp_path / "run", "validation") == evaluated
     warned = [line for line in capsys.readouterr().err.splitlines() if "WARNING" in line]
@@ -59,7 +59,7 @@ def test_logging_and_evaluating_change_no_update(toy_bert, tmp_path):
         "seldom": {"log_every": 50, "evals_per_epoch": 0},
     }.items():
         words = sentiment_words(toy_bert, tmp_path, tmp_path / name, max_steps=12, **changes)
-        assert cli.main(words) == 0
+        assert command.main(words) == 0
         path = checkpoint.newest(tmp_path / name) / "model.safetensors"
         found.append({key: value.tolist() for key, value in load_file(path).items()})
     assert found[0] == found[1]
@@ -68,8 +68,8 @@ def test_logging_and_evaluating_change_no_update(toy_bert, tmp_path):
 def test_a_run_with_two_evaluations_an_epoch_goes_on_without_saying_so(toy_bert, tmp_path, capsys):
     """What null means is what a run stores: those from before null existed continue."""
     words = sentiment_words(toy_bert, tmp_path, tmp_path / "run", evals_per_epoch=2, epochs=1)
-    assert cli.main(words) == 0
-    assert cli.main(defaults(words, "evals_per_epoch")) == 0
+    assert command.main(words) == 0
+    assert command.main(defaults(words, "evals_per_epoch")) == 0
     assert "is finished" in capsys.readouterr().out
     stored = json.loads((checkpoint.newest(tmp_path / "run") / "state.json").read_text())
     assert stored["settings"]["evals_per_epoch"] == 2
@@ -77,14 +77,14 @@ def test_a_run_with_two_evaluations_an_epoch_goes_on_without_saying_so(toy_bert,
 
 def test_a_run_that_learns_nothing_is_told_so(toy_bert, tmp_path, capsys):
     words = sentiment_words(toy_bert, tmp_path, tmp_path / "run", max_steps=2)
-    assert cli.main([*words, "--optimizer.peak_lr=1e-9"]) == 0
+    assert command.main([*words, "--optimizer.peak_lr=1e-9"]) == 0
     error = capsys.readouterr().err
     assert "the best accuracy on dev is" in error and "everywhere gives" in error
     assert "The model has not learned the task: try a larger --max_steps (2 now)" in error
 
 
 def test_a_run_that_learns_is_not(toy_bert, tmp_path, capsys):
-    assert cli.main(sentiment_words(toy_bert, tmp_path, tmp_path / "run", epochs=5)) == 0
+    assert command.main(sentiment_words(toy_bert, tmp_path, tmp_path / "run", epochs=5)) == 0
     assert "WARNING" not in capsys.readouterr().err
 
 

@@ -11,7 +11,7 @@ from record_formats import write
 from test_finetune import config_of
 from toy_tasks import sentiment_words
 
-from spanbert_ext import cli
+from spanbert_ext.cli import command
 from spanbert_ext.errors import NumericsError
 from spanbert_ext.tasks.finetune import finetune
 from spanbert_ext.tasks.predictor import Predictor
@@ -50,7 +50,7 @@ def trained(request, toy_bert, tmp_path_factory):
         words = ["finetune", task, f"--model={toy_bert}", f"--train={data}", f"--output={run}"]
         words += ["--max_steps=1", "--device=cpu", "--precision=fp32"]
         words += ["--tagging.length=32", "--tagging.overlap=8"] if task == "ner" else []
-    assert cli.main(words) == 0
+    assert command.main(words) == 0
     return task, run
 
 
@@ -91,11 +91,11 @@ def test_predict_and_evaluate_name_it(trained, tmp_path, monkeypatch, capsys):
     source.write_text("".join(json.dumps(record) + "\n" for record in records(task)))
     words = [f"--model={run}", "--device=cpu", "--precision=fp32"]
     files = [str(source), str(tmp_path / "out.jsonl")]
-    assert cli.main(["predict", task, *files, *words]) == NumericsError.exit_code
+    assert command.main(["predict", task, *files, *words]) == NumericsError.exit_code
     error = capsys.readouterr().err
     assert "in.jsonl:2: n1: the model's outputs are not finite" in error
     assert "--on_error skip" in error
-    assert cli.main(["predict", task, *files, *words, "--on_error=skip"]) == 0
+    assert command.main(["predict", task, *files, *words, "--on_error=skip"]) == 0
     lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert [line["id"] for line in lines] == ["n0", "n1", "n2"]
     assert ["error" in line for line in lines] == [False, True, False]

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from spanbert_ext import cli
+from spanbert_ext.cli import command
 from spanbert_ext.errors import DataError
 from spanbert_ext.tasks import registry
 from spanbert_ext.tasks.forms import FORMS
@@ -136,7 +136,7 @@ def test_help_shows_records_and_files(task, capsys):
     made = make(task)
     for verb in ("predict", "evaluate", "finetune"):
         with pytest.raises(SystemExit):
-            cli.main([verb, task, "--help"])
+            command.main([verb, task, "--help"])
         text = capsys.readouterr().out
         assert (made.example_record in text) is (verb == "predict")
         assert (FORMS[task].file.splitlines()[0] in text) is (verb != "predict")
@@ -157,13 +157,13 @@ def test_a_folder_is_named_with_its_files(tmp_path, capsys):
     for name in "gfedcba":
         (tmp_path / f"{name}.json").write_text("")
     words = ["finetune", "squad", "--model=m", f"--train={tmp_path}"]
-    assert cli.main(words) == 2
+    assert command.main(words) == 2
     said = capsys.readouterr().err
     assert (
         "is a folder; name files of it (a.json, b.json, c.json, d.json, e.json and 2 more)" in said
     )
     (tmp_path / "empty").mkdir()
-    assert cli.main([*words[:-1], f"--train={tmp_path}/empty"]) == 2
+    assert command.main([*words[:-1], f"--train={tmp_path}/empty"]) == 2
     assert "name files of it (it is empty)" in capsys.readouterr().err
 
 

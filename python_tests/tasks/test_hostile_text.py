@@ -17,7 +17,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from toy_tasks import NAMES, PLAIN, sentiment_file
 
-from spanbert_ext import ExtractiveQA, RelationClassifier, SpanTagger, cli
+from spanbert_ext import ExtractiveQA, RelationClassifier, SpanTagger
+from spanbert_ext.cli import command
 from spanbert_ext.errors import DataError
 
 EXAMPLES = settings(
@@ -69,7 +70,7 @@ def train(toy_bert, home, task, content, *more):
         path.write_text(content, "utf-8")
     words = [f"--model={toy_bert}", f"--train={path}", f"--output={home}/{task}", "--max_steps=2"]
     words += ["--precision=fp32", "--device=cpu", "--batch.examples=4", *more]
-    assert cli.main(["finetune", task, *words]) == 0
+    assert command.main(["finetune", task, *words]) == 0
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +98,7 @@ def models(toy_bert, tmp_path_factory):
     train(toy_bert, home, "ner", rows, "--tagging.length=32", "--tagging.overlap=8")
     sentiment_file(home / "sst-2-data", 8)
     train(toy_bert, home, "sst-2", None, "--glue.length=48")
-    assert cli.main(coref_words(toy_bert, home, home / "coref", max_steps=2)) == 0
+    assert command.main(coref_words(toy_bert, home, home / "coref", max_steps=2)) == 0
     return home
 
 
@@ -233,7 +234,7 @@ def test_predict(models, tmp_path, task):
     source, output, page = (tmp_path / name for name in ("in.jsonl", "out.jsonl", "page.html"))
     source.write_text("".join(json.dumps(record) + "\n" for record in records))
     words = [f"--model={models}/{task}", f"--html={page}", "--device=cpu", "--on_error=skip"]
-    assert cli.main(["predict", task, str(source), str(output), *words]) == 0
+    assert command.main(["predict", task, str(source), str(output), *words]) == 0
     rows = [json.loads(line) for line in output.read_text("utf-8").split("\n")[:-1]]
     assert [row["id"] for row in rows] == [record["id"] for record in records]
     refused = {row["id"].split()[0] for row in rows if "error" in row}
@@ -271,7 +272,7 @@ def test_lines_that_are_no_records(models, tmp_path, capsys, policy):
         source.write_bytes(b'{"text": "Anna"}\n' + line + b"\n")
         words = [f"--model={models}/ner", "--device=cpu", f"--on_error={policy}"]
         words.append("--overwrite=true")
-        code = cli.main(["predict", "ner", str(source), str(output), *words])
+        code = command.main(["predict", "ner", str(source), str(output), *words])
         error = capsys.readouterr().err
         if policy == "error":
             assert code == 65 and error.startswith("spanbert: error: in.jsonl:2: "), error

@@ -7,9 +7,10 @@ from test_finetune_starts import vocabulary
 from toy_tasks import sentiment_words
 from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification
 
-from spanbert_ext import SpanBertForPreTraining, cli
+from spanbert_ext import SpanBertForPreTraining
+from spanbert_ext.cli import command
 from spanbert_ext.errors import ConfigError, DataError, SpanBertError
-from spanbert_ext.modeling import SpanBertConfig
+from spanbert_ext.model.pretraining import SpanBertConfig
 from spanbert_ext.tasks import CorefResolver, ExtractiveQA, RelationClassifier, SpanTagger
 
 # Class -> the task that trains one, and what the head is called.
@@ -75,7 +76,7 @@ def test_a_model_of_another_task(toy_bert, tmp_path_factory, pipeline):
     home = tmp_path_factory.getbasetemp() / "another-task"
     if not home.exists():
         home.mkdir()
-        assert cli.main(sentiment_words(toy_bert, home, home / "run", max_steps=1)) == 0
+        assert command.main(sentiment_words(toy_bert, home, home / "run", max_steps=1)) == 0
     said = message(pipeline, home / "run")
     assert " for sst-2, not " in said
     assert f"spanbert finetune {PIPELINES[pipeline][0]}" in said
@@ -93,5 +94,5 @@ def test_nothing_at_all(tmp_path, pipeline):
 def test_commands(folders, capsys):
     folder, _ = folders["bert"]
     words = [f"--model={folder}", f"--data={folder}/config.json", "--device=cpu"]
-    assert cli.main(["evaluate", "squad", *words]) == ConfigError.exit_code
+    assert command.main(["evaluate", "squad", *words]) == ConfigError.exit_code
     assert f"`spanbert finetune squad --model {folder}`" in capsys.readouterr().err

@@ -10,17 +10,17 @@ from record_formats import write
 from test_finetune import config_of
 from test_finetune_again import stop_after
 
-from spanbert_ext import cli
+from spanbert_ext.cli import command
 from spanbert_ext.data import prepare
 from spanbert_ext.data.config import PrepareConfig
 from spanbert_ext.errors import ConfigError, Preempted
+from spanbert_ext.settings import build
 from spanbert_ext.tasks import SpanTagger, registry
 from spanbert_ext.tasks.config import EvaluateConfig, PredictConfig
 from spanbert_ext.tasks.evaluate import evaluate
 from spanbert_ext.tasks.finetune import finetune
 from spanbert_ext.tasks.predict import predict
 from spanbert_ext.tasks.predictor import Predictor
-from spanbert_ext.training import settings
 
 NAMES = ["folder", "run", "begun", "checkpoint", "archive", "hub", "link", "link to archive"]
 
@@ -100,11 +100,11 @@ def test_the_commands_have_them(places, data, tmp_path, monkeypatch, name):
     records = tmp_path / "in.jsonl"
     records.write_text('{"text": "Anna was in Paris ."}\n')
     model, device = f"--model={places[name]}", "--device=cpu"
-    assert cli.main(["evaluate", "ner", model, f"--data={data}", device]) == 0
+    assert command.main(["evaluate", "ner", model, f"--data={data}", device]) == 0
     files = [str(records), str(tmp_path / "out.jsonl")]
-    assert cli.main(["predict", "ner", *files, model, device]) == 0
+    assert command.main(["predict", "ner", *files, model, device]) == 0
     given = ["--tagging.scheme=bio", "--tagging.overlap=4", f"--data={data}", device]
-    cli.main(["evaluate", "ner", model, *given])
+    command.main(["evaluate", "ner", model, *given])
     assert [stored(own) for own in used] == [STORED, STORED, ("bio", 32, 4, "drop")]
 
 
@@ -118,7 +118,7 @@ def test_settings_of_python_have_them(places, data, tmp_path, monkeypatch, name)
     evaluating = kinds[0](model=model, data=[str(data)], device="cpu")
     assert stored(Predictor.of_settings(evaluating)) == STORED
     evaluate(evaluating)
-    built = settings.build(kinds[0], {"model": model, "data": [str(data)], "device": "cpu"})
+    built = build.build(kinds[0], {"model": model, "data": [str(data)], "device": "cpu"})
     assert stored(Predictor.of_settings(built)) == STORED
     files = [str(records), str(tmp_path / "out.jsonl")]
     predict(kinds[1](model=model, files=files, device="cpu"))
@@ -131,7 +131,7 @@ def test_settings_of_python_have_them(places, data, tmp_path, monkeypatch, name)
 def test_a_model_of_another_task(places, data, capsys):
     for name in ("archive", "hub", "begun"):
         words = [f"--model={places[name]}", f"--data={data}", "--device=cpu"]
-        assert cli.main(["evaluate", "squad", *words]) == ConfigError.exit_code
+        assert command.main(["evaluate", "squad", *words]) == ConfigError.exit_code
         assert "was fine-tuned for ner, not for squad" in capsys.readouterr().err
 
 
@@ -139,12 +139,12 @@ def test_a_corpus_with_the_tokenizer_of_a_hub_name(places, tmp_path, capsys):
     text = tmp_path / "text.txt"
     text.write_text("the film was good .\n\na story .\n\n" * 40)
     words = [str(text), "--workers=1"]
-    assert cli.main(["prepare", *words, "--tokenizer=acme/x", f"--output={tmp_path}/c"]) == 0
+    assert command.main(["prepare", *words, "--tokenizer=acme/x", f"--output={tmp_path}/c"]) == 0
     corpus = prepare(PrepareConfig([str(text)], str(tmp_path / "c"), "acme/x", workers=1))
     ours = json.loads((corpus.tokenizer_dir / "tokenizer.json").read_text())["model"]["vocab"]
     theirs = json.loads((places["folder"] / "tokenizer.json").read_text())["model"]["vocab"]
     assert ours == theirs
     capsys.readouterr()
     words = [str(text), "--tokenizer=acme/absent", f"--output={tmp_path}/other"]
-    assert cli.main(["prepare", *words]) == ConfigError.exit_code
+    assert command.main(["prepare", *words]) == ConfigError.exit_code
     assert "acme/absent: no such file or directory here, and as a name" in capsys.readouterr().err

@@ -13,7 +13,7 @@ from transformers import (
     AutoModelForTokenClassification,
 )
 
-from spanbert_ext import cli
+from spanbert_ext.cli import command
 from spanbert_ext.tasks.batching import TrainingOrder, pack
 from spanbert_ext.tasks.finetune_task import FinetuneTask
 from spanbert_ext.tasks.foreign_heads import ForeignHead
@@ -107,10 +107,10 @@ def test_pairs_train_and_predict(tmp_path, capsys):
             tokenizer_of("bert").save_pretrained(start)
         words = [f"--model={start}", f"--train={tmp_path}/train.tsv", f"--dev={tmp_path}/train.tsv"]
         words += [f"--output={tmp_path}/run-{name}", "--max_steps=2", "--device=cpu"]
-        assert cli.main(["finetune", "rte", *words, "--glue.length=40"]) == 0
+        assert command.main(["finetune", "rte", *words, "--glue.length=40"]) == 0
         files = [str(tmp_path / "in.jsonl"), str(tmp_path / f"{name}.jsonl")]
         words = [f"--model={tmp_path}/run-{name}", "--device=cpu"]
-        assert cli.main(["predict", "rte", *files, *words]) == 0, capsys.readouterr().err
+        assert command.main(["predict", "rte", *files, *words]) == 0, capsys.readouterr().err
         scores = json.loads((tmp_path / f"{name}.jsonl").read_text())["scores"]
         assert sum(scores.values()) == pytest.approx(1)
 

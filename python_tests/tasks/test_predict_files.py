@@ -10,7 +10,7 @@ from record_formats import FORMATS
 from safetensors.torch import load_file, save_file
 from toy_tasks import sentiment_words
 
-from spanbert_ext import cli
+from spanbert_ext.cli import command
 from spanbert_ext.tasks import predict as predict_module
 from spanbert_ext.tasks.glue.task import GlueTask
 from spanbert_ext.tasks.predict_records import Item, chunks
@@ -22,7 +22,7 @@ def trained(toy_bert, tmp_path_factory):
     """Folders of fine-tuned models by task, and of data."""
     home = tmp_path_factory.mktemp("trained")
     found = {}
-    assert cli.main(sentiment_words(toy_bert, home, home / "run", max_steps=2)) == 0
+    assert command.main(sentiment_words(toy_bert, home, home / "run", max_steps=2)) == 0
     found["sst-2"] = (home / "run" / "best", home / "dev.tsv")
     for task, section in (("squad2", "qa"), ("tacred", "relation"), ("ner", "tagging")):
         form, data = FORMATS[task], home / f"{task}.{FORMATS[task].suffix}"
@@ -30,7 +30,7 @@ def trained(toy_bert, tmp_path_factory):
         words = [f"--model={toy_bert}", f"--train={data}", f"--output={home}/{task}"]
         words += ["--max_steps=1", "--precision=fp32", "--device=cpu", f"--{section}.length=32"]
         words += ["--tagging.overlap=8"] if task == "ner" else []
-        assert cli.main(["finetune", task, *words]) == 0
+        assert command.main(["finetune", task, *words]) == 0
         found[task] = (home / task / "best", data)
     return found
 
@@ -50,7 +50,7 @@ def predict(model, tmp_path, capsys):
     def run(*words):
         capsys.readouterr()
         names = [str(tmp_path / "in.jsonl"), str(tmp_path / "out.jsonl"), f"--model={model}"]
-        code = cli.main(["predict", "sst-2", *names, "--device=cpu", *words])
+        code = command.main(["predict", "sst-2", *names, "--device=cpu", *words])
         said = capsys.readouterr()
         assert "Traceback" not in said.err
         return code, said.out + said.err
@@ -133,7 +133,7 @@ def test_an_interrupted_evaluation_says_that_nothing_is_kept(trained, capsys, mo
         raise KeyboardInterrupt
 
     monkeypatch.setattr(GlueTask, "decode", stop)
-    assert cli.main(["evaluate", "sst-2", f"--model={model}", f"--data={data}"]) == 130
+    assert command.main(["evaluate", "sst-2", f"--model={model}", f"--data={data}"]) == 130
     assert "interrupted; nothing was written; an evaluation begins anew" in capsys.readouterr().err
 
 
@@ -153,7 +153,7 @@ def test_a_text_file_is_one_text(trained, tmp_path, task):
     (tmp_path / "in.jsonl").write_text(json.dumps({"id": "in.TXT", "text": text}) + "\n")
     for name in ("in.TXT", "in.jsonl"):
         words = ["predict", task, str(tmp_path / name), f"{tmp_path}/{name}.out", "--device=cpu"]
-        assert cli.main([*words, f"--model={trained[task][0]}"]) == 0
+        assert command.main([*words, f"--model={trained[task][0]}"]) == 0
     lines = (tmp_path / "in.TXT.out").read_text()
     assert lines == (tmp_path / "in.jsonl.out").read_text() and json.loads(lines)["id"] == "in.TXT"
 
@@ -164,14 +164,14 @@ def test_a_text_file_is_one_text(trained, tmp_path, task):
 def test_a_text_alone_is_no_record_of_some_tasks(trained, tmp_path, capsys, task, fields):
     (tmp_path / "in.txt").write_text("Ada wrote it.")
     words = ["predict", task, f"{tmp_path}/in.txt", f"{tmp_path}/out", "--device=cpu"]
-    assert cli.main([*words, f"--model={trained[task][0]}"]) == 65
+    assert command.main([*words, f"--model={trained[task][0]}"]) == 65
     error = capsys.readouterr().err
     assert f"in.txt: a text alone is no record of {task}" in error
     shown = json.loads(error[error.index("{") :])
     assert set(fields) <= set(shown)
     (tmp_path / "in.jsonl").write_text(json.dumps(shown))  # what is shown can be given
     words[2] = f"{tmp_path}/in.jsonl"
-    assert cli.main([*words, f"--model={trained[task][0]}"]) == 0
+    assert command.main([*words, f"--model={trained[task][0]}"]) == 0
 
 
 @pytest.mark.parametrize(
@@ -193,10 +193,10 @@ def test_faults_of_the_input_are_named(trained, tmp_path, capsys, name, data, re
     (tmp_path / name).write_bytes(data)
     words = ["predict", "ner", f"{tmp_path}/{name}", f"{tmp_path}/out", "--device=cpu"]
     words.append(f"--model={trained['ner'][0]}")
-    assert cli.main(words) == 65
+    assert command.main(words) == 65
     error = capsys.readouterr().err
     assert reason in error and error.count(f"{name}:") == 1
-    assert cli.main([*words, "--on_error=skip"]) == 0
+    assert command.main([*words, "--on_error=skip"]) == 0
     assert reason in json.loads((tmp_path / "out").read_text())["error"]
 
 
@@ -217,7 +217,7 @@ def test_evaluations_that_cannot_be_written(trained, tmp_path, capsys, task, wha
     model, data = trained[task]
     (tmp_path / "file").write_text("")
     words = [f"--model={model}", f"--data={data}", f"--{what}={tmp_path}/file/x.png"]
-    assert cli.main(["evaluate", task, *words, "--device=cpu"]) == 74
+    assert command.main(["evaluate", task, *words, "--device=cpu"]) == 74
     error = capsys.readouterr().err
     assert f"{tmp_path}/file/x" in error and "Traceback" not in error
     assert len(error[error.index("spanbert: error") :].splitlines()) == 1
@@ -238,7 +238,7 @@ def test_facts_that_are_not_the_model_s(trained, tmp_path, capsys, task, change)
     FACTS[change](stored["facts"])
     (folder / TASK_FILE).write_text(json.dumps(stored))
     words = [f"--model={folder}", f"--data={trained[task][1]}", "--device=cpu"]
-    assert cli.main(["evaluate", task, *words]) == 74
+    assert command.main(["evaluate", task, *words]) == 74
     error = capsys.readouterr().err
     assert f"{folder}/{TASK_FILE}: " in error and "Traceback" not in error, error
 

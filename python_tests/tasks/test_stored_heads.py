@@ -11,12 +11,12 @@ from transformers import (
     BertConfig,
 )
 
-from spanbert_ext import cli
-from spanbert_ext.starting_points import open_start
+from spanbert_ext.cli import command
 from spanbert_ext.tasks.coref.config import CorefModelOptions
 from spanbert_ext.tasks.coref.model import SpanBertForCoreference
 from spanbert_ext.tasks.models import load_head, start_model
 from spanbert_ext.tasks.stored_heads import is_head, label_rows
+from spanbert_ext.weights.sources import open_start
 
 OURS = ["O", "B-LOC", "B-PER", "I-LOC", "I-PER"]
 THEIRS = ["O", "B-PER", "I-PER", "B-LOC", "I-LOC"]
@@ -133,7 +133,7 @@ def test_questions_after_entities(tmp_path, kind):
     )
     data = write(tmp_path, "squad", good=4)
     words = [f"--model={folder}", f"--train={data}", f"--output={tmp_path}/run", "--device=cpu"]
-    assert cli.main(["finetune", "squad", *words, "--max_steps=1", "--qa.length=48"]) == 0
+    assert command.main(["finetune", "squad", *words, "--max_steps=1", "--qa.length=48"]) == 0
     model = load_head(tmp_path / "run/best", "question-answering")
     assert model.config.num_labels == 2
 

@@ -12,7 +12,7 @@ from record_formats import write
 from test_finetune import config_of
 from toy_tasks import sentiment_words
 
-from spanbert_ext import cli
+from spanbert_ext.cli import command
 from spanbert_ext.errors import DataError
 from spanbert_ext.tasks import CorefResolver, ExtractiveQA, RelationClassifier, SpanTagger
 from spanbert_ext.tasks.finetune import finetune
@@ -44,7 +44,7 @@ def folders(toy_bert, tmp_path_factory):
             data = write(home, settings[0], name=settings[0])
             words = ["finetune", settings[0], f"--model={toy_bert}", f"--train={data}"]
             words += [f"--output={run}", "--max_steps=2", "--device=cpu", *settings[1:]]
-        assert cli.main(words) == 0
+        assert command.main(words) == 0
     return found
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from conftest import write_text
 
-from spanbert_ext.config_files import config_names
 from spanbert_ext.data import PrepareConfig, prepare
+from spanbert_ext.settings.files import config_names
 
 ROOT = Path(__file__).resolve().parents[2]
 # Behind everything else: an installed package stays the one that is measured.

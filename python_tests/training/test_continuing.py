@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from spanbert_ext.errors import ConfigError, StorageError
+from spanbert_ext.settings.build import as_flat_dict
 from spanbert_ext.training import checkpoint
 from spanbert_ext.training.config import FREE_ON_RESUME, PretrainConfig
 from spanbert_ext.training.pretrain import pretrain
 from spanbert_ext.training.resume import choose_start, content_sample
-from spanbert_ext.training.settings import as_flat_dict
 from spanbert_ext.training.state import RunState, check_same_run, read_state
 
 

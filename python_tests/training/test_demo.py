@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from transformers import AutoModelForMaskedLM
 
+from spanbert_ext.cli.demo import run_demonstration, unigram_loss
+from spanbert_ext.cli.demo_text import clean_paragraph, documents
 from spanbert_ext.training.config import DEMONSTRATION, OptimizerOptions, ValidationOptions
-from spanbert_ext.training.demo import run_demonstration, unigram_loss
-from spanbert_ext.training.demo_text import clean_paragraph, documents
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,9 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 
+from spanbert_ext.settings.build import as_flat_dict
 from spanbert_ext.training import model_card
 from spanbert_ext.training.config import PretrainConfig
-from spanbert_ext.training.settings import as_flat_dict
 
 BERT = {
     "model_type": "bert",

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from spanbert_ext.sbo import GeluLayerNorm
+from spanbert_ext.model.sbo import GeluLayerNorm
 from spanbert_ext.training.config import OptimizerOptions
 from spanbert_ext.training.loop import update
 from spanbert_ext.training.optimizer import build_optimizer, learning_rate, parameter_groups

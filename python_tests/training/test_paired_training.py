@@ -7,13 +7,13 @@ import torch
 from test_pretrain import digests, metrics, stop_at
 from transformers import AutoTokenizer, BertForPreTraining
 
-from spanbert_ext import conversion
 from spanbert_ext.data import Corpus
 from spanbert_ext.errors import ConfigError, Preempted
 from spanbert_ext.training.loop import accumulate, evaluate
 from spanbert_ext.training.models import build_model
 from spanbert_ext.training.pretrain import pretrain
 from spanbert_ext.training.pretrain_task import PretrainTask
+from spanbert_ext.weights import conversion
 
 CPU = torch.device("cpu")
 

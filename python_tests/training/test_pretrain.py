@@ -11,13 +11,14 @@ from conftest import write_text
 from safetensors.torch import load_file
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
-from spanbert_ext import SpanBertForPreTraining, conversion
+from spanbert_ext import SpanBertForPreTraining
 from spanbert_ext.data import PrepareConfig, prepare
 from spanbert_ext.errors import ConfigError, DataError, NumericsError, Preempted, StorageError
+from spanbert_ext.settings.build import as_flat_dict, flatten
 from spanbert_ext.training import checkpoint
 from spanbert_ext.training.pretrain import pretrain
 from spanbert_ext.training.run_log import RunLog
-from spanbert_ext.training.settings import as_flat_dict, flatten
+from spanbert_ext.weights import conversion
 
 
 def digests(directory):

@@ -4,12 +4,12 @@ import logging
 
 import pytest
 
-from spanbert_ext.cli import main
+from spanbert_ext.cli.command import main
 from spanbert_ext.errors import ConfigError, DataError
+from spanbert_ext.settings.build import build
 from spanbert_ext.training.config import DEMONSTRATION, ModelOptions, PretrainConfig
 from spanbert_ext.training.pretrain import pretrain
 from spanbert_ext.training.pretrain_defaults import lowered_rows, pretrain_defaults
-from spanbert_ext.training.settings import build
 from spanbert_ext.training.state import read_state
 
 MODEL = [f"--model.{name}" for name in ("layers=1", "hidden=8", "heads=2", "feed_forward=16")]

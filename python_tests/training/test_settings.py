@@ -10,11 +10,11 @@ import yaml
 
 from spanbert_ext.data.config import PrepareConfig
 from spanbert_ext.errors import ConfigError
-from spanbert_ext.presets import model_size
+from spanbert_ext.settings.build import as_flat_dict, build, convert, flatten, nest, options
 from spanbert_ext.tasks.config import FinetuneConfig
 from spanbert_ext.tasks.coref.options import CorefFinetuneConfig
 from spanbert_ext.training.config import DEMONSTRATION, FREE_ON_RESUME, PretrainConfig
-from spanbert_ext.training.settings import as_flat_dict, build, convert, flatten, nest, options
+from spanbert_ext.training.presets import model_size
 
 
 def faults_of(**settings):

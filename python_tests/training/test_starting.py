@@ -9,7 +9,7 @@ from original_files import VOCAB, write_encoder
 from transformers import AutoTokenizer, BertConfig, BertModel
 
 from spanbert_ext import SpanBertForPreTraining
-from spanbert_ext.cli import main
+from spanbert_ext.cli.command import main
 from spanbert_ext.errors import ConfigError
 
 SIZES = {

@@ -12,11 +12,11 @@ from test_pretrain import stop_at
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModel, AutoTokenizer, RobertaConfig, RobertaForMaskedLM
 
-from spanbert_ext.cli import main
+from spanbert_ext.cli.command import main
 from spanbert_ext.errors import ConfigError, Preempted
-from spanbert_ext.starting_points import LICENCE
 from spanbert_ext.training import checkpoint
 from spanbert_ext.training.pretrain import pretrain
+from spanbert_ext.weights.sources import LICENCE
 
 
 def test_a_run_as_the_start(tiny, continued, change, tmp_path, capsys):

@@ -5,10 +5,10 @@ import dataclasses
 import pytest
 
 from spanbert_ext.errors import ConfigError, StorageError
-from spanbert_ext.training import setting_names
-from spanbert_ext.training.settings import added, build, options
+from spanbert_ext.settings import names
+from spanbert_ext.settings.build import added, build, options
+from spanbert_ext.settings.stored import completed
 from spanbert_ext.training.state import RunState, check_same_run, read_state
-from spanbert_ext.training.stored_settings import completed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,8 +47,8 @@ FULL = {"steps": 10, "precision": "fp32", "group.rate": 0.25}
 
 @pytest.fixture
 def renaming(monkeypatch):
-    monkeypatch.setitem(setting_names.RENAMED, "updates", "steps")
-    monkeypatch.setitem(setting_names.RENAMED, "group.speed", "group.rate")
+    monkeypatch.setitem(names.RENAMED, "updates", "steps")
+    monkeypatch.setitem(names.RENAMED, "group.speed", "group.rate")
 
 
 def test_a_younger_setting_has_the_value_that_does_what_was_done():

@@ -11,10 +11,10 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from spanbert_ext.errors import ConfigError
+from spanbert_ext.settings.build import build
 from spanbert_ext.training import trackers
 from spanbert_ext.training.config import PretrainConfig
 from spanbert_ext.training.pretrain import pretrain
-from spanbert_ext.training.settings import build
 
 
 def logged(run, event):

@@ -19,7 +19,7 @@ _HOMES = {
     "RowBatch": "rows",
     "KeyedPermutation": "sampler",
     "batch_of_step": "sampler",
-    "VocabularyInfo": "vocabulary",
+    "VocabularyInfo": ".text.vocabulary",
 }
 __all__ = [*_HOMES]
 __getattr__, __dir__ = lazy_names(__name__, globals(), _HOMES)

@@ -30,8 +30,8 @@ from spanbert_ext.data.storage import (
     write_whole,
 )
 from spanbert_ext.data.units import Extent, Unit
-from spanbert_ext.data.vocabulary import VocabularyInfo, read_json
 from spanbert_ext.errors import DataError
+from spanbert_ext.text.vocabulary import VocabularyInfo, read_json
 
 JOB = "job.json"
 PARTS = "parts"

@@ -16,7 +16,6 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from spanbert_ext import hub
 from spanbert_ext.data.annotators import load_annotator
 from spanbert_ext.data.assembly import assemble, check_rejects
 from spanbert_ext.data.config import HOW, PrepareConfig
@@ -28,7 +27,8 @@ from spanbert_ext.data.storage import digest_bytes, locked_staging, publish, sta
 from spanbert_ext.data.units import plan_units, unit_size
 from spanbert_ext.device import usable_cores
 from spanbert_ext.errors import ConfigError, Preempted, StorageError
-from spanbert_ext.training.stored_settings import completed
+from spanbert_ext.settings.stored import completed
+from spanbert_ext.weights import hub
 
 logger = logging.getLogger("spanbert_ext")
 

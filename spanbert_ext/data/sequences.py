@@ -14,7 +14,7 @@ import functools
 import numpy as np
 
 from spanbert_ext.data.corpus import Corpus
-from spanbert_ext.data.vocabulary import VocabularyInfo
+from spanbert_ext.text.vocabulary import VocabularyInfo
 
 # Classes of a piece, as bits.
 STARTS_WORD = 1

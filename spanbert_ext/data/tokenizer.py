@@ -21,8 +21,8 @@ from tokenizers import (
     trainers,
 )
 
-from spanbert_ext.data.vocabulary import VocabularyInfo, read_json, read_spec, read_vocab_lines
 from spanbert_ext.errors import ConfigError, DataError
+from spanbert_ext.text.vocabulary import VocabularyInfo, read_json, read_spec, read_vocab_lines
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _PREFIX = "##"

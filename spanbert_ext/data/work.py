@@ -16,7 +16,7 @@ from spanbert_ext.data.readers import Reader
 from spanbert_ext.data.storage import DigestedFile
 from spanbert_ext.data.token_files import INDEX_DTYPE, token_dtype
 from spanbert_ext.data.tokenizer import count_words
-from spanbert_ext.data.vocabulary import VocabularyInfo
+from spanbert_ext.text.vocabulary import VocabularyInfo
 
 # Characters given to the tokenizers library in one call; it shares them out to its threads.
 _BATCH = 1 << 20

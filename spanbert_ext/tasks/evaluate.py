@@ -9,11 +9,11 @@ from typing import Any
 
 from spanbert_ext.errors import DataError, SpanBertError, StorageError
 from spanbert_ext.files import json_text, write_text
-from spanbert_ext.progress import Progress, watched_by
 from spanbert_ext.tasks import html
 from spanbert_ext.tasks.config import EvaluateConfig
 from spanbert_ext.tasks.examples import check_ids, read_examples
 from spanbert_ext.tasks.predictor import Predictor
+from spanbert_ext.training.progress import Progress, watched_by
 
 Say = Callable[[dict[str, Any]], None]
 

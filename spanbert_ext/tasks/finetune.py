@@ -18,7 +18,7 @@ from spanbert_ext.data.storage import new_digest
 from spanbert_ext.errors import NumericsError
 from spanbert_ext.files import json_text, write_text
 from spanbert_ext.ops import backend
-from spanbert_ext.starting_points import StartingPoint
+from spanbert_ext.settings.build import as_flat_dict
 from spanbert_ext.tasks import registry
 from spanbert_ext.tasks.batching import TrainingOrder
 from spanbert_ext.tasks.best_model import best_scores, keep_best
@@ -40,13 +40,13 @@ from spanbert_ext.training.loop import LoopSettings
 from spanbert_ext.training.models import describe_hardware
 from spanbert_ext.training.ranks import Ranks
 from spanbert_ext.training.run import Run, RunResult
-from spanbert_ext.training.settings import as_flat_dict
 from spanbert_ext.training.state import (
     RunState,
     current_versions,
     differing_settings,
     whole_weights,
 )
+from spanbert_ext.weights.sources import StartingPoint
 
 logger = logging.getLogger("spanbert_ext")
 

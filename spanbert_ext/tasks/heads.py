@@ -21,9 +21,9 @@ from transformers.modeling_outputs import (
     TokenClassifierOutput,
 )
 
-from spanbert_ext.encoder import PackedBert
+from spanbert_ext.model.encoder import PackedBert
+from spanbert_ext.model.plain_modules import is_plain
 from spanbert_ext.ops import backend
-from spanbert_ext.plain_modules import is_plain
 from spanbert_ext.tasks.losses import label_loss, span_loss
 
 

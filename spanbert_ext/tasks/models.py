@@ -25,12 +25,9 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from spanbert_ext import conversion
 from spanbert_ext.data import tokenizer as tokenizers
 from spanbert_ext.errors import ConfigError, DataError, StorageError
-from spanbert_ext.foreign import longest_sequence
-from spanbert_ext.load_report import LoadReport
-from spanbert_ext.starting_points import StartingPoint, open_start, read_start
+from spanbert_ext.model.hf_encoder import longest_sequence
 from spanbert_ext.tasks.batching import MULTIPLE, PackedBatch
 from spanbert_ext.tasks.coref.model import SpanBertForCoreference
 from spanbert_ext.tasks.foreign_heads import ForeignHead
@@ -39,6 +36,9 @@ from spanbert_ext.tasks.layout import check_first_token
 from spanbert_ext.tasks.stored_heads import names_head, sort_rows, stored_head
 from spanbert_ext.tasks.task import Head
 from spanbert_ext.tasks.task_file import model_folder
+from spanbert_ext.weights import conversion
+from spanbert_ext.weights.load_report import LoadReport
+from spanbert_ext.weights.sources import StartingPoint, open_start, read_start
 
 _OURS = {**HEADS, "coreference": SpanBertForCoreference}
 _FOREIGN = {

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from spanbert_ext import pictures
 from spanbert_ext.errors import ConfigError
+from spanbert_ext.training import pictures
 
 _RIGHT, _WRONG, _QUIET = "#1f5fa8", "#c0392b", "#444444"
 _BINS = 40

@@ -17,7 +17,8 @@ from spanbert_ext.errors import (
     StorageError,
 )
 from spanbert_ext.files import json_text
-from spanbert_ext.progress import Progress, watched_by
+from spanbert_ext.settings.build import as_flat_dict, options
+from spanbert_ext.settings.stored import completed
 from spanbert_ext.tasks.config import PredictConfig
 from spanbert_ext.tasks.marked_text import MarkedText
 from spanbert_ext.tasks.predict_files import OutputFiles
@@ -25,8 +26,7 @@ from spanbert_ext.tasks.predict_records import Item, chunks, items_of
 from spanbert_ext.tasks.predictor import Predictor
 from spanbert_ext.tasks.task_file import model_folder
 from spanbert_ext.training.checkpoint import digest_file, fail_point
-from spanbert_ext.training.settings import as_flat_dict, options
-from spanbert_ext.training.stored_settings import completed
+from spanbert_ext.training.progress import Progress, watched_by
 
 _NO_IDENTITY = ("files", "html", "overwrite", "device")  # settings that change no prediction
 # What is computed and kept together: so many records, and of long ones so many bytes for each token

@@ -13,9 +13,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from spanbert_ext.encoder import for_predictions
 from spanbert_ext.errors import ConfigError, NumericsError, StorageError
-from spanbert_ext.progress import tell
+from spanbert_ext.model.encoder import for_predictions
 from spanbert_ext.tasks import registry
 from spanbert_ext.tasks.batching import PackedBatch, by_tokens, pack
 from spanbert_ext.tasks.config import BATCH_TOKENS
@@ -34,6 +33,7 @@ from spanbert_ext.tasks.task_file import TASK_FILE, read_task_file, stored_optio
 from spanbert_ext.threads import alone_with
 from spanbert_ext.training.loop import autocast
 from spanbert_ext.training.models import choose_device, choose_precision
+from spanbert_ext.training.progress import tell
 
 
 @torch.no_grad()

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from spanbert_ext.errors import ConfigError
+from spanbert_ext.settings import build
 from spanbert_ext.tasks.config import FinetuneConfig
-from spanbert_ext.training import settings
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ def entry_of(name: str) -> TaskEntry:
         ConfigError: there is none; names the nearest one.
     """
     if name not in TASKS:
-        message = settings.unknown_name(name, TASKS).replace("setting", "task")
+        message = build.unknown_name(name, TASKS).replace("setting", "task")
         raise ConfigError(f"{message} (tasks: {', '.join(TASKS)})")
     return TASKS[name]
 

@@ -15,8 +15,8 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
-from spanbert_ext.starting_points import StartingPoint
 from spanbert_ext.tasks.task import Head
+from spanbert_ext.weights.sources import StartingPoint
 
 _CLASSES = {
     "question-answering": "ForQuestionAnswering",

@@ -10,10 +10,11 @@ from typing import Any
 import spanbert_ext
 from spanbert_ext.errors import ConfigError, StorageError
 from spanbert_ext.files import json_text
+from spanbert_ext.settings import build
+from spanbert_ext.settings.stored import completed
 from spanbert_ext.tasks import registry
 from spanbert_ext.tasks.task import DownstreamTask
-from spanbert_ext.training import checkpoint, settings
-from spanbert_ext.training.stored_settings import completed
+from spanbert_ext.training import checkpoint
 
 TASK_FILE = "spanbert_task.json"
 BEST = "best"  # of a fine-tuning run: the folder of its best model
@@ -26,7 +27,7 @@ def write_task(folder: Path, task: DownstreamTask) -> None:
         "format": FORMAT,
         "version": spanbert_ext.__version__,
         "task": task.name,
-        "options": settings.as_flat_dict(task.options),
+        "options": build.as_flat_dict(task.options),
         "facts": task.facts,
     }
     (folder / TASK_FILE).write_text(json_text(content, indent=1) + "\n", "utf-8")
@@ -94,7 +95,7 @@ def stored_options(stored: Mapping[str, Any]) -> Any:
         cls, section = entry.options_class(), f"{entry.section}."
         writer = stored.get("version")
         options = completed(stored["options"], cls, TASK_FILE, writer, section=section)
-        return settings.build(cls, options)
+        return build.build(cls, options)
     except ConfigError as error:
         raise StorageError(f"{TASK_FILE}: {str(error).removeprefix(f'{TASK_FILE}: ')}") from error
 

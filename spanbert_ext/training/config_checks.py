@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from spanbert_ext.data.corpus_choice import parse_corpora
 from spanbert_ext.errors import ConfigError
-from spanbert_ext.presets import model_size
 from spanbert_ext.training import trackers
+from spanbert_ext.training.presets import model_size
 
 if TYPE_CHECKING:
     from spanbert_ext.training.config import PretrainConfig

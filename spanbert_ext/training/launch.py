@@ -26,8 +26,8 @@ import yaml
 
 from spanbert_ext.device import usable_cores
 from spanbert_ext.errors import RankLost, ReportedElsewhere
+from spanbert_ext.settings.build import as_flat_dict, nest
 from spanbert_ext.training import signals
-from spanbert_ext.training.settings import as_flat_dict, nest
 
 logger = logging.getLogger("spanbert_ext")
 

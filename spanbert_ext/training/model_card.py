@@ -14,9 +14,9 @@ from typing import Any
 import yaml
 
 from spanbert_ext.files import write_text
+from spanbert_ext.settings.build import as_flat_dict
 from spanbert_ext.training.config import FREE_ON_RESUME, PretrainConfig
 from spanbert_ext.training.run_log import format_seconds
-from spanbert_ext.training.settings import as_flat_dict
 
 NAME = "README.md"
 # The hub's names of the licences that open weights carry.

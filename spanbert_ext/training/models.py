@@ -9,12 +9,12 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from spanbert_ext.conversion import own_memory
 from spanbert_ext.errors import ConfigError, StorageError
-from spanbert_ext.modeling import SpanBertConfig, SpanBertForPreTraining
+from spanbert_ext.model.pretraining import SpanBertConfig, SpanBertForPreTraining
 from spanbert_ext.ops import backend
-from spanbert_ext.presets import model_size
 from spanbert_ext.training.config import PretrainConfig
+from spanbert_ext.training.presets import model_size
+from spanbert_ext.weights.conversion import own_memory
 
 
 def choose_device(name: str, local_rank: int = 0) -> torch.device:

@@ -6,12 +6,12 @@ from pathlib import Path
 
 from spanbert_ext.data import open_corpus
 from spanbert_ext.errors import ConfigError
+from spanbert_ext.settings.build import as_flat_dict
 from spanbert_ext.training.config import PretrainConfig
 from spanbert_ext.training.entry import BuildRun, Kind, run_all
 from spanbert_ext.training.pretrain_run import PretrainRun
 from spanbert_ext.training.ranks import Ranks
 from spanbert_ext.training.run import RunResult
-from spanbert_ext.training.settings import as_flat_dict
 from spanbert_ext.training.state import RunState, differing_settings
 
 

@@ -10,6 +10,7 @@ from transformers import AutoTokenizer
 from spanbert_ext.data import Corpus
 from spanbert_ext.data.corpus import vocabulary_hash
 from spanbert_ext.ops import backend
+from spanbert_ext.settings.build import as_flat_dict
 from spanbert_ext.training.config import PretrainConfig
 from spanbert_ext.training.loop import LoopSettings, Step, evaluate
 from spanbert_ext.training.models import build_model, describe_hardware, load_checkpoint
@@ -18,7 +19,6 @@ from spanbert_ext.training.ranks import Ranks
 from spanbert_ext.training.resume import content_sample
 from spanbert_ext.training.run import Run
 from spanbert_ext.training.run_step import build_step, choose_compile, describe_step
-from spanbert_ext.training.settings import as_flat_dict
 from spanbert_ext.training.starting import continue_model
 from spanbert_ext.training.state import RunState, current_versions
 

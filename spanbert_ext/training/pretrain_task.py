@@ -15,8 +15,8 @@ from transformers import PreTrainedTokenizerBase
 from spanbert_ext.data import Corpus, PackedRows, PairedRows, open_rows
 from spanbert_ext.data.mixture import MixedCorpus
 from spanbert_ext.errors import ConfigError, DataError
-from spanbert_ext.masked_batch import MaskedBatch
-from spanbert_ext.masking import SpanMasker
+from spanbert_ext.masking.batch import MaskedBatch
+from spanbert_ext.masking.masker import SpanMasker
 from spanbert_ext.ops import backend
 from spanbert_ext.training.config import MaskingOptions, PretrainConfig
 from spanbert_ext.training.ranks import ALONE, Ranks

@@ -21,8 +21,8 @@ from torch import nn
 from spanbert_ext.device import load_average
 from spanbert_ext.errors import NumericsError, Preempted
 from spanbert_ext.files import write_text
-from spanbert_ext.load_report import LoadReport
 from spanbert_ext.ops import backend
+from spanbert_ext.settings.build import as_flat_dict, nest
 from spanbert_ext.training import checkpoint
 from spanbert_ext.training.guard import BAD_BATCHES, NumericsWatch, check_finite
 from spanbert_ext.training.loop import LoopSettings, Progress, Step, StopRequest, train
@@ -32,7 +32,6 @@ from spanbert_ext.training.ranks import Ranks
 from spanbert_ext.training.replica import copy_weights, shard
 from spanbert_ext.training.resume import restore_training_state
 from spanbert_ext.training.run_log import RunLog, rewind
-from spanbert_ext.training.settings import as_flat_dict, nest
 from spanbert_ext.training.state import (
     RunState,
     check_same_run,
@@ -42,6 +41,7 @@ from spanbert_ext.training.state import (
     write_training_state,
 )
 from spanbert_ext.training.trackers import Trackers
+from spanbert_ext.weights.load_report import LoadReport
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from spanbert_ext.device import peak_memory
 from spanbert_ext.errors import StorageError
 from spanbert_ext.files import write_text
-from spanbert_ext.progress import format_seconds
+from spanbert_ext.training.progress import format_seconds
 from spanbert_ext.training.trackers import Trackers
 
 

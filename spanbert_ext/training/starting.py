@@ -7,16 +7,16 @@ from pathlib import Path
 
 from spanbert_ext.data import Corpus
 from spanbert_ext.data.tokenizer import is_cased, stated_lowercasing
-from spanbert_ext.data.vocabulary import VocabularyInfo
 from spanbert_ext.errors import ConfigError
-from spanbert_ext.foreign import longest_sequence
-from spanbert_ext.load_report import LoadReport
-from spanbert_ext.modeling import SpanBertForPreTraining
-from spanbert_ext.starting_points import StartingPoint, open_start, read_start
+from spanbert_ext.model.hf_encoder import longest_sequence
+from spanbert_ext.model.pretraining import SpanBertForPreTraining
+from spanbert_ext.text.vocabulary import VocabularyInfo
 from spanbert_ext.training import checkpoint
 from spanbert_ext.training.config import PretrainConfig
 from spanbert_ext.training.config_checks import sbo_layer_faults
 from spanbert_ext.training.models import head_options
+from spanbert_ext.weights.load_report import LoadReport
+from spanbert_ext.weights.sources import StartingPoint, open_start, read_start
 
 # Special tokens of both published BERT vocabularies, one of which every original archive has.
 _PUBLISHED_IDS = {"[PAD]": 0, "[UNK]": 100, "[CLS]": 101, "[SEP]": 102, "[MASK]": 103}

@@ -22,12 +22,12 @@ from torch.distributed.tensor import DTensor
 import spanbert_ext
 from spanbert_ext.errors import ConfigError, StorageError
 from spanbert_ext.files import json_text
+from spanbert_ext.settings.build import options
+from spanbert_ext.settings.stored import completed
 from spanbert_ext.training.checkpoint import GENERATORS, OPTIMIZER, fail_point
 from spanbert_ext.training.config import FREE_ON_RESUME
 from spanbert_ext.training.ranks import ALONE, Ranks
 from spanbert_ext.training.replica import divided_like, whole
-from spanbert_ext.training.settings import options
-from spanbert_ext.training.stored_settings import completed
 
 logger = logging.getLogger("spanbert_ext")
 

@@ -1,6 +1,6 @@
 // Kernels whose counts are known by hand, for python_tests/test_emulator_counts.py; in no build of the module.
-#include "../../common/vectors.h"
-#include "../../cuda/launch.cuh"
+#include "common/vectors.h"
+#include "cuda/launch.cuh"
 
 namespace spanbert {
 namespace SPANBERT_VARIANT {

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from strategies import make_masker, word_text
 
 from spanbert_ext import SBOHead
-from spanbert_ext._norm_op import dropout_add_layer_norm
-from spanbert_ext._ops import cross_entropy_rows_
 from spanbert_ext.ops import backend
+from spanbert_ext.ops.dropout_norm import dropout_add_layer_norm
+from spanbert_ext.ops.rows import cross_entropy_rows_
 
 
 def randn(*shape: int, seed: int = 0) -> torch.Tensor:

@@ -42,85 +42,91 @@ class Fault:
 
 FAULTS = (
     Fault(
-        "missing barrier", "cuda_norm.cu", "sums.second[at.part]); });\n      __syncthreads();",
+        "missing barrier", "cuda/dropout_norm.cu",
+        "sums.second[at.part]); });\n      __syncthreads();",
         "sums.second[at.part]); });", "norm",
     ),
     Fault(
-        "divergent barrier", "cuda_norm.cu",
+        "divergent barrier", "cuda/dropout_norm.cu",
         "        out[which * args.hidden_size + h] = sum;\n      }\n      __syncthreads();",
         "        out[which * args.hidden_size + h] = sum;\n      }\n"
         "      if (threadIdx.x < 64) __syncthreads();", "norm",
     ),
     Fault(
-        "wrong lane mask", "cuda_group.cuh", "x += __shfl_xor_sync(kAllLanes, x, step);",
+        "wrong lane mask", "cuda/group.cuh", "x += __shfl_xor_sync(kAllLanes, x, step);",
         "x += __shfl_xor_sync(kAllLanes >> 1, x, step);", "norm",
     ),
     Fault(
-        "wrong shuffle distance", "cuda_group.cuh",
+        "wrong shuffle distance", "cuda/group.cuh",
         "for (int step = 16; step > 0; step >>= 1) x +=",
         "for (int step = 8; step > 0; step >>= 1) x +=", "norm",
     ),
     Fault(
-        "off by one at the right edge", "cuda_norm.cu", "h < args.hidden_size; h += kThreads",
+        "off by one at the right edge", "cuda/dropout_norm.cu",
+        "h < args.hidden_size; h += kThreads",
         "h <= args.hidden_size; h += kThreads", "norm",
     ),
     Fault(
-        "off by one at the left edge", "cuda_norm.cu",
+        "off by one at the left edge", "cuda/dropout_norm.cu",
         "for (int64_t h = threadIdx.x; h < args",
         "for (int64_t h = int64_t(threadIdx.x) + 1; h < args", "norm",
     ),
     Fault(
-        "uninitialised shared read", "cuda.cu", "if ((threadIdx.x & 31) == 31) warp_sums[",
+        "uninitialised shared read", "cuda/span_mask.cu",
+        "if ((threadIdx.x & 31) == 31) warp_sums[",
         "if ((threadIdx.x & 63) == 31) warp_sums[", "mask",
     ),
     Fault(
-        "lost partial sum", "cuda_group.cuh", "for (int lane = 1; lane < kChunkLanes; ++lane) sum",
+        "lost partial sum", "cuda/group.cuh", "for (int lane = 1; lane < kChunkLanes; ++lane) sum",
         "for (int lane = 1; lane < kChunkLanes - 1; ++lane) sum", "norm_many",
     ),
     Fault(
-        "race of two warps", "cuda.cu",
+        "race of two warps", "cuda/span_mask.cu",
         "__syncthreads();  // warp_sums is written again in the next turn", "", "mask_many",
     ),
     Fault(
-        "race of two lanes", "span_sampler.h",
+        "race of two lanes", "rows/span_sampler.h",
         "    const int64_t fresh = count_bits(bits.free, span.first, span.end);\n    g.sync();",
         "    const int64_t fresh = count_bits(bits.free, span.first, span.end);", "mask",
     ),
     Fault(
-        "element behind a tensor", "cuda.cu", "s < args.span_capacity; s += threads",
+        "element behind a tensor", "cuda/span_mask.cu", "s < args.span_capacity; s += threads",
         "s <= args.span_capacity; s += threads", "mask",
     ),
     Fault(
-        "row guard left out", "cuda_norm.cu", "if (row >= args.rows) return;\n    const Warp warp;",
+        "row guard left out", "cuda/dropout_norm.cu",
+        "if (row >= args.rows) return;\n    const Warp warp;",
         "const Warp warp;", "norm",
     ),
     Fault(
-        "wrong stride", "softmax_pieces.h", "+ row * args.stride);", "+ row * args.vocab_size);",
+        "wrong stride", "rows/softmax_pieces.h",
+        "+ row * args.stride);", "+ row * args.vocab_size);",
         "loss",
     ),
     Fault(
-        "tail left out", "softmax_pieces.h",
+        "tail left out", "rows/softmax_pieces.h",
         "for (int v = whole * kWidth + rank; v < vocab_size; v += size) {",
         "for (int v = whole * kWidth + rank; v < whole * kWidth; v += size) {", "loss",
     ),
     Fault(
-        "bounds of lengths unchecked", "cuda.cu", "    check_bounds(args, row);\n", "", "lengths",
+        "bounds of lengths unchecked", "cuda/span_mask.cu",
+        "    check_bounds(args, row);\n", "", "lengths",
     ),
     Fault(
-        "narrow index", "softmax_pieces.h", "static_cast<T*>(args.logits) + row * args.stride",
+        "narrow index", "rows/softmax_pieces.h", "static_cast<T*>(args.logits) + row * args.stride",
         "static_cast<T*>(args.logits) + int(row) * int(args.stride)", "loss_huge",
     ),
     Fault(
-        "swapped turn of a double buffer", "cuda_group.cuh",
+        "swapped turn of a double buffer", "cuda/group.cuh",
         "reinterpret_cast<N*>(memory) + turn * 2 * kWarps", "reinterpret_cast<N*>(memory)", "head",
     ),
     Fault(
-        "element behind a shared array", "cuda_group.cuh",
+        "element behind a shared array", "cuda/group.cuh",
         "lanes[threadIdx.y][threadIdx.x] = sum;\n",
         "lanes[threadIdx.y][threadIdx.x + (threadIdx.y == kChunkLanes - 1)] = sum;\n", "norm_many",
     ),
     Fault(
-        "wrong number of chunks", "cuda_norm.cu",
+        "wrong number of chunks", "cuda/dropout_norm.cu",
         "chunks = divide_up(args.rows, norm_rows_per_chunk(args.rows));",
         "chunks = args.rows / norm_rows_per_chunk(args.rows);", "norm_many",
     ),
@@ -128,9 +134,9 @@ FAULTS = (
 
 # The CUDA source in which a call's kernels are; the others keep the objects of the clean build.
 SOURCES = {
-    "norm": "cuda_norm.cu", "norm_many": "cuda_norm.cu", "mask": "cuda.cu", "mask_many": "cuda.cu",
-    "lengths": "cuda.cu", "loss": "cuda_cross_entropy.cu", "loss_huge": "cuda_cross_entropy.cu",
-    "head": "cuda_sbo.cu",
+    "norm": "dropout_norm.cu", "norm_many": "dropout_norm.cu", "mask": "span_mask.cu",
+    "mask_many": "span_mask.cu", "lengths": "span_mask.cu", "loss": "cross_entropy.cu",
+    "loss_huge": "cross_entropy.cu", "head": "sbo.cu",
 }  # fmt: skip
 
 
@@ -159,7 +165,15 @@ def plant(run, kind, clean: Path, fault: Fault, work: Path) -> Path:
     options = [option.replace(str(run.CSRC), str(tree)) for option in options]
     planted = work / "planted.o"
     run.run_or_stop(
-        [run.compiler(), *options, "-Wno-error", "-c", str(tree / name), "-o", str(planted)]
+        [
+            run.compiler(),
+            *options,
+            "-Wno-error",
+            "-c",
+            str(tree / "cuda" / name),
+            "-o",
+            str(planted),
+        ]
     )
     objects = [planted, *(o for o in sorted(clean.glob("*.o")) if o.name != f"{name}.o")]
     run.link_objects(kind, objects, next((package / "spanbert_ext").glob("_C*")))

@@ -2,8 +2,8 @@
 // module.
 #include <cstdio>
 
-#include "../../common/vectors.h"
-#include "../../cuda/launch.cuh"
+#include "common/vectors.h"
+#include "cuda/launch.cuh"
 
 namespace spanbert {
 namespace SPANBERT_VARIANT {

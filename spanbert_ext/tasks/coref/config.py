@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from spanbert_ext.errors import ConfigError
-from spanbert_ext.training.setting_values import Name
-from spanbert_ext.training.stored_settings import completed
+from spanbert_ext.settings.stored import completed
+from spanbert_ext.settings.values import Name
 
 
 @dataclass(frozen=True)

@@ -17,12 +17,10 @@ from transformers import AutoModel, BertConfig, BertPreTrainedModel, PreTrainedM
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
-from spanbert_ext import modeling  # noqa: F401  (AutoModel has to know "spanbert")
-from spanbert_ext.attention import packing_of
-from spanbert_ext.configuration import ABOUT_THE_FILE
-from spanbert_ext.encoder import PackedBert
 from spanbert_ext.errors import ConfigError
-from spanbert_ext.progress import tell
+from spanbert_ext.model.attention import packing_of
+from spanbert_ext.model.config import ABOUT_THE_FILE
+from spanbert_ext.model.encoder import PackedBert
 from spanbert_ext.tasks.coref.config import CorefModelOptions
 from spanbert_ext.tasks.coref.linking import Span, link_clusters
 from spanbert_ext.tasks.coref.pruning import prune_spans
@@ -34,6 +32,7 @@ from spanbert_ext.tasks.coref.scoring import (
     mention_loss,
 )
 from spanbert_ext.tasks.coref.spans import Candidates, MentionScorer, candidate_spans
+from spanbert_ext.training.progress import tell
 
 # Enough to keep a device busy, and in prediction all that the encoder's inner states need room for.
 _PIECES_PER_PASS = 4096

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from spanbert_ext._boundary import working_dtype
+from spanbert_ext.ops.registration import working_dtype
 
 # Hidden units of a chunk: 16 MB in fp32. Blocks above 32 MB glibc takes from the system each time,
 # zeroed page by page: with 64 MB a training step took a sixth longer (one core, 1100 pieces, 1000

@@ -8,8 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from spanbert_ext._boundary import check, define
 from spanbert_ext.ops import backend
+from spanbert_ext.ops.registration import check, define
 from spanbert_ext.tasks.coref import reference
 
 _C = backend.native_module

@@ -28,7 +28,6 @@ from transformers import BertConfig
 
 from spanbert_ext.data.storage import locked_staging, publish
 from spanbert_ext.errors import DataError, StorageError
-from spanbert_ext.load_report import LoadReport
 from spanbert_ext.tasks.coref.config import CorefModelOptions
 from spanbert_ext.tasks.coref.documents import GENRES
 from spanbert_ext.tasks.coref.model import SpanBertForCoreference
@@ -36,7 +35,8 @@ from spanbert_ext.tasks.coref.options import CorefOptions
 from spanbert_ext.tasks.coref.task import CorefTask
 from spanbert_ext.tasks.models import read_tokenizer
 from spanbert_ext.tasks.task_file import write_task
-from spanbert_ext.tensorflow_files import TensorflowCheckpoint
+from spanbert_ext.weights.load_report import LoadReport
+from spanbert_ext.weights.tensorflow import TensorflowCheckpoint
 
 _CONFIG, _VOCABULARY = "bert_config.json", "vocab.txt"
 _PAIRS = "coref_layer/slow_antecedent_scores"

@@ -17,9 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from spanbert_ext.progress import tell
 from spanbert_ext.tasks.coref.config import CorefModelOptions
 from spanbert_ext.tasks.coref.networks import CHUNK_NUMBERS, ScoreNetwork, recomputed, wide_linear
+from spanbert_ext.training.progress import tell
 
 # Coarse scores that exist at once: 16 MB in fp32.
 _COARSE_NUMBERS = 1 << 22

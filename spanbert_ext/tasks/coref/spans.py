@@ -20,9 +20,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from spanbert_ext.progress import tell
 from spanbert_ext.tasks.coref.config import CorefModelOptions
 from spanbert_ext.tasks.coref.networks import CHUNK_NUMBERS, ScoreNetwork, recomputed, wide_linear
+from spanbert_ext.training.progress import tell
 
 
 @dataclass(frozen=True)
