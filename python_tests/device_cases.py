@@ -4,8 +4,8 @@ import contextlib
 import os
 
 import torch
+from sbo_cases import make_head, padded_formula, run
 from strategies import assert_as_good_as_torch, randn, text_batch
-from test_sbo import make_head, padded_formula, run
 
 from spanbert_ext import MaskedBatch
 from spanbert_ext.ops import backend

@@ -84,7 +84,7 @@ def test_a_forked_process_waits_for_no_thread_of_its_parent():
 
 
 def test_threads_share_a_filler():
-    from test_filling import model_for, tiny_tokenizer
+    from filling_cases import model_for, tiny_tokenizer
 
     tokenizer = tiny_tokenizer()
     filler = SpanFiller(model_for(tokenizer), tokenizer)

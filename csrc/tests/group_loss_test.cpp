@@ -1,6 +1,6 @@
 // The GPU's paths of the vocabulary loss on the CPU: rows in pieces of 16 bytes (softmax_pieces.h) and column sums
 // (column_sums.h), by a group of 32 threads, against double precision. Not part of the module;
-// python_tests/test_groups.py compiles and runs it:  group_loss_test SEED  ->  exit 0 and a summary.
+// python_tests/native/test_groups.py compiles and runs it:  group_loss_test SEED  ->  exit 0 and a summary.
 #include <cstdlib>
 #include <random>
 

@@ -1,6 +1,7 @@
 // Runs the group algorithms of a GPU on the CPU: a group of 32 threads that meet at barriers, as a warp or block would,
 // must give what the group of one thread gives. So the lane-parallel branches are tested where there is no GPU.
-// Not part of the module; python_tests/test_groups.py compiles and runs it:  group_test SEED  ->  exit 0 and a summary.
+// Not part of the module; python_tests/native/test_groups.py compiles and runs it:  group_test SEED  ->  exit 0 and a
+// summary.
 #include <cstdlib>
 #include <random>
 

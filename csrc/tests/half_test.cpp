@@ -1,5 +1,5 @@
 // What load(fp16) and store<fp16> make of bits: writes the floats of all 65536 halves to stdout, then the half of every
-// float that stdin holds. Not part of the module; python_tests/test_half.py compiles it and compares with numpy.
+// float that stdin holds. Not part of the module; python_tests/native/test_half.py compiles it and compares with numpy.
 #include <cstdio>
 
 #include "common/portable.h"

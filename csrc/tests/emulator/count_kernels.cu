@@ -1,4 +1,4 @@
-// Kernels whose counts are known by hand, for python_tests/test_emulator_counts.py; in no build of the module.
+// Kernels whose counts are known by hand, for python_tests/native/test_emulator_counts.py; in no build of the module.
 #include "common/vectors.h"
 #include "cuda/launch.cuh"
 

@@ -1,5 +1,5 @@
-// Kernels with a mistake each, and their neighbours without one, for python_tests/test_emulator.py; in no build of the
-// module.
+// Kernels with a mistake each, and their neighbours without one, for python_tests/native/test_emulator.py; in no build
+// of the module.
 #include <cstdio>
 
 #include "common/vectors.h"

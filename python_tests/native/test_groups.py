@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-SOURCES = Path(__file__).resolve().parent.parent / "csrc" / "tests"
+SOURCES = Path(__file__).resolve().parents[2] / "csrc" / "tests"
 SUMMARIES = {
     "group_test": "8 packed cases, 39 sequences, 419 checks with groups of 32, 0 failures",
     "group_loss_test": "44 row and 120 column cases with groups of 32, 0 failures",

@@ -13,11 +13,11 @@ import pytest
 import torch
 from back_ends import mode
 from device_cases import DTYPES
+from norm_cases import DTYPES as STREAMS
+from norm_cases import EPS, FORMS, SEED, gradients, inputs, torch_formula
 from row_cases import row_case, torch_rows
+from sbo_cases import make_head, padded_formula, run
 from strategies import POOL, assert_same_batch, make_masker, marks_for, randn, rewound, word_text
-from test_norm_op import DTYPES as STREAMS
-from test_norm_op import EPS, FORMS, SEED, gradients, inputs, torch_formula
-from test_sbo import make_head, padded_formula, run
 
 from spanbert_ext.masking.settings import SCHEMES
 from spanbert_ext.ops import rows as row_ops

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
+from sbo_cases import DTYPES, framed_batch, make_head, padded_formula, run
 from strategies import assert_as_good_as_torch, naming, randn
-from test_sbo import DTYPES, framed_batch, make_head, padded_formula, run
 
 from spanbert_ext.ops import backend
 from spanbert_ext.ops.sbo_head import PARAMETERS, sbo_head

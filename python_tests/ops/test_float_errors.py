@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from device_cases import DTYPES, LAP, check_head, many_spans
+from sbo_cases import framed_batch
 from strategies import (
     assert_as_good_as_torch,
     classes,
@@ -11,7 +12,6 @@ from strategies import (
     torch_loss,
     value_and_gradients,
 )
-from test_sbo import framed_batch
 
 from spanbert_ext import linear_cross_entropy
 from spanbert_ext.ops import backend, cross_entropy

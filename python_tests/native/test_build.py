@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 CMAKE = shutil.which("cmake")
-FOLDER = Path(__file__).resolve().parent.parent / "cmake"
+FOLDER = Path(__file__).resolve().parents[2] / "cmake"
 pytestmark = pytest.mark.skipif(CMAKE is None, reason="cmake is not on PATH")
 
 OLD, NEW = "80-real;90", "80-real;90-real;100-real;120"

@@ -3,56 +3,15 @@ formula with the same mask, and what the arguments must be."""
 
 import pytest
 import torch
-import torch.nn.functional as F
 from back_ends import assert_same_up_to_order
+from norm_cases import DTYPES, EPS, FORMS, SEED, gradients, inputs, torch_formula
 from strategies import assert_as_good_as_torch, case_id, inside_larger_buffer, naming, randn
 
 from spanbert_ext.ops.dropout_norm import add_layer_norm_dropout, dropout_add_layer_norm
 from spanbert_ext.ops.reference import dropout as reference
 from spanbert_ext.ops.registration import working_dtype
 
-EPS = 1e-12
-SEED = torch.tensor([-0x123456789ABCDEF])
-FORMS = [dropout_add_layer_norm, add_layer_norm_dropout]
-# (x, stream): one dtype, or a 16-bit branch of an fp32 stream, as autocast makes it.
-DTYPES = [
-    (torch.float32, torch.float32),
-    (torch.bfloat16, torch.bfloat16),
-    (torch.float16, torch.float16),
-    (torch.float64, torch.float64),
-    (torch.bfloat16, torch.float32),
-    (torch.float16, torch.float32),
-]
 SIZES = [(0, 8), (1, 3), (3, 31), (67, 64), (130, 17), (5, 768), (64, 5), (2, 8193)]
-
-
-def torch_formula(form, p, site, factors=None):
-    """The same mask (its factors if they are at hand), then torch's operations in the dtype of what
-    they are given."""
-
-    def formula(x, residual, weight, bias):
-        threshold = reference.mask_threshold(p)
-        k = factors
-        if k is None:
-            k = reference.dropout_factors(*x.shape, threshold, SEED, site, torch.float64)
-        first, last = (k, 1) if form is dropout_add_layer_norm else (1, k)
-        stream = residual.dtype
-        sums = (x * first).to(x.dtype) + residual
-        return (F.layer_norm(sums, x.shape[1:], weight, bias, EPS) * last).to(stream)
-
-    return formula
-
-
-def gradients(function, tensors, grad):
-    leaves = [t.detach().clone().requires_grad_() for t in tensors]
-    value = function(*leaves)
-    return value.detach(), torch.autograd.grad(value, leaves, grad.to(value.dtype))
-
-
-def inputs(rows, size, branch, stream, seed=0):
-    x, residual = (randn(rows, size, seed=seed + s) for s in (1, 2))
-    weight, bias = (randn(size, seed=seed + s) for s in (3, 4))
-    return x.to(branch), residual.to(stream), (weight + 1).to(stream), bias.to(stream)
 
 
 @pytest.mark.parametrize("p", [0.0, 0.1, 0.7])

@@ -6,37 +6,19 @@ import math
 import pytest
 import torch
 from data.corpora import byte_level_bpe, unigram, wordpiece
+from filling_cases import PIECES, SPECIALS, model_for, tiny_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from model_cases import config, random_weights
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+from model_cases import random_weights
 from transformers import BertConfig, BertForMaskedLM, BertModel, PreTrainedTokenizerFast
 
 import spanbert_ext
-from spanbert_ext import SpanBertForPreTraining, SpanFiller
+from spanbert_ext import SpanFiller
 from spanbert_ext.cli.command import main
 from spanbert_ext.errors import ConfigError, StorageError
 from spanbert_ext.filling.filler import table
 from spanbert_ext.filling.search import MaskedSpan, batch_of_spans, k_best
 from spanbert_ext.training import checkpoint
-
-SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-PIECES = [*SPECIALS, "a", "b", "c", "d", "##x", "##y", ".", "(", "é", "[unused1]"]
-
-
-def tiny_tokenizer():
-    tokenizer = Tokenizer(models.WordPiece({p: i for i, p in enumerate(PIECES)}, unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True, strip_accents=False)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.add_special_tokens(SPECIALS)
-    return tokenizer
-
-
-def model_for(tokenizer, **changes):
-    """Random weights; some ids more than the tokenizer has."""
-    size = tokenizer.get_vocab_size() + 3
-    changes = {"vocab_size": size, "max_position_embeddings": 48} | changes
-    return random_weights(SpanBertForPreTraining(config(**changes)))
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-SOURCE = Path(__file__).resolve().parent.parent / "csrc" / "tests" / "half_test.cpp"
+SOURCE = Path(__file__).resolve().parents[2] / "csrc" / "tests" / "half_test.cpp"
 COMPILERS = [name for name in ("g++", "g++-11", "clang++", "clang++-14") if shutil.which(name)]
 QUIET_HALF, QUIET_FLOAT = 0x0200, 0x00400000
 

@@ -6,8 +6,8 @@ All else runs on every device in the other files.
 import pytest
 import torch
 from device_cases import UNCACHED, no_waiting
+from sbo_cases import framed_batch, make_head
 from strategies import make_masker, run_python
-from test_sbo import framed_batch, make_head
 from test_steps import Step
 
 from spanbert_ext import linear_cross_entropy

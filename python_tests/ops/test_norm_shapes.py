@@ -4,9 +4,9 @@ values and gradients at most twice as far from float64 as torch's."""
 import pytest
 import torch
 from back_ends import REDUCED
+from norm_cases import DTYPES as STREAMS
+from norm_cases import EPS, FORMS, SEED, gradients, inputs, torch_formula
 from strategies import assert_as_good_as_torch, randn
-from test_norm_op import DTYPES as STREAMS
-from test_norm_op import EPS, FORMS, SEED, gradients, inputs, torch_formula
 
 from spanbert_ext.ops.dropout_norm import add_layer_norm_dropout
 from spanbert_ext.ops.reference import dropout as reference

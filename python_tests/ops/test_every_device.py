@@ -11,6 +11,7 @@ from device_cases import DTYPES, UNCACHED, check_head, moved, operation, tuple_o
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from row_functions import gather_boundaries
+from sbo_cases import framed_batch
 from strategies import (
     assert_same_batch,
     epochs,
@@ -25,7 +26,6 @@ from strategies import (
     word_text,
 )
 from test_ops_contract import EPS, op_samples, registered_operations
-from test_sbo import framed_batch
 
 from spanbert_ext import SpanMasker
 

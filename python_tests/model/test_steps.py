@@ -7,13 +7,13 @@ from back_ends import mode
 from device_cases import many_spans, no_waiting
 from model_cases import config, make_ids, make_stream, random_weights
 from model_cases import make_masker as make_model_masker
+from sbo_cases import make_head, run
 from strategies import (
     assert_as_good_as_torch,
     make_masker,
     randn,
     word_text,
 )
-from test_sbo import make_head, run
 
 from spanbert_ext import (
     SpanBertForPreTraining,
