@@ -77,7 +77,7 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
     import torch
     from transformers import BertConfig
 
-    from spanbert_ext.tasks.coref.model import SpanBertForCoreference
+    from spanbert_ext.tasks.coref.model.coreference import SpanBertForCoreference
 
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)

@@ -17,10 +17,10 @@ _HOMES = {
     "SpanBertConfig": "model.pretraining",
     "SpanBertForPreTraining": "model.pretraining",
     "SpanFiller": "filling.filler",
-    "ExtractiveQA": "tasks.qa.answering",
-    "CorefResolver": "tasks.coref.resolver",
-    "RelationClassifier": "tasks.relation.classifier",
-    "SpanTagger": "tasks.tagging.tagger",
+    "ExtractiveQA": "tasks.qa.pipeline",
+    "CorefResolver": "tasks.coref.pipeline",
+    "RelationClassifier": "tasks.relation.pipeline",
+    "SpanTagger": "tasks.tagging.pipeline",
 }
 __all__ = [*_HOMES]
 __getattr__, __dir__ = lazy_names(__name__, globals(), _HOMES)

@@ -45,6 +45,32 @@ MOVED = {
     "sbo": "model.sbo",
     "starting_points": "weights.sources",
     "step_timer": "training.step_timer",
+    "tasks.coref.documents": "tasks.coref.data",
+    "tasks.coref.linking": "tasks.coref.decode",
+    "tasks.coref.networks": "tasks.coref.model.networks",
+    "tasks.coref.pruning": "tasks.coref.model.pruning",
+    "tasks.coref.reference": "tasks.coref.model.reference",
+    "tasks.coref.released": "tasks.coref.model.released",
+    "tasks.coref.resolver": "tasks.coref.pipeline",
+    "tasks.coref.scoring": "tasks.coref.model.scoring",
+    "tasks.coref.segments": "tasks.coref.features",
+    "tasks.coref.spans": "tasks.coref.model.spans",
+    "tasks.glue": "tasks.classification",
+    "tasks.glue.config": "tasks.classification.config",
+    "tasks.glue.layouts": "tasks.classification.layouts",
+    "tasks.glue.metrics": "tasks.classification.metrics",
+    "tasks.glue.reading": "tasks.classification.data",
+    "tasks.glue.task": "tasks.classification.task",
+    "tasks.qa.answering": "tasks.qa.pipeline",
+    "tasks.qa.decoding": "tasks.qa.decode",
+    "tasks.qa.reading": "tasks.qa.data",
+    "tasks.qa.windows": "tasks.qa.features",
+    "tasks.relation.classifier": "tasks.relation.pipeline",
+    "tasks.relation.inputs": "tasks.relation.features",
+    "tasks.relation.reading": "tasks.relation.data",
+    "tasks.tagging.decoding": "tasks.tagging.decode",
+    "tasks.tagging.reading": "tasks.tagging.data",
+    "tasks.tagging.tagger": "tasks.tagging.pipeline",
     "tasks.verbs": "cli.task_verbs",
     "tensorflow_files": "weights.tensorflow",
     "tied_embedding": "ops.tied_embedding",
@@ -75,6 +101,6 @@ class _Alias(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
 
 def install() -> None:
-    """Behind all other finders, which know every module that exists."""
+    """In front of the other finders, which would load a module of `tasks.glue` a second time."""
     if not any(isinstance(finder, _Alias) for finder in sys.meta_path):
-        sys.meta_path.append(_Alias())
+        sys.meta_path.insert(0, _Alias())

@@ -176,7 +176,7 @@ def _warm_context():
     os.environ.update(_ENVIRONMENT)
     context = multiprocessing.get_context("forkserver")
     names = ["training.pretrain", "cli", "arguments", "tasks.finetune", "tasks.predict"]
-    names += ["tasks.glue.task", "tasks.glue.config", "tasks.heads"]
+    names += ["tasks.classification.task", "tasks.classification.config", "tasks.heads"]
     context.set_forkserver_preload([*(f"spanbert_ext.{name}" for name in names), "pytest"])
     before = os.getcwd()
     os.chdir(tempfile.gettempdir())  # a source tree at hand would hide the installed package

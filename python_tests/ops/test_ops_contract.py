@@ -13,7 +13,7 @@ from spanbert_ext.ops import rows as row_ops
 from spanbert_ext.ops import sbo_head
 from spanbert_ext.ops import span_mask as mask_op
 from spanbert_ext.ops.registration import working_dtype
-from spanbert_ext.tasks.coref import pruning
+from spanbert_ext.tasks.coref.model import pruning
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 EPS = 1e-12

@@ -5,8 +5,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from spanbert_ext.tasks.coref.documents import Document, sorted_clusters
-from spanbert_ext.tasks.coref.segments import segment
+from spanbert_ext.tasks.coref.data import Document, sorted_clusters
+from spanbert_ext.tasks.coref.features import segment
 
 WORDS = st.one_of(
     st.sampled_from(

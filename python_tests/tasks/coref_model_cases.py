@@ -3,7 +3,7 @@
 import torch
 from transformers import BertConfig
 
-from spanbert_ext.tasks.coref.model import SpanBertForCoreference
+from spanbert_ext.tasks.coref.model.coreference import SpanBertForCoreference
 
 HEAD = {"max_span_width": 3, "ffnn_size": 24, "feature_size": 4, "max_antecedents": 8}
 CLS, SEP, VOCAB = 1, 2, 40

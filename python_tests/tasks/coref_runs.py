@@ -8,7 +8,7 @@ from spanbert_ext.settings import build
 from spanbert_ext.tasks import registry
 from spanbert_ext.tasks.config import FinetuneConfig
 from spanbert_ext.tasks.coref import conll
-from spanbert_ext.tasks.coref.documents import from_words
+from spanbert_ext.tasks.coref.data import from_words
 
 
 def story(number, sentences=6, seed=0):

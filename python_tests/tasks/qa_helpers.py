@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import PreTrainedTokenizerFast
 
 from spanbert_ext.tasks.qa.config import QAOptions
-from spanbert_ext.tasks.qa.reading import QAExample
+from spanbert_ext.tasks.qa.data import QAExample
 from spanbert_ext.tasks.qa.task import QATask
 
 WORDS = ["the", "tower", "was", "built", "in", "paris", "by", "who", "when", "1889", "un", "do"]

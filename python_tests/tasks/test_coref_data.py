@@ -9,7 +9,7 @@ from hypothesis import example, given, settings
 
 from spanbert_ext.errors import DataError, StorageError
 from spanbert_ext.tasks.coref import conll
-from spanbert_ext.tasks.coref.documents import (
+from spanbert_ext.tasks.coref.data import (
     Document,
     counts,
     merged,

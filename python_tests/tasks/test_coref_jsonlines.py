@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from spanbert_ext.errors import DataError
 from spanbert_ext.tasks.coref import jsonlines
-from spanbert_ext.tasks.coref.documents import Document
+from spanbert_ext.tasks.coref.data import Document
 from spanbert_ext.tasks.rejects import Rejects
 
 RECORD = {

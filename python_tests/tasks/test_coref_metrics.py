@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spanbert_ext.tasks.coref.assignment import best_total
-from spanbert_ext.tasks.coref.documents import without_singletons
+from spanbert_ext.tasks.coref.data import without_singletons
 from spanbert_ext.tasks.coref.metrics import CONLL, METRICS, CorefScorer
 
 # Recall and precision, worked on paper. Letters are mentions, words are clusters.

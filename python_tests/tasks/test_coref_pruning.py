@@ -9,8 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spanbert_ext.tasks.coref import pruning, reference
-from spanbert_ext.tasks.coref.pruning import prune_spans
+from spanbert_ext.tasks.coref.model import pruning, reference
+from spanbert_ext.tasks.coref.model.pruning import prune_spans
 
 
 def kept(spans, scores, keep, length=20):

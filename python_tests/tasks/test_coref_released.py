@@ -11,10 +11,10 @@ from toy_tasks import toy_tokenizer
 
 from spanbert_ext.cli import command
 from spanbert_ext.errors import DataError
+from spanbert_ext.tasks.coref.features import segment
+from spanbert_ext.tasks.coref.model.released import read_released
+from spanbert_ext.tasks.coref.pipeline import CorefResolver
 from spanbert_ext.tasks.coref.predictor import model_inputs
-from spanbert_ext.tasks.coref.released import read_released
-from spanbert_ext.tasks.coref.resolver import CorefResolver
-from spanbert_ext.tasks.coref.segments import segment
 from spanbert_ext.weights.tensorflow import TensorflowCheckpoint
 
 H, LAYERS, INNER, UNITS, FEATURES, WIDTH, SEGMENTS = 12, 2, 16, 10, 3, 4, 3

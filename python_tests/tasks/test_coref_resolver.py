@@ -12,8 +12,8 @@ from transformers import AutoTokenizer, BertModel
 import spanbert_ext
 from spanbert_ext.errors import ConfigError, DataError
 from spanbert_ext.tasks.coref.config import CorefModelOptions
-from spanbert_ext.tasks.coref.model import SpanBertForCoreference
-from spanbert_ext.tasks.coref.resolver import CorefResolver
+from spanbert_ext.tasks.coref.model.coreference import SpanBertForCoreference
+from spanbert_ext.tasks.coref.pipeline import CorefResolver
 from spanbert_ext.tasks.finetune import finetune
 from spanbert_ext.tasks.predictor import Predictor
 
@@ -98,8 +98,8 @@ def test_resolved_texts(resolver, monkeypatch):
     assert resolver.resolve([text, TEXT]) == [resolver.resolve(text), resolver.resolve(TEXT)]
     mentions = resolver("Anna was bad. Anna is fine.").clusters
     assert [m.text for m in mentions[0]] == ["Anna", "Anna"]
+    from spanbert_ext.tasks.coref.pipeline import CorefResult
     from spanbert_ext.tasks.coref.resolve import cluster_mentions
-    from spanbert_ext.tasks.coref.resolver import CorefResult
 
     clusters = cluster_mentions(found.document, [[(0, 0), (4, 4)]])
     assert CorefResult(found.document, clusters).resolve() == "Anna was bad. Anna is fine."

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from spanbert_ext.tasks.coref import networks, reference, scoring, spans
 from spanbert_ext.tasks.coref.config import CorefModelOptions
-from spanbert_ext.tasks.coref.linking import link_clusters
-from spanbert_ext.tasks.coref.model import CorefHead, SpanBertForCoreference
-from spanbert_ext.tasks.coref.spans import candidate_spans, head_attention
+from spanbert_ext.tasks.coref.decode import link_clusters
+from spanbert_ext.tasks.coref.model import networks, reference, scoring, spans
+from spanbert_ext.tasks.coref.model.coreference import CorefHead, SpanBertForCoreference
+from spanbert_ext.tasks.coref.model.spans import candidate_spans, head_attention
 
 HIDDEN = 7
 # Three segments with specials; sentence 2 is cut by a border and goes on in the next segment.

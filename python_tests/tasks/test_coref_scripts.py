@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from tokenizer_kinds import KINDS, tokenizer_of
 
-from spanbert_ext.tasks.coref.documents import Document, from_text
+from spanbert_ext.tasks.coref.data import Document, from_text
+from spanbert_ext.tasks.coref.features import segment
 from spanbert_ext.tasks.coref.options import CorefOptions
-from spanbert_ext.tasks.coref.segments import segment
 from spanbert_ext.tasks.coref.task import CorefTask, LinkedSpans
 from spanbert_ext.text import marks_blanks
 

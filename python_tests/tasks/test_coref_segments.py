@@ -11,8 +11,8 @@ from transformers import PreTrainedTokenizerFast
 
 from spanbert_ext.errors import ConfigError, DataError
 from spanbert_ext.tasks.coref import conll
-from spanbert_ext.tasks.coref.documents import Document, without_singletons
-from spanbert_ext.tasks.coref.segments import segment, window
+from spanbert_ext.tasks.coref.data import Document, without_singletons
+from spanbert_ext.tasks.coref.features import segment, window
 from spanbert_ext.tasks.rejects import Rejects
 
 

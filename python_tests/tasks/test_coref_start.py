@@ -10,7 +10,7 @@ from transformers import BertForMaskedLM, BertModel
 from spanbert_ext import SpanBertConfig, SpanBertForPreTraining
 from spanbert_ext.errors import ConfigError
 from spanbert_ext.tasks.coref.config import CorefModelOptions
-from spanbert_ext.tasks.coref.model import SpanBertForCoreference
+from spanbert_ext.tasks.coref.model.coreference import SpanBertForCoreference
 
 
 def test_saved_and_loaded_bit_for_bit(tmp_path):

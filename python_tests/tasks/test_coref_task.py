@@ -15,9 +15,9 @@ from transformers import AutoTokenizer, RobertaConfig, RobertaModel
 from spanbert_ext.cli import command
 from spanbert_ext.errors import ConfigError, DataError, Preempted
 from spanbert_ext.tasks.coref import conll
-from spanbert_ext.tasks.coref.documents import from_words, without_singletons
+from spanbert_ext.tasks.coref.data import from_words, without_singletons
 from spanbert_ext.tasks.coref.metrics import CorefScorer
-from spanbert_ext.tasks.coref.model import SpanBertForCoreference
+from spanbert_ext.tasks.coref.model.coreference import SpanBertForCoreference
 from spanbert_ext.tasks.coref.options import CorefOptions
 from spanbert_ext.tasks.coref.task import CorefPrediction, CorefTask, LinkedSpans
 from spanbert_ext.tasks.finetune import finetune
@@ -314,7 +314,7 @@ def test_spans_of_the_same_words_count_once():
 
 
 def segment_of_pieces(document):
-    from spanbert_ext.tasks.coref.segments import lay_out
+    from spanbert_ext.tasks.coref.features import lay_out
 
     sizes = np.array([2, 1])
     return lay_out(document, np.array([7, 8, 9]), sizes, [3], (2, 3), True, 20)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from spanbert_ext.errors import DataError
 from spanbert_ext.tasks.coref import baselines
-from spanbert_ext.tasks.coref.documents import Document, from_text
+from spanbert_ext.tasks.coref.data import Document, from_text
 from spanbert_ext.tasks.coref.mention_words import head_of, kind_of
 from spanbert_ext.tasks.coref.resolve import (
     Mention,

@@ -8,10 +8,10 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
 from spanbert_ext.tasks.batching import TrainingOrder
-from spanbert_ext.tasks.coref.model import SpanBertForCoreference
+from spanbert_ext.tasks.coref.features import segment
+from spanbert_ext.tasks.coref.model.coreference import SpanBertForCoreference
 from spanbert_ext.tasks.coref.options import CorefOptimizer, CorefOptions
 from spanbert_ext.tasks.coref.predictor import model_inputs
-from spanbert_ext.tasks.coref.segments import segment
 from spanbert_ext.tasks.coref.training import CorefTrainingTask, TwoRateStep, build_two_rates
 from spanbert_ext.tasks.finetune import finetune
 from spanbert_ext.training import checkpoint, loop

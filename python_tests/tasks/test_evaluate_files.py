@@ -11,10 +11,10 @@ from spanbert_ext import files
 from spanbert_ext.cli import command
 from spanbert_ext.errors import ConfigError, DataError, StorageError
 from spanbert_ext.tasks import registry
+from spanbert_ext.tasks.classification.task import GlueTask
 from spanbert_ext.tasks.config import EvaluateConfig, FinetuneConfig
 from spanbert_ext.tasks.evaluate import evaluate
 from spanbert_ext.tasks.examples import check_ids, read_examples
-from spanbert_ext.tasks.glue.task import GlueTask
 from spanbert_ext.tasks.rejects import Rejects, as_lines
 
 

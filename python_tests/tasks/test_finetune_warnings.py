@@ -9,7 +9,7 @@ from toy_tasks import sentiment_words
 
 from spanbert_ext.cli import command
 from spanbert_ext.tasks import registry
-from spanbert_ext.tasks.coref.documents import from_words
+from spanbert_ext.tasks.coref.data import from_words
 from spanbert_ext.tasks.finetune_warnings import few_updates, no_better_than_chance
 from spanbert_ext.tasks.tagging.example import TaggedExample
 from spanbert_ext.training import checkpoint

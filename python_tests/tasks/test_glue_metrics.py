@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from sklearn import metrics as oracle
 
-from spanbert_ext.tasks.glue import metrics
+from spanbert_ext.tasks.classification import metrics
 
 CLASSES = 3
 labels = st.integers(0, CLASSES - 1)

@@ -5,10 +5,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spanbert_ext.errors import DataError
-from spanbert_ext.tasks.glue.config import GlueOptions
-from spanbert_ext.tasks.glue.layouts import LAYOUTS
-from spanbert_ext.tasks.glue.reading import GlueExample
-from spanbert_ext.tasks.glue.task import GlueTask
+from spanbert_ext.tasks.classification.config import GlueOptions
+from spanbert_ext.tasks.classification.data import GlueExample
+from spanbert_ext.tasks.classification.layouts import LAYOUTS
+from spanbert_ext.tasks.classification.task import GlueTask
 from spanbert_ext.tasks.rejects import Rejects
 
 MNLI = (

@@ -12,9 +12,14 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from spanbert_ext.errors import DataError, StorageError
-from spanbert_ext.tasks.glue.config import GlueOptions
-from spanbert_ext.tasks.glue.reading import GlueExample
-from spanbert_ext.tasks.glue.task import GlueTask, LabelPrediction, ValuePrediction, cut_pair
+from spanbert_ext.tasks.classification.config import GlueOptions
+from spanbert_ext.tasks.classification.data import GlueExample
+from spanbert_ext.tasks.classification.task import (
+    GlueTask,
+    LabelPrediction,
+    ValuePrediction,
+    cut_pair,
+)
 from spanbert_ext.tasks.rejects import Rejects
 
 PIECES = [
@@ -250,6 +255,6 @@ def test_options():
 
 
 def test_no_torch_is_imported():
-    code = "import sys, spanbert_ext.tasks.glue.task; print('torch' in sys.modules)"
+    code = "import sys, spanbert_ext.tasks.classification.task; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

@@ -7,9 +7,9 @@ from tokenizers import processors
 from toy_tasks import toy_tokenizer
 
 from spanbert_ext.errors import DataError
-from spanbert_ext.tasks.glue.config import GlueOptions
-from spanbert_ext.tasks.glue.reading import GlueExample
-from spanbert_ext.tasks.glue.task import GlueTask
+from spanbert_ext.tasks.classification.config import GlueOptions
+from spanbert_ext.tasks.classification.data import GlueExample
+from spanbert_ext.tasks.classification.task import GlueTask
 from spanbert_ext.tasks.layout import PairLayout, around_text, check_first_token
 
 A, B = "the film was good", "a very dull story and an ending"

@@ -10,20 +10,20 @@ from hypothesis import strategies as st
 from scipy import stats
 from sklearn import metrics as sklearn
 
+from spanbert_ext.tasks.classification.config import GlueOptions
+from spanbert_ext.tasks.classification.data import GlueExample
+from spanbert_ext.tasks.classification.task import GlueTask, LabelPrediction, ValuePrediction
 from spanbert_ext.tasks.coref import conll
-from spanbert_ext.tasks.coref.documents import Document, from_words
+from spanbert_ext.tasks.coref.data import Document, from_words
 from spanbert_ext.tasks.coref.options import CorefOptions
 from spanbert_ext.tasks.coref.task import CorefPrediction, CorefTask
-from spanbert_ext.tasks.glue.config import GlueOptions
-from spanbert_ext.tasks.glue.reading import GlueExample
-from spanbert_ext.tasks.glue.task import GlueTask, LabelPrediction, ValuePrediction
 from spanbert_ext.tasks.qa.config import QAOptions
-from spanbert_ext.tasks.qa.decoding import Answer, QAPrediction
-from spanbert_ext.tasks.qa.reading import QAExample
+from spanbert_ext.tasks.qa.data import QAExample
+from spanbert_ext.tasks.qa.decode import Answer, QAPrediction
 from spanbert_ext.tasks.qa.task import QATask
 from spanbert_ext.tasks.rejects import Rejects
 from spanbert_ext.tasks.relation.config import RelationOptions
-from spanbert_ext.tasks.relation.reading import RelationExample
+from spanbert_ext.tasks.relation.data import RelationExample
 from spanbert_ext.tasks.relation.task import RelationPrediction, RelationTask
 from spanbert_ext.tasks.tagging.config import TaggingOptions
 from spanbert_ext.tasks.tagging.example import TaggedExample

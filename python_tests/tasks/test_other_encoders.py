@@ -15,16 +15,16 @@ from transformers import (
 
 from spanbert_ext.cli import command
 from spanbert_ext.tasks.batching import TrainingOrder, pack
+from spanbert_ext.tasks.classification.config import GlueOptions
+from spanbert_ext.tasks.classification.data import GlueExample
+from spanbert_ext.tasks.classification.task import GlueTask
 from spanbert_ext.tasks.finetune_task import FinetuneTask
 from spanbert_ext.tasks.foreign_heads import ForeignHead
-from spanbert_ext.tasks.glue.config import GlueOptions
-from spanbert_ext.tasks.glue.reading import GlueExample
-from spanbert_ext.tasks.glue.task import GlueTask
 from spanbert_ext.tasks.models import head_outputs, load_head, stream_multiple
 from spanbert_ext.tasks.predictor import outputs_of
 from spanbert_ext.tasks.qa.config import QAOptions
-from spanbert_ext.tasks.qa.reading import QAExample
-from spanbert_ext.tasks.qa.windows import features_of
+from spanbert_ext.tasks.qa.data import QAExample
+from spanbert_ext.tasks.qa.features import features_of
 from spanbert_ext.tasks.task import Feature
 
 BUILDERS = {

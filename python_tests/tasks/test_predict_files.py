@@ -12,7 +12,7 @@ from toy_tasks import sentiment_words
 
 from spanbert_ext.cli import command
 from spanbert_ext.tasks import predict as predict_module
-from spanbert_ext.tasks.glue.task import GlueTask
+from spanbert_ext.tasks.classification.task import GlueTask
 from spanbert_ext.tasks.predict_records import Item, chunks
 from spanbert_ext.tasks.task_file import TASK_FILE
 

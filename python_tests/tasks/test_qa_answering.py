@@ -10,7 +10,7 @@ from qa_helpers import HARD, FakePredictor, byte_level, texts
 
 from spanbert_ext.errors import ConfigError, DataError
 from spanbert_ext.tasks import ExtractiveQA
-from spanbert_ext.tasks.qa.answering import default_task
+from spanbert_ext.tasks.qa.pipeline import default_task
 
 CONTEXT = "The tower was built in Paris, by who? When: 1889."
 ASKED = {"question": "When?", "context": CONTEXT}

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from qa_helpers import byte_level, example, gold_outputs, random_outputs, texts, wordpiece
 
 from spanbert_ext.tasks.qa.config import QAOptions
-from spanbert_ext.tasks.qa.decoding import decode
+from spanbert_ext.tasks.qa.decode import decode
+from spanbert_ext.tasks.qa.features import features_of
 from spanbert_ext.tasks.qa.metrics import normalise
-from spanbert_ext.tasks.qa.windows import features_of
 
 TOKENIZERS = {
     "wordpiece": wordpiece(),

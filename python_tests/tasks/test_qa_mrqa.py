@@ -6,8 +6,8 @@ import json
 import pytest
 
 from spanbert_ext.errors import DataError
+from spanbert_ext.tasks.qa.data import QAExample
 from spanbert_ext.tasks.qa.mrqa import mrqa_half, read_mrqa
-from spanbert_ext.tasks.qa.reading import QAExample
 from spanbert_ext.tasks.rejects import Rejects
 
 HEADER = {"header": {"dataset": "HotpotQA", "split": "dev"}}

@@ -8,7 +8,7 @@ from tokenizer_kinds import KINDS, tokenizer_of
 
 from spanbert_ext import ExtractiveQA
 from spanbert_ext.tasks.qa.config import QAOptions
-from spanbert_ext.tasks.qa.windows import features_of
+from spanbert_ext.tasks.qa.features import features_of
 
 CONTEXT = (
     "Anna  moved (from Paris) to Rome in 1998, where she isn't \u201cBoris\u201d \ufb01n\u00e9."

@@ -7,7 +7,7 @@ import pytest
 
 from spanbert_ext.errors import DataError
 from spanbert_ext.tasks.qa.config import QAOptions
-from spanbert_ext.tasks.qa.reading import QAExample, read_squad
+from spanbert_ext.tasks.qa.data import QAExample, read_squad
 from spanbert_ext.tasks.qa.task import QATask
 from spanbert_ext.tasks.rejects import Rejects
 

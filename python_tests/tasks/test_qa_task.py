@@ -11,7 +11,7 @@ from qa_helpers import example, gold_outputs, random_outputs, wordpiece
 
 from spanbert_ext.errors import DataError
 from spanbert_ext.tasks.qa.config import QAOptions
-from spanbert_ext.tasks.qa.decoding import Answer, QAPrediction
+from spanbert_ext.tasks.qa.decode import Answer, QAPrediction
 from spanbert_ext.tasks.qa.task import QATask
 from spanbert_ext.tasks.rejects import Rejects
 

@@ -9,7 +9,7 @@ from qa_helpers import byte_level, example, texts, wordpiece
 from spanbert_ext.errors import DataError
 from spanbert_ext.tasks.layout import PairLayout
 from spanbert_ext.tasks.qa.config import QAOptions
-from spanbert_ext.tasks.qa.windows import features_of, stride_of, windows
+from spanbert_ext.tasks.qa.features import features_of, stride_of, windows
 from spanbert_ext.text import tokenise
 
 TOKENIZERS = {

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from spanbert_ext.errors import DataError
 from spanbert_ext.tasks.relation import symbols
-from spanbert_ext.tasks.relation.reading import RelationExample
+from spanbert_ext.tasks.relation.data import RelationExample
 
 INPUTS = (
     "entity-mask",

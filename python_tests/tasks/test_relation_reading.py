@@ -8,7 +8,7 @@ from relation_cases import record, task, write_json
 from spanbert_ext.errors import DataError
 from spanbert_ext.tasks.rejects import Rejects
 from spanbert_ext.tasks.relation.config import RelationOptions
-from spanbert_ext.tasks.relation.reading import example_of
+from spanbert_ext.tasks.relation.data import example_of
 
 
 def read(folder, *records, policy="error", facts=None, **options):

@@ -10,7 +10,7 @@ from relation_cases import record, task, tokenizer, write_json
 from spanbert_ext.errors import ConfigError, DataError
 from spanbert_ext.tasks.marked_text import Mark
 from spanbert_ext.tasks.rejects import Rejects
-from spanbert_ext.tasks.relation.classifier import RelationClassifier
+from spanbert_ext.tasks.relation.pipeline import RelationClassifier
 from spanbert_ext.tasks.relation.task import RelationPrediction, RelationTask
 
 RAW = {
@@ -317,7 +317,7 @@ def test_without_types_nothing_is_asked(tmp_path):
 
 def test_no_torch_is_imported():
     code = (
-        "import sys, spanbert_ext.tasks.relation.classifier as c; "
+        "import sys, spanbert_ext.tasks.relation.pipeline as c; "
         "assert c.RelationTask and 'torch' not in sys.modules and 'transformers' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

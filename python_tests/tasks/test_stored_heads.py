@@ -13,7 +13,7 @@ from transformers import (
 
 from spanbert_ext.cli import command
 from spanbert_ext.tasks.coref.config import CorefModelOptions
-from spanbert_ext.tasks.coref.model import SpanBertForCoreference
+from spanbert_ext.tasks.coref.model.coreference import SpanBertForCoreference
 from spanbert_ext.tasks.models import load_head, start_model
 from spanbert_ext.tasks.stored_heads import is_head, label_rows
 from spanbert_ext.weights.sources import open_start

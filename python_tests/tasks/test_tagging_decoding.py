@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spanbert_ext.tasks.tagging.decoding import Transitions, log_softmax
+from spanbert_ext.tasks.tagging.decode import Transitions, log_softmax
 from spanbert_ext.tasks.tagging.schemes import fault_in, label_names, parse_tag
 
 

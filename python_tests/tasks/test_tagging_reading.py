@@ -4,9 +4,9 @@ import pytest
 
 from spanbert_ext.errors import DataError
 from spanbert_ext.tasks.rejects import Rejects
-from spanbert_ext.tasks.tagging import reading
+from spanbert_ext.tasks.tagging import data as reading
 from spanbert_ext.tasks.tagging.config import TaggingOptions
-from spanbert_ext.tasks.tagging.reading import read_conll
+from spanbert_ext.tasks.tagging.data import read_conll
 
 PLAIN = """-DOCSTART-\tO
 

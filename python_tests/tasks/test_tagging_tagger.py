@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tagging_helpers import StandIn, random_model, tagging_task
 
 from spanbert_ext.errors import ConfigError, DataError
-from spanbert_ext.tasks.tagging.tagger import SpanTagger, task_of_model
+from spanbert_ext.tasks.tagging.pipeline import SpanTagger, task_of_model
 
 ODD = "ab1 \n.'\u2019-\u0301\u200d\0\ud800\u05e9\u05c1\u0928\u094d\U0001f469\U0001f600\ufeff\u3000"
 TEXTS = st.text(alphabet=st.one_of(st.sampled_from(ODD), st.characters()), max_size=60)

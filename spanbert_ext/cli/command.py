@@ -106,7 +106,7 @@ def run_export(words: Sequence[str]) -> int:
     if not source.exists():
         raise ConfigError(f"{source}: there is no such file or directory")
     _quiet_console()
-    from spanbert_ext.tasks.coref import released
+    from spanbert_ext.tasks.coref.model import released
     from spanbert_ext.training import checkpoint, model_card
     from spanbert_ext.weights import sources
 

@@ -8,10 +8,10 @@ a name is used.
 from spanbert_ext._lazy import lazy_names
 
 _HOMES = {
-    "ExtractiveQA": "qa.answering",
-    "CorefResolver": "coref.resolver",
-    "RelationClassifier": "relation.classifier",
-    "SpanTagger": "tagging.tagger",
+    "ExtractiveQA": "qa.pipeline",
+    "CorefResolver": "coref.pipeline",
+    "RelationClassifier": "relation.pipeline",
+    "SpanTagger": "tagging.pipeline",
 }
 __all__ = [*_HOMES]
 __getattr__, __dir__ = lazy_names(__name__, globals(), _HOMES)

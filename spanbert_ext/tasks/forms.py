@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
-from spanbert_ext.tasks.glue.layouts import LAYOUTS
+from spanbert_ext.tasks.classification.layouts import LAYOUTS
 
 SQUAD = (
     '{"data": [{"paragraphs": [{"context": "Ada wrote it.", "qas": [{"id": "1", "question": '

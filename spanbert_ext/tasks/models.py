@@ -29,7 +29,7 @@ from spanbert_ext.data import tokenizer as tokenizers
 from spanbert_ext.errors import ConfigError, DataError, StorageError
 from spanbert_ext.model.hf_encoder import longest_sequence
 from spanbert_ext.tasks.batching import MULTIPLE, PackedBatch
-from spanbert_ext.tasks.coref.model import SpanBertForCoreference
+from spanbert_ext.tasks.coref.model.coreference import SpanBertForCoreference
 from spanbert_ext.tasks.foreign_heads import ForeignHead
 from spanbert_ext.tasks.heads import HEADS
 from spanbert_ext.tasks.layout import check_first_token

@@ -85,7 +85,7 @@ _COREF = (
     "coref.run:CorefRun",
     "coref.predictor:CorefPredictor",
 )
-_GLUE = ("glue", "glue.config:GlueOptions", "glue.task:GlueTask", 10.0)
+_GLUE = ("glue", "classification.config:GlueOptions", "classification.task:GlueTask", 10.0)
 
 TASKS = {
     entry.name: entry

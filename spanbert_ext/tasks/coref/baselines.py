@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from spanbert_ext.tasks.coref.documents import Clusters, Document, Span
+from spanbert_ext.tasks.coref.data import Clusters, Document, Span
 from spanbert_ext.tasks.coref.mention_words import (
     ATTRIBUTIVE,
     DETERMINERS,

@@ -23,13 +23,7 @@ from pathlib import Path
 from spanbert_ext.errors import DataError
 from spanbert_ext.files import write_text
 from spanbert_ext.records import UnreadableLine, read_lines, used_columns, without_empty_end
-from spanbert_ext.tasks.coref.documents import (
-    Document,
-    Shared,
-    Span,
-    genre_of,
-    sorted_clusters,
-)
+from spanbert_ext.tasks.coref.data import Document, Shared, Span, genre_of, sorted_clusters
 from spanbert_ext.tasks.rejects import Rejects
 
 logger = logging.getLogger("spanbert_ext")

@@ -24,7 +24,7 @@ import numpy as np
 from spanbert_ext.errors import DataError
 from spanbert_ext.files import json_text, write_text
 from spanbert_ext.records import UnreadableLine, fields_of, read_objects
-from spanbert_ext.tasks.coref.documents import (
+from spanbert_ext.tasks.coref.data import (
     Document,
     Shared,
     Span,
@@ -34,7 +34,7 @@ from spanbert_ext.tasks.coref.documents import (
     genre_of,
     sorted_clusters,
 )
-from spanbert_ext.tasks.coref.segments import SegmentedDocument, lay_out
+from spanbert_ext.tasks.coref.features import SegmentedDocument, lay_out
 from spanbert_ext.tasks.forms import COREF
 from spanbert_ext.tasks.gold_fields import gold_elsewhere
 from spanbert_ext.tasks.rejects import Rejects

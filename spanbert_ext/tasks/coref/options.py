@@ -14,7 +14,7 @@ from spanbert_ext.tasks.config import (
     share,
 )
 from spanbert_ext.tasks.coref.config import CorefModelOptions
-from spanbert_ext.tasks.coref.segments import SHORTEST_SEGMENT
+from spanbert_ext.tasks.coref.features import SHORTEST_SEGMENT
 
 
 @dataclass(frozen=True)

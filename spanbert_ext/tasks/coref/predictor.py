@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from spanbert_ext.tasks.coref.model import CorefOutput, SpanBertForCoreference
-from spanbert_ext.tasks.coref.segments import SegmentedDocument
+from spanbert_ext.tasks.coref.features import SegmentedDocument
+from spanbert_ext.tasks.coref.model.coreference import CorefOutput, SpanBertForCoreference
 from spanbert_ext.tasks.coref.task import LinkedSpans
 from spanbert_ext.tasks.predictor import Predictor
 from spanbert_ext.training import models

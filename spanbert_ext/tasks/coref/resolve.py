@@ -23,7 +23,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from spanbert_ext.errors import DataError
-from spanbert_ext.tasks.coref.documents import Document, Span
+from spanbert_ext.tasks.coref.data import Document, Span
 from spanbert_ext.tasks.coref.mention_words import (
     DETERMINERS,
     FUNCTION_WORDS,

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 
 from spanbert_ext.errors import DataError
+from spanbert_ext.tasks.coref.features import SegmentedDocument
 from spanbert_ext.tasks.coref.options import CorefFinetuneConfig
 from spanbert_ext.tasks.coref.predictor import choose_precision, linked_spans
-from spanbert_ext.tasks.coref.segments import SegmentedDocument
 from spanbert_ext.tasks.coref.task import LinkedSpans
 from spanbert_ext.tasks.coref.training import CorefTrainingTask, TwoRateStep, build_two_rates
 from spanbert_ext.tasks.finetune import FinetuneRun

@@ -15,7 +15,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from spanbert_ext.tasks.coref.documents import Span
+from spanbert_ext.tasks.coref.data import Span
 from spanbert_ext.tasks.coref.mention_words import word_set
 
 _STOP = re.compile(r"[.?!\u2026\u3002\uff01\uff1f\u061f\u06d4\u0964]+$")

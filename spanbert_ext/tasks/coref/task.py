@@ -12,7 +12,7 @@ from typing import Any
 
 from spanbert_ext.errors import DataError
 from spanbert_ext.tasks.coref import conll, jsonlines
-from spanbert_ext.tasks.coref.documents import (
+from spanbert_ext.tasks.coref.data import (
     Clusters,
     Document,
     Shared,
@@ -20,6 +20,7 @@ from spanbert_ext.tasks.coref.documents import (
     merged,
     without_singletons,
 )
+from spanbert_ext.tasks.coref.features import SegmentedDocument, segment
 from spanbert_ext.tasks.coref.metrics import CONLL, CorefScorer
 from spanbert_ext.tasks.coref.options import CorefOptions
 from spanbert_ext.tasks.coref.resolve import (
@@ -28,7 +29,6 @@ from spanbert_ext.tasks.coref.resolve import (
     resolved_document,
     with_text,
 )
-from spanbert_ext.tasks.coref.segments import SegmentedDocument, segment
 from spanbert_ext.tasks.marked_text import Mark, MarkedText
 from spanbert_ext.tasks.rejects import Rejects
 from spanbert_ext.tasks.task import DownstreamTask

@@ -13,10 +13,10 @@ from torch import nn
 
 from spanbert_ext.tasks.batching import TrainingOrder
 from spanbert_ext.tasks.coref.config import CorefModelOptions
-from spanbert_ext.tasks.coref.model import SpanBertForCoreference
+from spanbert_ext.tasks.coref.features import SegmentedDocument, window
+from spanbert_ext.tasks.coref.model.coreference import SpanBertForCoreference
 from spanbert_ext.tasks.coref.options import CorefOptimizer
 from spanbert_ext.tasks.coref.predictor import model_inputs
-from spanbert_ext.tasks.coref.segments import SegmentedDocument, window
 from spanbert_ext.training.loop import HostStep, LoopSettings, apply_gradients
 from spanbert_ext.training.optimizer import learning_rate, parameter_groups, rate_tensor
 from spanbert_ext.training.ranks import ALONE, Ranks

@@ -10,7 +10,7 @@ from spanbert_ext.errors import DataError
 from spanbert_ext.records import UnreadableLine, read_objects, shown_value
 from spanbert_ext.tasks.forms import MRQA
 from spanbert_ext.tasks.gold_fields import missing_gold
-from spanbert_ext.tasks.qa.reading import QAExample, Unusable, id_of, shown_id, text_of
+from spanbert_ext.tasks.qa.data import QAExample, Unusable, id_of, shown_id, text_of
 from spanbert_ext.tasks.rejects import Rejects
 
 _HALVES = {"dev": 0, "test": 1}

@@ -12,10 +12,13 @@ import numpy as np
 from spanbert_ext.errors import DataError
 from spanbert_ext.files import json_text, write_text
 from spanbert_ext.tasks.marked_text import Mark, MarkedText
-from spanbert_ext.tasks.qa import decoding, metrics, mrqa, reading, windows
+from spanbert_ext.tasks.qa import data as reading
+from spanbert_ext.tasks.qa import decode as decoding
+from spanbert_ext.tasks.qa import features as windows
+from spanbert_ext.tasks.qa import metrics, mrqa
 from spanbert_ext.tasks.qa.config import QAOptions
-from spanbert_ext.tasks.qa.decoding import NO_ANSWER, Answer, QAPrediction
-from spanbert_ext.tasks.qa.reading import QAExample
+from spanbert_ext.tasks.qa.data import QAExample
+from spanbert_ext.tasks.qa.decode import NO_ANSWER, Answer, QAPrediction
 from spanbert_ext.tasks.rejects import Rejects
 from spanbert_ext.tasks.task import DownstreamTask, Feature
 

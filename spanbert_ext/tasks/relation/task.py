@@ -15,10 +15,11 @@ from spanbert_ext.errors import DataError
 from spanbert_ext.files import write_text
 from spanbert_ext.tasks.marked_text import Mark, MarkedText
 from spanbert_ext.tasks.rejects import Rejects
-from spanbert_ext.tasks.relation import metrics, reading
+from spanbert_ext.tasks.relation import data as reading
+from spanbert_ext.tasks.relation import metrics
 from spanbert_ext.tasks.relation import symbols as naming
-from spanbert_ext.tasks.relation.inputs import InputBuilder
-from spanbert_ext.tasks.relation.reading import RelationExample
+from spanbert_ext.tasks.relation.data import RelationExample
+from spanbert_ext.tasks.relation.features import InputBuilder
 from spanbert_ext.tasks.task import DownstreamTask, Feature, Head
 from spanbert_ext.text import marks_blanks
 

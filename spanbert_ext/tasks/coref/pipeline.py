@@ -10,13 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spanbert_ext.errors import ConfigError, DataError
-from spanbert_ext.tasks.coref.documents import (
-    Document,
-    Span,
-    cut_sentences,
-    from_text,
-    from_words,
-)
+from spanbert_ext.tasks.coref.data import Document, Span, cut_sentences, from_text, from_words
 from spanbert_ext.tasks.coref.resolve import Mention, cluster_mentions, resolved_document
 from spanbert_ext.tasks.coref.task import CorefTask, task_of_model
 

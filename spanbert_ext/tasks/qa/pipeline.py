@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from spanbert_ext.errors import ConfigError, DataError
 from spanbert_ext.tasks.qa.config import QAOptions
-from spanbert_ext.tasks.qa.decoding import Answer
-from spanbert_ext.tasks.qa.reading import QAExample
+from spanbert_ext.tasks.qa.data import QAExample
+from spanbert_ext.tasks.qa.decode import Answer
 from spanbert_ext.tasks.qa.task import QATask
 
 if TYPE_CHECKING:

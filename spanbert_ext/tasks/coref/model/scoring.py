@@ -18,7 +18,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from spanbert_ext.tasks.coref.config import CorefModelOptions
-from spanbert_ext.tasks.coref.networks import CHUNK_NUMBERS, ScoreNetwork, recomputed, wide_linear
+from spanbert_ext.tasks.coref.model.networks import (
+    CHUNK_NUMBERS,
+    ScoreNetwork,
+    recomputed,
+    wide_linear,
+)
 from spanbert_ext.training.progress import tell
 
 # Coarse scores that exist at once: 16 MB in fp32.

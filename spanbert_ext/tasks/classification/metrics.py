@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from spanbert_ext.tasks.glue.layouts import Measure
+from spanbert_ext.tasks.classification.layouts import Measure
 
 
 def confusion(gold: Sequence[int], predicted: Sequence[int], classes: int) -> np.ndarray:

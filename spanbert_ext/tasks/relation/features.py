@@ -13,7 +13,7 @@ from spanbert_ext.errors import DataError
 from spanbert_ext.tasks.layout import PairLayout, around_text
 from spanbert_ext.tasks.relation import symbols as naming
 from spanbert_ext.tasks.relation.config import SHORTEST, RelationOptions
-from spanbert_ext.tasks.relation.reading import RelationExample
+from spanbert_ext.tasks.relation.data import RelationExample
 from spanbert_ext.text import WordTokens, marks_blanks, tokenise_words
 
 # What a piece is, in the order in which pieces are kept where not all have room.

@@ -22,16 +22,16 @@ from spanbert_ext.model.attention import packing_of
 from spanbert_ext.model.config import ABOUT_THE_FILE
 from spanbert_ext.model.encoder import PackedBert
 from spanbert_ext.tasks.coref.config import CorefModelOptions
-from spanbert_ext.tasks.coref.linking import Span, link_clusters
-from spanbert_ext.tasks.coref.pruning import prune_spans
-from spanbert_ext.tasks.coref.scoring import (
+from spanbert_ext.tasks.coref.decode import Span, link_clusters
+from spanbert_ext.tasks.coref.model.pruning import prune_spans
+from spanbert_ext.tasks.coref.model.scoring import (
     AntecedentScorer,
     SpanFacts,
     clusters_of,
     marginal_loss,
     mention_loss,
 )
-from spanbert_ext.tasks.coref.spans import Candidates, MentionScorer, candidate_spans
+from spanbert_ext.tasks.coref.model.spans import Candidates, MentionScorer, candidate_spans
 from spanbert_ext.training.progress import tell
 
 # Enough to keep a device busy, and in prediction all that the encoder's inner states need room for.

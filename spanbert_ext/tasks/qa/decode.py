@@ -17,9 +17,9 @@ from typing import NamedTuple
 import numpy as np
 
 from spanbert_ext.tasks.qa.config import QAOptions
+from spanbert_ext.tasks.qa.data import QAExample
+from spanbert_ext.tasks.qa.features import Window
 from spanbert_ext.tasks.qa.metrics import normalise
-from spanbert_ext.tasks.qa.reading import QAExample
-from spanbert_ext.tasks.qa.windows import Window
 from spanbert_ext.tasks.task import Feature
 
 # Windows that are decoded at a time, so that memory does not grow with the number of questions.

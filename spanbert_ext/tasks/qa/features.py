@@ -16,7 +16,7 @@ import numpy as np
 
 from spanbert_ext.tasks.layout import PairLayout
 from spanbert_ext.tasks.qa.config import QAOptions
-from spanbert_ext.tasks.qa.reading import QAExample
+from spanbert_ext.tasks.qa.data import QAExample
 from spanbert_ext.tasks.task import Feature
 from spanbert_ext.text import Tokens, token_ids, tokenise
 

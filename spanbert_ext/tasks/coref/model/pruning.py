@@ -10,7 +10,7 @@ from torch import Tensor
 
 from spanbert_ext.ops import backend
 from spanbert_ext.ops.registration import check, define
-from spanbert_ext.tasks.coref import reference
+from spanbert_ext.tasks.coref.model import reference
 
 _C = backend.native_module
 _HOST = torch.device("cpu")

@@ -12,9 +12,9 @@ import numpy as np
 
 from spanbert_ext.errors import DataError
 from spanbert_ext.files import write_text
-from spanbert_ext.tasks.glue.layouts import HIGHEST, LAYOUTS, LOWEST
-from spanbert_ext.tasks.glue.metrics import confusion, measures
-from spanbert_ext.tasks.glue.reading import GlueExample, parse_record, read_file
+from spanbert_ext.tasks.classification.data import GlueExample, parse_record, read_file
+from spanbert_ext.tasks.classification.layouts import HIGHEST, LAYOUTS, LOWEST
+from spanbert_ext.tasks.classification.metrics import confusion, measures
 from spanbert_ext.tasks.layout import PairLayout, around_text
 from spanbert_ext.tasks.marked_text import MarkedText
 from spanbert_ext.tasks.rejects import Rejects

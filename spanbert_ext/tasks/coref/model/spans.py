@@ -21,7 +21,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from spanbert_ext.tasks.coref.config import CorefModelOptions
-from spanbert_ext.tasks.coref.networks import CHUNK_NUMBERS, ScoreNetwork, recomputed, wide_linear
+from spanbert_ext.tasks.coref.model.networks import (
+    CHUNK_NUMBERS,
+    ScoreNetwork,
+    recomputed,
+    wide_linear,
+)
 from spanbert_ext.training.progress import tell
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from spanbert_ext.errors import ConfigError, DataError
-from spanbert_ext.tasks.coref.documents import Document, Span, without_singletons
+from spanbert_ext.tasks.coref.data import Document, Span, without_singletons
 from spanbert_ext.text import tokenise_words
 
 # Between [CLS] and [SEP] at least one piece must fit.

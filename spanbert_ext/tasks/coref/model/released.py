@@ -29,8 +29,8 @@ from transformers import BertConfig
 from spanbert_ext.data.storage import locked_staging, publish
 from spanbert_ext.errors import DataError, StorageError
 from spanbert_ext.tasks.coref.config import CorefModelOptions
-from spanbert_ext.tasks.coref.documents import GENRES
-from spanbert_ext.tasks.coref.model import SpanBertForCoreference
+from spanbert_ext.tasks.coref.data import GENRES
+from spanbert_ext.tasks.coref.model.coreference import SpanBertForCoreference
 from spanbert_ext.tasks.coref.options import CorefOptions
 from spanbert_ext.tasks.coref.task import CorefTask
 from spanbert_ext.tasks.models import read_tokenizer

@@ -11,7 +11,7 @@ from typing import Any
 
 from spanbert_ext.errors import DataError
 from spanbert_ext.records import UnreadableLine, fields_of, read_lines, without_empty_end
-from spanbert_ext.tasks.glue.layouts import HIGHEST, ID_NAMES, LOWEST, Layout
+from spanbert_ext.tasks.classification.layouts import HIGHEST, ID_NAMES, LOWEST, Layout
 from spanbert_ext.tasks.gold_fields import gold_elsewhere
 from spanbert_ext.tasks.rejects import Rejects
 
