@@ -101,7 +101,7 @@ def test_row_subset_has_the_same_states_and_gradients(padded, rows, path, monkey
     (expected * probe).sum().backward()
     reference = gradients(model)
     model.zero_grad()
-    monkeypatch.setattr("spanbert_ext.model.encoder.attention_path", lambda q, dropout: path)
+    monkeypatch.setattr("spanbert_ext.model.layer.attention_path", lambda q, dropout: path)
     found = model(tokens, cu_seqlens, rows=rows)
     (found * probe).sum().backward()
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
@@ -174,7 +174,7 @@ def test_autocast_bf16_keeps_the_stream_in_fp32(pair, padded):
 @pytest.mark.parametrize("path", ["runs", "blocks"])
 def test_gradient_checkpointing_gives_the_same_gradients(padded, path, dropout, monkeypatch):
     torch.manual_seed(23)
-    monkeypatch.setattr("spanbert_ext.model.encoder.attention_path", lambda q, dropout: path)
+    monkeypatch.setattr("spanbert_ext.model.layer.attention_path", lambda q, dropout: path)
     model = PackedBert(config(attention_probs_dropout_prob=dropout)).train()
     tokens, cu_seqlens = packed(*padded)
     found = []

@@ -4,7 +4,7 @@ import pytest
 import torch
 from encoder_cases import config, gradients, packed, padded_batch
 
-from spanbert_ext.model import encoder
+from spanbert_ext.model import encoder, layer
 from spanbert_ext.model.attention import packed_attention, packing_of
 from spanbert_ext.model.encoder import PackedBert
 
@@ -63,9 +63,11 @@ def test_every_place_draws_its_own_mask(padded, monkeypatch):
         sites.append((site, dropout, int(seed)))
         return packed_attention(q, k, v, cu_q, packing, dropout, path, most, seed, site)
 
-    for name in ("dropout_add_layer_norm", "add_layer_norm_dropout"):
-        monkeypatch.setattr(encoder, name, recording(getattr(encoder, name)))
-    monkeypatch.setattr(encoder, "packed_attention", attention)
+    after = layer.dropout_add_layer_norm
+    monkeypatch.setattr(layer, "dropout_add_layer_norm", recording(after))
+    before = encoder.add_layer_norm_dropout  # of the embeddings
+    monkeypatch.setattr(encoder, "add_layer_norm_dropout", recording(before))
+    monkeypatch.setattr(layer, "packed_attention", attention)
     dropping(num_hidden_layers=3, attention_probs_dropout_prob=0.4)(*packed(*padded))
     high = 1 << 31
     assert [s for s, _, _ in sites] == [0, high + 1, 1, 2, high + 3, 3, 4, high + 5, 5, 6]

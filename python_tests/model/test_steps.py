@@ -43,7 +43,7 @@ def check_encoder_gradients(device, path, with_rows, monkeypatch):
     probe = randn(len(rows) if with_rows else len(tokens), 64, seed=1)
 
     def states_and_gradients(model, path, device, dtype):
-        monkeypatch.setattr("spanbert_ext.model.encoder.attention_path", lambda q, dropout: path)
+        monkeypatch.setattr("spanbert_ext.model.layer.attention_path", lambda q, dropout: path)
         options = {"rows": rows.to(device), "max_queries": 66} if with_rows else {}
         model = copy_of(model, device, dtype)
         with torch.autocast(device, torch.bfloat16, enabled=dtype is None):
