@@ -17,6 +17,7 @@ import torch.nn.functional as F
 
 from spanbert_ext.model.cpu_attention import attention_in_runs
 from spanbert_ext.ops.registration import check_range, readable
+from spanbert_ext.ops.torch_private import assert_later
 
 # Head sizes and dtypes of the flash kernel behind varlen_attn.
 _VARLEN_DTYPES = (torch.float16, torch.bfloat16)
@@ -168,7 +169,7 @@ def _check_borders(cu_seqlens: torch.Tensor, total: int, max_seqlen: int) -> Non
             )
     else:
         fine = fine & ((lengths >= 0) & (lengths <= max_seqlen)).all()
-        torch._assert_async(fine, f"{rule}; no sequence longer than {max_seqlen}")
+        assert_later(fine, f"{rule}; no sequence longer than {max_seqlen}")
 
 
 def _check_rows(packing: Packing, total: int) -> None:
@@ -178,7 +179,7 @@ def _check_rows(packing: Packing, total: int) -> None:
     fine = (packing.positions(total)[:: packing.row_length] == 0).all()
     rule = f"row_length {packing.row_length}: no sequence may cross a multiple of it"
     if not readable(fine):
-        torch._assert_async(fine, rule)
+        assert_later(fine, rule)
     elif not bool(fine):
         raise ValueError(f"{rule}; got {_excerpt(packing.cu_seqlens)}")
 
@@ -195,7 +196,7 @@ def _lengths_of(attention_mask: torch.Tensor, input_ids: torch.Tensor) -> torch.
     fine = (used[:, 1:] <= used[:, :-1]).all()
     rule = "attention_mask must be non-zero at the first tokens of each row and zero behind them"
     if not readable(used):
-        torch._assert_async(fine, rule)
+        assert_later(fine, rule)
     elif not bool(fine):
         row = int((used[:, 1:] > used[:, :-1]).any(1).nonzero()[0])
         raise ValueError(f"{rule}; row {row} has a token behind padding")
@@ -284,7 +285,7 @@ def _check_queries(cu_seqlens_q: torch.Tensor, max_queries: int) -> None:
     fine = (cu_seqlens_q.diff() <= max_queries).all()
     rule = f"no sequence may have more than max_queries = {max_queries} queries"
     if not readable(fine):
-        torch._assert_async(fine, rule)
+        assert_later(fine, rule)
     elif not bool(fine):
         raise ValueError(f"{rule}; got {int(cu_seqlens_q.diff().max())}")
 

@@ -12,9 +12,7 @@ from torch import Tensor, nn
 
 from spanbert_ext.model.plain_modules import is_plain
 from spanbert_ext.ops import backend
-
-# What torch's compiler emits for linear layers; private, so torch may lose them.
-_OPERATORS = ("_linear_pointwise", "_reorder_linear_weight", "_is_mkldnn_bf16_supported")
+from spanbert_ext.ops.torch_private import block_weight, blocked_linear, has_blocked_linear
 
 
 def can_be_prepared(dense: nn.Module) -> bool:
@@ -39,24 +37,18 @@ class Prepared:
         )
         self._blocked = _has_blocks(self._weight)
         if self._blocked:
-            self._weight = torch.ops.mkldnn._reorder_linear_weight(self._weight)
+            self._weight = block_weight(self._weight)
 
     def __call__(self, x: Tensor, gelu: bool = False) -> Tensor:
         """[R, in] to [R, out], the outputs of the projections side by side."""
         if not self._blocked:
             product = F.linear(x, self._weight, self._bias)
             return F.gelu(product) if gelu else product
-        name = "gelu" if gelu else "none"
-        return torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, name, [], "none")
+        return blocked_linear(x, self._weight, self._bias, gelu)
 
 
 def _has_blocks(weight: Tensor) -> bool:
     """Whether torch lays weights like this one out in blocks and gains by it: measured on x86."""
     on_host = weight.device.type == "cpu" and not backend.cuda_path(weight.device)
-    here = on_host and torch.backends.mkldnn.is_available()
-    if not here or not all(hasattr(torch.ops.mkldnn, name) for name in _OPERATORS):
-        return False
-    if backend.cpu_features().get("architecture") != "x86_64":
-        return False
-    narrow = weight.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return narrow or weight.dtype == torch.float32
+    x86 = backend.cpu_features().get("architecture") == "x86_64"
+    return on_host and x86 and has_blocked_linear(weight.dtype)

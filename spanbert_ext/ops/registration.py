@@ -9,6 +9,7 @@ from torch import Tensor
 
 from spanbert_ext.ops import backend
 from spanbert_ext.ops.reference.dropout import DRAWS
+from spanbert_ext.ops.torch_private import assert_later
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}
 _library = torch.library.Library("spanbert_ext", "DEF")
@@ -100,7 +101,7 @@ def check_range(
             fine = (index >= 0) & (index < size)
             if used is not None:
                 fine |= ~used()
-            torch._assert_async(fine.all(), f"{name} must lie in [0, {size})")
+            assert_later(fine.all(), f"{name} must lie in [0, {size})")
         return
     if index.numel() == 0:
         return

@@ -14,6 +14,7 @@ from spanbert_ext.ops import backend
 from spanbert_ext.ops.reference import span_mask as mask_reference
 from spanbert_ext.ops.reference.span_mask import SamplerSettings
 from spanbert_ext.ops.registration import check, define, place, readable
+from spanbert_ext.ops.torch_private import assert_later
 
 _C = backend.native_module
 
@@ -172,7 +173,7 @@ def check_cu_seqlens(cu_seqlens: Tensor, total: int) -> None:
     fall is one of the kernel."""
     if not readable(cu_seqlens):
         fine = (cu_seqlens[0] == 0) & (cu_seqlens[-1] == total)
-        torch._assert_async(fine, f"cu_seqlens must start at 0 and end at {total}")
+        assert_later(fine, f"cu_seqlens must start at 0 and end at {total}")
         return
     if int(cu_seqlens[0]) != 0 or int(cu_seqlens[-1]) != total:
         ends = int(cu_seqlens[0]), int(cu_seqlens[-1])
