@@ -122,6 +122,15 @@ def test_opcheck(core, name):
         torch.library.opcheck(getattr(torch.ops.spanbert_ext, name).default, arguments)
 
 
+@pytest.mark.parametrize("name", registered_operations())
+def test_a_profile_shows_the_operation_by_name(core, name):
+    """As `spanbert_ext::NAME`; torch.autograd.profiler.emit_nvtx makes ranges of these."""
+    arguments = op_samples()[name][0]
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        getattr(torch.ops.spanbert_ext, name)(*arguments)
+    assert f"spanbert_ext::{name}" in {event.key for event in profile.key_averages()}
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_threads_and_repeats_give_the_same_bits(core, dtype):
     batch = text_batch(30, 256, mask_ratio=0.15)
