@@ -14,13 +14,17 @@ from benchmarks.installed import prefer_installed
 
 prefer_installed()
 
-from spanbert_ext.tasks.coref import baselines, conll  # noqa: E402
+from benchmarks import string_coref  # noqa: E402
+from spanbert_ext.tasks.coref import conll  # noqa: E402
 from spanbert_ext.tasks.coref.options import CorefOptions  # noqa: E402
 from spanbert_ext.tasks.coref.task import CorefPrediction, CorefTask  # noqa: E402
 from spanbert_ext.tasks.rejects import Rejects  # noqa: E402
 
-MENTIONS = {"gold mentions": baselines.gold_mentions, "mentions by rule": baselines.rule_mentions}
-LINKS = {"same string": baselines.same_string, "same head": baselines.same_head}
+MENTIONS = {
+    "gold mentions": string_coref.gold_mentions,
+    "mentions by rule": string_coref.rule_mentions,
+}
+LINKS = {"same string": string_coref.same_string, "same head": string_coref.same_head}
 
 
 def main(words: Sequence[str] | None = None) -> int:

@@ -77,3 +77,42 @@ def cut(document, **options):
 
 def pieces(found):
     return TOKENIZER.convert_ids_to_tokens(found.tokens.tolist())
+
+
+def record_of(segmented, tokenizer) -> dict:
+    """A segmented document in the layout of the original SpanBERT coreference, with the clusters of
+    its gold mentions."""
+    document = segmented.document
+    bounds = segmented.cu_seqlens
+    special = segmented.word_of_piece < 0
+    pieces = tokenizer.convert_ids_to_tokens(segmented.tokens.tolist())
+    words = segmented.word_of_piece
+    # Both specials carry the word before them, the first of all its own.
+    words = np.maximum(np.maximum.accumulate(words), words[1])
+    words[0] = words[1]
+    # And both the sentence of the piece behind them, the last of all the number after the last.
+    behind = segmented.sentence_map[-2] + 1
+    sentences = np.where(special, behind, segmented.sentence_map)
+    sentences = np.minimum.accumulate(sentences[::-1])[::-1]
+    said = document.speakers or (None,) * len(document.words)
+    speakers = ["[SPL]" if w < 0 else said[w] or "" for w in segmented.word_of_piece]
+    clusters: dict[int, list[list[int]]] = {}
+    for start, end, number in zip(
+        segmented.gold_starts, segmented.gold_ends, segmented.gold_clusters, strict=True
+    ):
+        clusters.setdefault(int(number), []).append([int(start), int(end)])
+
+    def rows(flat: list[str]) -> list[list[str]]:
+        return [list(flat[a:b]) for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+
+    return {
+        "doc_key": document.id,
+        "sentences": rows(pieces),
+        "speakers": rows(speakers),
+        "constituents": [],
+        "ner": [],
+        "clusters": list(clusters.values()),
+        "sentence_map": sentences.tolist(),
+        "subtoken_map": words.tolist(),
+        "pronouns": [],
+    }

@@ -11,7 +11,6 @@ from spanbert_ext.errors import DataError, StorageError
 from spanbert_ext.tasks.coref import conll
 from spanbert_ext.tasks.coref.data import (
     Document,
-    counts,
     merged,
     sorted_clusters,
     without_singletons,
@@ -268,5 +267,3 @@ def test_clusters_are_sorted_and_mentions_unique():
     chain = [[(0, 0), (1, 1)], [(2, 2), (3, 3)], [(1, 1), (2, 2)]]
     assert sorted_clusters(chain) == ((((0, 0), (1, 1), (2, 2), (3, 3)),), 0)
     assert without_singletons((((0, 0),), ((1, 1), (2, 2)))) == (((1, 1), (2, 2)),)
-    document = Document("d", tuple("abc"), (0, 0, 1), clusters=(((0, 0),), ((1, 1), (2, 2))))
-    assert list(counts([document, document]).values()) == [2, 4, 6, 6, 4, 2]

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from benchmarks import string_coref
 from spanbert_ext.errors import DataError
-from spanbert_ext.tasks.coref import baselines
 from spanbert_ext.tasks.coref.data import Document, from_text
 from spanbert_ext.tasks.coref.mention_words import head_of, kind_of
 from spanbert_ext.tasks.coref.resolve import (
@@ -310,9 +310,9 @@ def test_baselines_by_string_and_by_head():
     words = text.split()
     clusters = (((0, 0), (9, 10)), ((2, 4), (6, 7), (12, 14)), ((16, 16), (18, 18)))
     document = Document("d", tuple(words), (0,) * 6 + (1,) * 13, clusters=clusters)
-    mentions = baselines.gold_mentions(document)
+    mentions = string_coref.gold_mentions(document)
     assert mentions == [(0, 0), (2, 4), (6, 7), (9, 10), (12, 14), (16, 16), (18, 18)]
-    assert baselines.same_string(document, mentions) == (
+    assert string_coref.same_string(document, mentions) == (
         ((0, 0),),
         ((2, 4), (12, 14)),
         ((6, 7),),
@@ -320,17 +320,17 @@ def test_baselines_by_string_and_by_head():
         ((16, 16),),
         ((18, 18),),
     )
-    assert baselines.same_head(document, mentions)[1] == ((2, 4), (6, 7), (12, 14))
+    assert string_coref.same_head(document, mentions)[1] == ((2, 4), (6, 7), (12, 14))
     twice = Document("d", ("He", "saw", "he"), (0, 0, 0))
     spans = [(2, 2), (0, 0), (0, 0)]
-    assert baselines.same_string(twice, spans) == (((0, 0), (2, 2)),)
-    assert baselines.same_head(twice, spans) == (((0, 0), (2, 2)),)
-    assert baselines.same_head(twice, spans, pronouns=False) == (((0, 0),), ((2, 2),))
+    assert string_coref.same_string(twice, spans) == (((0, 0), (2, 2)),)
+    assert string_coref.same_head(twice, spans) == (((0, 0), (2, 2)),)
+    assert string_coref.same_head(twice, spans, pronouns=False) == (((0, 0),), ((2, 2),))
 
 
 def test_mentions_by_rule():
     text = "Dogs bark at Ann Lee. She likes dogs and his old friend. The man who came walked."
     document = from_text("d", text)
-    found = [document.span_text(span) for span in baselines.rule_mentions(document)]
+    found = [document.span_text(span) for span in string_coref.rule_mentions(document)]
     assert found == ["Ann Lee", "She", "his", "his old friend", "The man", "who"]
-    assert baselines.rule_mentions(Document("d", ("the",), (0,))) == []
+    assert string_coref.rule_mentions(Document("d", ("the",), (0,))) == []

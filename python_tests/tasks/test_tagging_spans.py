@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from spanbert_ext.tasks.tagging import spans
 from spanbert_ext.tasks.tagging.schemes import Tag, spans_of
-from spanbert_ext.tasks.tagging.spans import bilou_scores, bio_scores, choose, pair_scores
+from spanbert_ext.tasks.tagging.spans import bilou_scores, bio_scores, choose
 
 
 @st.composite
@@ -67,16 +67,14 @@ def test_bilou_scores_are_probabilities_of_spans(case, max_words):
 @given(probabilities("BI", 30), st.integers(1, 12))
 def test_the_formulas_word_by_word(case, max_words):
     table, sentences = case
-    begin, inside, end = table[:, 1], table[:, 2], table[:, 0]
-    bio, pairs = np.zeros((2, len(table), max_words))
+    begin, inside = table[:, 1], table[:, 2]
+    bio = np.zeros((len(table), max_words))
     for first, last in sentences:
         for start in range(first, last):
             for stop in range(start + 1, min(last, start + max_words) + 1):
                 value = begin[start] * np.prod(inside[start + 1 : stop])
                 bio[start, stop - start - 1] = value * (1 - inside[stop] if stop < last else 1)
-                pairs[start, stop - start - 1] = begin[start] * end[stop - 1]
     assert bio_scores(begin, inside, sentences, max_words) == pytest.approx(bio, abs=1e-12)
-    assert pair_scores(begin, end, sentences, max_words) == pytest.approx(pairs, abs=1e-12)
 
 
 def naive_choice(scores, threshold, top_k, overlapping):

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -217,19 +216,3 @@ def from_text(
     pieces = tuple(text[start:end] for start, end in spans)
     numbers = tuple(int(number) for number in sentences(text, spans))
     return Document(id, pieces, numbers, genre=genre, text=text, word_offsets=spans)
-
-
-def counts(documents: Iterable[Document]) -> dict[str, int]:
-    """Documents, sentences, words, mentions, clusters and singletons, for a log line."""
-    total = Counter(documents=0, sentences=0, words=0, mentions=0, clusters=0, singletons=0)
-    for document in documents:
-        sizes = [len(cluster) for cluster in document.clusters]
-        total.update(
-            documents=1,
-            sentences=document.sentence_of_word[-1] + 1,
-            words=len(document.words),
-            mentions=sum(sizes),
-            clusters=len(sizes),
-            singletons=sizes.count(1),
-        )
-    return dict(total)

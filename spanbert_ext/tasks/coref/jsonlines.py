@@ -14,15 +14,13 @@ and `mention_clusters` of [sentence, first, end], words of the sentence, the end
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from spanbert_ext.errors import DataError
-from spanbert_ext.files import json_text, write_text
 from spanbert_ext.records import UnreadableLine, fields_of, read_objects
 from spanbert_ext.tasks.coref.data import (
     Document,
@@ -34,7 +32,6 @@ from spanbert_ext.tasks.coref.data import (
     genre_of,
     sorted_clusters,
 )
-from spanbert_ext.tasks.coref.features import SegmentedDocument, lay_out
 from spanbert_ext.tasks.forms import COREF
 from spanbert_ext.tasks.gold_fields import gold_elsewhere
 from spanbert_ext.tasks.rejects import Rejects
@@ -45,43 +42,6 @@ _KNOWN = (
     *("id", "doc_key", "text", "words", "sentences", "speakers", "genre", "mention_clusters"),
     *("sentence_map", "subtoken_map", "constituents", "ner", "pronouns"),
 )
-
-
-@dataclass(frozen=True)
-class PieceDocument:
-    """A document that is cut into pieces and segments already.
-
-    Args:
-        document: its words; a word is its pieces joined, without the "##" of WordPiece.
-        pieces: of all words in order, without [CLS] and [SEP].
-        sizes: pieces of each word.
-        cuts: the end of each segment in `pieces`.
-    """
-
-    document: Document
-    pieces: tuple[str, ...]
-    sizes: tuple[int, ...]
-    cuts: tuple[int, ...]
-
-    def segmented(
-        self, tokenizer: Any, singletons: bool = True, max_speakers: int = 20
-    ) -> SegmentedDocument:
-        """With these very pieces and segments, for a tokenizer that has them all.
-
-        Raises:
-            DataError: names a piece that the tokenizer does not have.
-        """
-        vocabulary = tokenizer.get_vocab()
-        missing = next((piece for piece in self.pieces if piece not in vocabulary), None)
-        if missing is not None:
-            raise DataError(
-                f"document {self.document.id}: the tokenizer has no piece {missing!r}; give the "
-                "tokenizer the file was made with, or read its words and segment them anew"
-            )
-        ids = np.array([vocabulary[piece] for piece in self.pieces], dtype=np.int64)
-        specials = (tokenizer.cls_token_id, tokenizer.sep_token_id)
-        sizes = np.array(self.sizes, dtype=np.int64)
-        return lay_out(self.document, ids, sizes, self.cuts, specials, singletons, max_speakers)
 
 
 def read(path: str | Path, rejects: Rejects, shared: Shared = "keep") -> list[Document]:
@@ -104,22 +64,6 @@ def read(path: str | Path, rejects: Rejects, shared: Shared = "keep") -> list[Do
             found.append(document_of(record, where, shared))
         except DataError as error:
             rejects.add(_key(record, where), where, str(error).removeprefix(f"{where}: "))
-    rejects.check(path, len(found))
-    return found
-
-
-def read_pieces(path: str | Path, rejects: Rejects, shared: Shared = "keep") -> list[PieceDocument]:
-    """Documents of a file in the original layout, with its pieces and segments.
-
-    Raises:
-        DataError: as `rejects` says, or the file is not UTF-8.
-    """
-    found = []
-    for where, record in _records(path, rejects):
-        try:
-            found.append(pieces_of(record, where, shared))
-        except DataError as error:
-            rejects.add(_key(record, where), where, str(error))
     rejects.check(path, len(found))
     return found
 
@@ -154,7 +98,7 @@ def document_of(record: dict[str, Any], where: str, shared: Shared = "keep") -> 
         DataError: a field is missing, has another type, or does not fit the others.
     """
     if "subtoken_map" in record:
-        return pieces_of(record, where, shared).document
+        return _from_pieces(record, where, shared)
     key = _key(record, where)
     if "sentences" in record:
         sentences = _nested(record, "sentences", where)
@@ -182,12 +126,8 @@ def document_of(record: dict[str, Any], where: str, shared: Shared = "keep") -> 
     )
 
 
-def pieces_of(record: dict[str, Any], where: str, shared: Shared = "keep") -> PieceDocument:
-    """A record of the original layout, with its pieces and segments.
-
-    Raises:
-        DataError: a field is missing, has another type, or does not fit the others.
-    """
+def _from_pieces(record: dict[str, Any], where: str, shared: Shared) -> Document:
+    """The document of a record in the original layout; its segments are forgotten."""
     key = _key(record, where)
     segments = [segment for segment in _nested(record, "sentences", where) if segment]
     flat = [piece for segment in segments for piece in segment]
@@ -210,7 +150,7 @@ def pieces_of(record: dict[str, Any], where: str, shared: Shared = "keep") -> Pi
             if special[first] or special[last]:
                 raise DataError(f"{where}: mention [{first}, {last}] begins or ends at a special")
         spans.append([(word_of[new_place[a]], word_of[new_place[b]]) for a, b in cluster])
-    document = Document(
+    return Document(
         key,
         tuple(_word(pieces[f : f + n]) for f, n in zip(firsts, sizes, strict=True)),
         tuple(sentence_of[firsts].tolist()),
@@ -218,9 +158,6 @@ def pieces_of(record: dict[str, Any], where: str, shared: Shared = "keep") -> Pi
         _genre(record, key, where),
         sorted_clusters(spans, shared)[0],
     )
-    inner = [max(0, len(segment) - 2) for segment in segments]
-    cuts = tuple(int(cut) for cut, own in zip(np.cumsum(inner), inner, strict=True) if own)
-    return PieceDocument(document, pieces, tuple(sizes.tolist()), cuts)
 
 
 def _specials(segments: Sequence[Sequence[str]], where: str) -> np.ndarray:
@@ -319,51 +256,3 @@ def _of_sentences(record: dict[str, Any], where: str) -> list[list[list[int]]]:
 def _appearance(cluster: list[Span]) -> tuple[int, bool, int]:
     """Where a cluster begins in the CoNLL-2012 file that would be written of the document."""
     return min((first, first != last, -last) for first, last in cluster)
-
-
-def record_of(segmented: SegmentedDocument, tokenizer: Any) -> dict[str, Any]:
-    """A segmented document in the original layout, with the clusters of its gold mentions."""
-    document = segmented.document
-    bounds = segmented.cu_seqlens
-    special = segmented.word_of_piece < 0
-    pieces = tokenizer.convert_ids_to_tokens(segmented.tokens.tolist())
-    words = segmented.word_of_piece
-    # Both specials carry the word before them, the first of all its own.
-    words = np.maximum(np.maximum.accumulate(words), words[1])
-    words[0] = words[1]
-    # And both the sentence of the piece behind them, the last of all the number after the last.
-    behind = segmented.sentence_map[-2] + 1
-    sentences = np.where(special, behind, segmented.sentence_map)
-    sentences = np.minimum.accumulate(sentences[::-1])[::-1]
-    said = document.speakers or (None,) * len(document.words)
-    speakers = ["[SPL]" if w < 0 else said[w] or "" for w in segmented.word_of_piece]
-    clusters: dict[int, list[list[int]]] = {}
-    for start, end, number in zip(
-        segmented.gold_starts, segmented.gold_ends, segmented.gold_clusters, strict=True
-    ):
-        clusters.setdefault(int(number), []).append([int(start), int(end)])
-
-    def rows(flat: Sequence[str]) -> list[list[str]]:
-        return [list(flat[a:b]) for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
-
-    return {
-        "doc_key": document.id,
-        "sentences": rows(pieces),
-        "speakers": rows(speakers),
-        "constituents": [],
-        "ner": [],
-        "clusters": list(clusters.values()),
-        "sentence_map": sentences.tolist(),
-        "subtoken_map": words.tolist(),
-        "pronouns": [],
-    }
-
-
-def write(path: str | Path, documents: Iterable[SegmentedDocument], tokenizer: Any) -> None:
-    """Write documents in the original layout.
-
-    Raises:
-        StorageError: the file cannot be written.
-    """
-    records = (record_of(document, tokenizer) for document in documents)
-    write_text(Path(path), "".join(json_text(record) + "\n" for record in records))

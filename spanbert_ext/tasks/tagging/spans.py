@@ -77,29 +77,6 @@ def bilou_scores(
     return scores
 
 
-def pair_scores(
-    start: np.ndarray,
-    end: np.ndarray,
-    sentences: Iterable[tuple[int, int]],
-    max_words: int,
-) -> np.ndarray:
-    """Scores of all stretches of a model that scores first and last words: their product.
-
-    Args:
-        start: [n] float in [0, 1], of being a first word.
-        end: [n] float in [0, 1], of being a last word.
-
-    Returns:
-        As `bio_scores`.
-    """
-    start = np.asarray(start, dtype=np.float64)
-    padded = np.append(np.asarray(end, dtype=np.float64), 0.0)
-    room = _room(len(start), sentences)
-    places = np.arange(len(start))[:, None] + np.arange(max_words)
-    scores = start[:, None] * padded[np.minimum(places, len(start))]
-    return np.where(room[:, None] > np.arange(max_words), scores, 0.0)
-
-
 def choose(
     scores: np.ndarray,
     threshold: float | None = None,
