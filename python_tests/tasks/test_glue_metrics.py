@@ -11,6 +11,7 @@ from scipy import stats
 from sklearn import metrics as oracle
 
 from spanbert_ext.tasks.classification import metrics
+from spanbert_ext.tasks.scores import confusion
 
 CLASSES = 3
 labels = st.integers(0, CLASSES - 1)
@@ -23,7 +24,7 @@ number_pairs = st.lists(st.tuples(numbers, numbers), min_size=2, max_size=40)
 @given(label_pairs)
 def test_classification_as_scikit_learn_has_it(pairs):
     gold, predicted = map(list, zip(*pairs, strict=True))
-    counts = metrics.confusion(gold, predicted, CLASSES)
+    counts = confusion(gold, predicted, CLASSES)
     wanted = oracle.confusion_matrix(gold, predicted, labels=range(CLASSES))
     assert counts.tolist() == wanted.tolist()
     assert metrics.accuracy(counts) == pytest.approx(oracle.accuracy_score(gold, predicted))
@@ -71,11 +72,11 @@ def test_literal_values():
 
 
 def test_what_is_not_defined_is_0():
-    one_sided = metrics.confusion([1, 1, 0], [1, 1, 1], 2)
+    one_sided = confusion([1, 1, 0], [1, 1, 1], 2)
     assert metrics.matthews(one_sided) == 0
     assert metrics.matthews(one_sided.T) == 0
-    assert metrics.f1(metrics.confusion([0, 0], [0, 0], 2)) == 0
-    nothing = metrics.confusion([], [], 2)
+    assert metrics.f1(confusion([0, 0], [0, 0], 2)) == 0
+    nothing = confusion([], [], 2)
     assert metrics.accuracy(nothing) == metrics.f1(nothing) == metrics.matthews(nothing) == 0
     for correlation in (metrics.pearson, metrics.spearman):
         assert correlation([1, 2, 3], [0.1, 0.1, 0.1]) == 0

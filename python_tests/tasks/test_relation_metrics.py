@@ -1,12 +1,11 @@
 import warnings
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+from sklearn.metrics import precision_recall_fscore_support
 
-from spanbert_ext.tasks.relation.metrics import RelationScore, confusion, micro, per_relation
+from spanbert_ext.tasks.relation.metrics import RelationScore, micro, per_relation
 
 NULL = "no_relation"
 LABELS = [NULL, "born_in", "died_in", "owns"]
@@ -78,18 +77,6 @@ def test_each_relation_is_that_of_scikit_learn(both):
         assert score.recall == pytest.approx(100 * recall[n])
         assert not score.guessed or score.precision == pytest.approx(100 * precision[n])
         assert score.gold == support[n]
-
-
-@given(pairs)
-def test_confusion_is_that_of_scikit_learn(both):
-    gold, guessed = map(list, zip(*both, strict=True))
-    counts = confusion(LABELS, gold, guessed)
-    assert counts.dtype == np.int64
-    assert np.array_equal(counts, confusion_matrix(gold, guessed, labels=LABELS))
-
-
-def test_no_pairs_no_confusion():
-    assert confusion(LABELS, [], []).tolist() == [[0] * 4] * 4
 
 
 def test_as_many_predictions_as_pairs():

@@ -12,12 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from spanbert_ext.tasks.classification.layouts import Measure
-
-
-def confusion(gold: Sequence[int], predicted: Sequence[int], classes: int) -> np.ndarray:
-    """[classes, classes] int64: how often gold class i was predicted as class j."""
-    pairs = np.asarray(gold, np.int64) * classes + np.asarray(predicted, np.int64)
-    return np.bincount(pairs, minlength=classes * classes).reshape(classes, classes)
+from spanbert_ext.tasks.scores import confusion
 
 
 def accuracy(counts: np.ndarray) -> float:

@@ -14,10 +14,11 @@ from spanbert_ext.errors import DataError
 from spanbert_ext.files import write_text
 from spanbert_ext.tasks.classification.data import GlueExample, parse_record, read_file
 from spanbert_ext.tasks.classification.layouts import HIGHEST, LAYOUTS, LOWEST
-from spanbert_ext.tasks.classification.metrics import confusion, measures
+from spanbert_ext.tasks.classification.metrics import measures
 from spanbert_ext.tasks.layout import PairLayout, around_text
 from spanbert_ext.tasks.marked_text import MarkedText
 from spanbert_ext.tasks.rejects import Rejects
+from spanbert_ext.tasks.scores import confusion, softmax
 from spanbert_ext.tasks.task import DownstreamTask, Feature
 from spanbert_ext.text import token_ids
 
@@ -132,8 +133,7 @@ class GlueTask(DownstreamTask[GlueExample, GluePrediction]):
             return [ValuePrediction(float(output[0])) for output in outputs]
         predictions: list[GluePrediction] = []
         for output in outputs:
-            weights = np.exp(output.astype(np.float64) - output.max())
-            scores = dict(zip(self.layout.labels, (weights / weights.sum()).tolist(), strict=True))
+            scores = dict(zip(self.layout.labels, softmax(output).tolist(), strict=True))
             predictions.append(LabelPrediction(self.layout.labels[int(output.argmax())], scores))
         return predictions
 

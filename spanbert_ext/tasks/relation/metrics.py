@@ -6,8 +6,6 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 
 @dataclass(frozen=True)
 class RelationScore:
@@ -65,19 +63,3 @@ def micro(scores: Iterable[RelationScore]) -> RelationScore:
         guessed=sum(score.guessed for score in scores),
         correct=sum(score.correct for score in scores),
     )
-
-
-def confusion(labels: Sequence[str], gold: Sequence[str], guessed: Sequence[str]) -> np.ndarray:
-    """How often each label was taken for each.
-
-    Args:
-        labels: names of rows and columns, all that occur among them.
-
-    Returns:
-        [labels, labels] int64, gold labels in rows.
-    """
-    place = {label: n for n, label in enumerate(labels)}
-    rows = np.array([place[label] for label in gold], np.int64)
-    columns = np.array([place[label] for label in guessed], np.int64)
-    counts = np.bincount(rows * len(labels) + columns, minlength=len(labels) ** 2)
-    return counts.reshape(len(labels), len(labels)).astype(np.int64)

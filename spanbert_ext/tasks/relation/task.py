@@ -20,6 +20,7 @@ from spanbert_ext.tasks.relation import metrics
 from spanbert_ext.tasks.relation import symbols as naming
 from spanbert_ext.tasks.relation.data import RelationExample
 from spanbert_ext.tasks.relation.features import InputBuilder
+from spanbert_ext.tasks.scores import confusion, softmax
 from spanbert_ext.tasks.task import DownstreamTask, Feature, Head
 from spanbert_ext.text import marks_blanks
 
@@ -220,8 +221,7 @@ class RelationTask(DownstreamTask[RelationExample, RelationPrediction]):
         logits = np.empty((len(examples), len(self.facts["labels"])), np.float64)
         for feature, output in zip(features, outputs, strict=True):
             logits[feature.example] = output
-        scores = np.exp(logits - logits.max(axis=1, keepdims=True))
-        scores = (scores / scores.sum(axis=1, keepdims=True)).astype(np.float32)
+        scores = softmax(logits).astype(np.float32)
         best = logits.argmax(axis=1)
         return [
             RelationPrediction(self.facts["labels"][n], float(row[n]), row)
@@ -266,7 +266,9 @@ class RelationTask(DownstreamTask[RelationExample, RelationPrediction]):
         """
         gold, guessed = _labels(examples, predictions)
         names = [*self.labels(), *sorted({*gold, *guessed} - set(self.labels()))]
-        return names, metrics.confusion(names, gold, guessed)
+        ids = {name: id for id, name in enumerate(names)}
+        pairs = ([ids[label] for label in side] for side in (gold, guessed))
+        return names, confusion(*pairs, len(names))
 
     def as_json(self, example: RelationExample, prediction: RelationPrediction) -> dict[str, Any]:
         """The label and its probability."""

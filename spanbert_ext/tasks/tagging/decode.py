@@ -59,9 +59,3 @@ class Transitions:
         for place in range(len(scores) - 1, 0, -1):
             path[place - 1] = came_from[place, path[place]]
         return path
-
-
-def log_softmax(logits: np.ndarray) -> np.ndarray:
-    """Log-probabilities along the last axis, float32 in, float32 out."""
-    shifted = logits - logits.max(axis=-1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))

@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterable, Sequence
 
 import numpy as np
 
+from spanbert_ext.tasks.scores import confusion
 from spanbert_ext.tasks.tagging.schemes import Span
 
 
@@ -63,12 +64,11 @@ def word_confusion(
         Names, O first, and [names, names] int64 counts with gold types in rows.
     """
     names = ["O", *sorted({span.type for spans in (*gold, *found) for span in spans})]
-    place = {name: number for number, name in enumerate(names)}
-    counts = np.zeros((len(names), len(names)), np.int64)
-    for own, other, length in zip(gold, found, words, strict=True):
-        rows, columns = np.zeros(length, np.int64), np.zeros(length, np.int64)
-        for spans, types in ((own, rows), (other, columns)):
+    ids = {name: id for id, name in enumerate(names)}
+    sides = np.zeros((2, sum(words)), np.int64)
+    begins = np.cumsum([0, *words])
+    for side, every in zip(sides, (gold, found), strict=True):
+        for begin, spans in zip(begins[:-1], every, strict=True):
             for span in spans:
-                types[span.start : span.end] = place[span.type]
-        np.add.at(counts, (rows, columns), 1)
-    return names, counts
+                side[begin + span.start : begin + span.end] = ids[span.type]
+    return names, confusion(*sides, len(names))

@@ -15,9 +15,10 @@ from spanbert_ext.errors import ConfigError, DataError
 from spanbert_ext.files import write_text
 from spanbert_ext.tasks.marked_text import Mark, MarkedText
 from spanbert_ext.tasks.rejects import Rejects
+from spanbert_ext.tasks.scores import log_softmax
 from spanbert_ext.tasks.tagging.config import TaggingOptions
 from spanbert_ext.tasks.tagging.data import read_conll
-from spanbert_ext.tasks.tagging.decode import Transitions, log_softmax
+from spanbert_ext.tasks.tagging.decode import Transitions
 from spanbert_ext.tasks.tagging.example import TaggedExample, text_example
 from spanbert_ext.tasks.tagging.features import IGNORED, counted_in, features_of, sentence_ranges
 from spanbert_ext.tasks.tagging.metrics import entity_scores, word_confusion
