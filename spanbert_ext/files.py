@@ -6,9 +6,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import json
 import math
 import os
+import socket
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -102,27 +105,72 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
+def temporary(path: Path) -> Path:
+    """A name beside `path` that no other process writes, also none of another machine."""
+    return path.with_name(f"{path.name}.{socket.gethostname()}-{os.getpid()}.part")
+
+
+@contextlib.contextmanager
+def staged(path: Path) -> Iterator[Path]:
+    """A file beside `path` to write, which takes its name when the block ends well; else it goes,
+    and what was there is there still.
+
+    Raises:
+        StorageError: in place of what the file system says, which names `path`.
+    """
+    part = temporary(path)
+    try:
+        try:
+            yield part
+            os.replace(part, path)
+        finally:
+            part.unlink(missing_ok=True)
+    except OSError as error:
+        raise StorageError(f"cannot write {path}: {error.strerror}") from error
+
+
 def write_text(path: Path, text: str) -> None:
     """Replace a small file atomically and durably; a device or a pipe is written to.
 
     Raises:
         StorageError: it cannot be written; what was there is there still.
     """
-    temporary = path.with_name(f".tmp-{path.name}")
+    part = path.with_name(f".tmp-{path.name}")
     data = text.encode("utf-8")
     try:
         if path.exists() and not path.is_file():
             path.write_bytes(data)
             return
         try:
-            temporary.write_bytes(data)
-            sync(temporary)
-            os.replace(temporary, path)
+            part.write_bytes(data)
+            sync(part)
+            os.replace(part, path)
         finally:
-            temporary.unlink(missing_ok=True)
+            part.unlink(missing_ok=True)
         sync(path.parent)
     except OSError as error:
         raise StorageError(f"cannot write {path}: {error.strerror}") from error
+
+
+def new_digest():
+    """A running 128-bit BLAKE2b; all digests of files and vocabularies are its hex form."""
+    return hashlib.blake2b(digest_size=16)
+
+
+def digest_bytes(data: bytes) -> str:
+    """Digest of `data`, 32 hex digits."""
+    digest = new_digest()
+    digest.update(data)
+    return digest.hexdigest()
+
+
+def digest_file(path: Path) -> str:
+    """Digest of a file's bytes, 32 hex digits; reads a block at a time."""
+    digest = new_digest()
+    with open(path, "rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def json_text(value: Any, indent: int | None = None, sort_keys: bool = False) -> str:

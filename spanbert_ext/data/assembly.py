@@ -20,9 +20,9 @@ from spanbert_ext.data.corpus import (
     vocabulary_hash,
 )
 from spanbert_ext.data.job import Job, unit_part
-from spanbert_ext.data.storage import digest_bytes, digest_file
 from spanbert_ext.data.token_files import INDEX_DTYPE, TokenWriter
 from spanbert_ext.errors import DataError
+from spanbert_ext.files import digest_bytes, digest_file
 
 REJECTS = "rejects.jsonl"
 

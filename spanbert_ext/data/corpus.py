@@ -16,9 +16,10 @@ from pathlib import Path
 
 import numpy as np
 
-from spanbert_ext.data.storage import check_size, digest_bytes, digest_file
+from spanbert_ext.data.storage import check_size
 from spanbert_ext.data.token_files import Shard, annotation_name, token_dtype
 from spanbert_ext.errors import DataError
+from spanbert_ext.files import digest_bytes, digest_file
 from spanbert_ext.text.vocabulary import VocabularyInfo, read_json
 
 SIDECAR = "corpus.json"

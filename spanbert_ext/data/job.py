@@ -21,16 +21,10 @@ from pathlib import Path
 from spanbert_ext.data.annotators import Annotator, load_annotator
 from spanbert_ext.data.config import PrepareConfig
 from spanbert_ext.data.sources import Source
-from spanbert_ext.data.storage import (
-    DigestedFile,
-    digest_bytes,
-    digest_file,
-    empty,
-    temporary,
-    write_whole,
-)
+from spanbert_ext.data.storage import DigestedFile, empty, write_whole
 from spanbert_ext.data.units import Extent, Unit
 from spanbert_ext.errors import DataError
+from spanbert_ext.files import digest_bytes, digest_file, temporary
 from spanbert_ext.text.vocabulary import VocabularyInfo, read_json
 
 JOB = "job.json"

@@ -23,10 +23,11 @@ from spanbert_ext.data.corpus import SIDECAR, Corpus
 from spanbert_ext.data.job import TOKENIZER_PART, Job, finished_parts, unit_part
 from spanbert_ext.data.pool import run_units
 from spanbert_ext.data.sources import Source, find_sources
-from spanbert_ext.data.storage import digest_bytes, locked_staging, publish, staging_directory
+from spanbert_ext.data.storage import locked_staging, publish, staging_directory
 from spanbert_ext.data.units import plan_units, unit_size
 from spanbert_ext.device import usable_cores
 from spanbert_ext.errors import ConfigError, Preempted, StorageError
+from spanbert_ext.files import digest_bytes
 from spanbert_ext.settings.stored import completed
 from spanbert_ext.weights import hub
 

@@ -7,8 +7,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from spanbert_ext.data.storage import digest_file
 from spanbert_ext.errors import ConfigError, DataError
+from spanbert_ext.files import digest_file
 
 _SUFFIXES = {
     ".txt": ("txt", False),

@@ -9,39 +9,16 @@ the next attempt.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import shutil
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 from spanbert_ext.errors import ConfigError, DataError, StorageError
-from spanbert_ext.files import FileLock, sync
+from spanbert_ext.files import FileLock, new_digest, sync, temporary
 
 _BLOCK = 1 << 20
-
-
-def new_digest():
-    """A running 128-bit BLAKE2b; all digests of files and vocabularies are its hex form."""
-    return hashlib.blake2b(digest_size=16)
-
-
-def digest_bytes(data: bytes) -> str:
-    """Digest of `data`, 32 hex digits."""
-    digest = new_digest()
-    digest.update(data)
-    return digest.hexdigest()
-
-
-def digest_file(path: Path) -> str:
-    """Digest of a file's bytes, 32 hex digits; reads a block at a time."""
-    digest = new_digest()
-    with open(path, "rb") as stream:
-        while block := stream.read(_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def check_size(file: Path, expected: int) -> None:
@@ -98,11 +75,6 @@ def write_whole(path: Path, data: bytes) -> None:
     part = temporary(path)
     part.write_bytes(data)
     os.replace(part, path)
-
-
-def temporary(path: Path) -> Path:
-    """A name beside `path` that no other process writes, also none of another machine."""
-    return path.with_name(f"{path.name}.{socket.gethostname()}-{os.getpid()}.part")
 
 
 def _lock_directory(staging: Path, target: Path) -> FileLock:

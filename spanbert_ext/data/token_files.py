@@ -16,8 +16,9 @@ from typing import BinaryIO
 
 import numpy as np
 
-from spanbert_ext.data.storage import DigestedFile, check_size, digest_bytes
+from spanbert_ext.data.storage import DigestedFile, check_size
 from spanbert_ext.errors import DataError
+from spanbert_ext.files import digest_bytes
 
 INDEX_DTYPE = np.dtype("<u8")
 

@@ -14,9 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from spanbert_ext.data.storage import new_digest
 from spanbert_ext.errors import NumericsError
-from spanbert_ext.files import json_text, write_text
+from spanbert_ext.files import json_text, new_digest, write_text
 from spanbert_ext.ops import backend
 from spanbert_ext.settings.build import as_flat_dict
 from spanbert_ext.tasks import registry

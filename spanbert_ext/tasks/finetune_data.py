@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from spanbert_ext.data.storage import new_digest
+from spanbert_ext.files import new_digest
 from spanbert_ext.tasks.config import FinetuneConfig
 from spanbert_ext.tasks.examples import read_examples
 from spanbert_ext.tasks.file_checks import same_files

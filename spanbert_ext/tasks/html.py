@@ -11,15 +11,13 @@ from __future__ import annotations
 
 import html
 import itertools
-import os
 import re
 import zlib
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from spanbert_ext.data.storage import temporary
-from spanbert_ext.errors import StorageError
+from spanbert_ext.files import staged
 from spanbert_ext.tasks.marked_text import Mark, MarkedText
 
 # Longer texts are folded, but for the first ones of the page.
@@ -123,16 +121,8 @@ def write_page(path: str | Path, title: str, blocks: Iterable[MarkedText]) -> No
         StorageError: the file cannot be written; none is left, or the one that was there.
     """
     path = Path(path)
-    part = temporary(path)
-    try:
-        try:
-            with part.open("w", encoding="utf-8", newline="\n") as stream:
-                stream.writelines(_pieces(title, blocks))
-            os.replace(part, path)
-        finally:
-            part.unlink(missing_ok=True)
-    except OSError as error:
-        raise StorageError(f"cannot write {path}: {error.strerror}") from error
+    with staged(path) as part, part.open("w", encoding="utf-8", newline="\n") as stream:
+        stream.writelines(_pieces(title, blocks))
 
 
 def _pieces(title: str, blocks: Iterable[MarkedText]) -> Iterator[str]:

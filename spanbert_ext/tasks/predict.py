@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from spanbert_ext.data.storage import new_digest
 from spanbert_ext.errors import (
     ConfigError,
     DataError,
@@ -16,7 +15,7 @@ from spanbert_ext.errors import (
     SpanBertError,
     StorageError,
 )
-from spanbert_ext.files import json_text
+from spanbert_ext.files import digest_file, json_text, new_digest
 from spanbert_ext.settings.build import as_flat_dict, options
 from spanbert_ext.settings.stored import completed
 from spanbert_ext.tasks.config import PredictConfig
@@ -25,7 +24,7 @@ from spanbert_ext.tasks.predict_files import OutputFiles
 from spanbert_ext.tasks.predict_records import Item, chunks, items_of
 from spanbert_ext.tasks.predictor import Predictor
 from spanbert_ext.tasks.task_file import model_folder
-from spanbert_ext.training.checkpoint import digest_file, fail_point
+from spanbert_ext.training.checkpoint import fail_point
 from spanbert_ext.training.progress import Progress, watched_by
 
 _NO_IDENTITY = ("files", "html", "overwrite", "device")  # settings that change no prediction

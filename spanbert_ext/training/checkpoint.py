@@ -10,7 +10,6 @@ is committed, so at every moment either the previous or the new one is whole.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -23,7 +22,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from spanbert_ext.errors import StorageError
-from spanbert_ext.files import sync
+from spanbert_ext.files import digest_file, sync
 
 logger = logging.getLogger("spanbert_ext")
 
@@ -60,15 +59,6 @@ def list_steps(run: Path) -> list[tuple[int, Path]]:
     except OSError as error:
         raise StorageError(f"cannot read the run's directory {run}: {error.strerror}") from error
     return sorted(found)
-
-
-def digest_file(path: Path) -> str:
-    """BLAKE2b (128 bits) of a file's bytes, in hexadecimal."""
-    with path.open("rb") as file:
-        digest = hashlib.blake2b(digest_size=16)
-        while block := file.read(1 << 20):
-            digest.update(block)
-        return digest.hexdigest()
 
 
 def find_fault(directory: Path, weights_only: bool = False) -> str:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
-from spanbert_ext.data.storage import temporary
-from spanbert_ext.errors import ConfigError, StorageError
+from spanbert_ext.errors import ConfigError
+from spanbert_ext.files import staged
 
 SUFFIXES = (".png", ".svg", ".pdf")
 
@@ -43,12 +42,5 @@ def save(figure, path: str | Path) -> None:
         StorageError: the file cannot be written.
     """
     path = Path(path)
-    part = temporary(path)
-    try:
-        try:
-            figure.savefig(part, dpi=130, format=path.suffix[1:])
-            os.replace(part, path)
-        finally:
-            part.unlink(missing_ok=True)
-    except OSError as error:
-        raise StorageError(f"cannot write {path}: {error.strerror}") from error
+    with staged(path) as part:
+        figure.savefig(part, dpi=130, format=path.suffix[1:])

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from spanbert_ext.data import Corpus
-from spanbert_ext.data.storage import new_digest
 from spanbert_ext.errors import ConfigError, StorageError
+from spanbert_ext.files import new_digest
 from spanbert_ext.training import checkpoint
 from spanbert_ext.training.config import PretrainConfig
 from spanbert_ext.training.ranks import ALONE, Ranks
