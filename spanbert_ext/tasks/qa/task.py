@@ -12,10 +12,7 @@ import numpy as np
 from spanbert_ext.errors import DataError
 from spanbert_ext.files import json_text, write_text
 from spanbert_ext.tasks.marked_text import Mark, MarkedText
-from spanbert_ext.tasks.qa import data as reading
-from spanbert_ext.tasks.qa import decode as decoding
-from spanbert_ext.tasks.qa import features as windows
-from spanbert_ext.tasks.qa import metrics, mrqa
+from spanbert_ext.tasks.qa import data, decode, features, metrics, mrqa
 from spanbert_ext.tasks.qa.config import QAOptions
 from spanbert_ext.tasks.qa.data import QAExample
 from spanbert_ext.tasks.qa.decode import NO_ANSWER, Answer, QAPrediction
@@ -51,30 +48,30 @@ class QATask(DownstreamTask[QAExample, QAPrediction]):
         """The questions of a SQuAD or MRQA file; see `read_squad` and `read_mrqa`."""
         if self.name == "mrqa":
             return mrqa.read_mrqa(path, rejects, self.options.half)
-        return reading.read_squad(path, rejects, self.name)
+        return data.read_squad(path, rejects, self.name)
 
     def parse(self, record: dict[str, Any], where: str) -> QAExample:
         """A question of `predict`: {question, context}, and where wanted id, top_k, answers as in
         SQuAD and is_impossible."""
         try:
-            context = reading.text_of(record, "context")
+            context = data.text_of(record, "context")
             given = record.get("answers")
-            answers = reading.located_answers(given or [], context)
+            answers = data.located_answers(given or [], context)
             flag, top_k = record.get("is_impossible"), record.get("top_k")
             if flag is not None and not isinstance(flag, bool):
-                raise reading.Unusable(f"is_impossible: expected true or false, got {flag!r:.40}")
+                raise data.Unusable(f"is_impossible: expected true or false, got {flag!r:.40}")
             if top_k is not None and (type(top_k) is not int or top_k < 1):
-                raise reading.Unusable(f"top_k: expected a number from 1 on, got {top_k!r}")
+                raise data.Unusable(f"top_k: expected a number from 1 on, got {top_k!r}")
             return QAExample(
-                id=where if record.get("id") is None else reading.id_of(record),
-                question=reading.text_of(record, "question"),
+                id=where if record.get("id") is None else data.id_of(record),
+                question=data.text_of(record, "question"),
                 context=context,
                 answers=answers,
                 is_impossible=bool(flag) if self.name == "squad2" and flag is not None else None,
                 golds=tuple(text for text, _ in answers),
                 top_k=top_k,
             )
-        except reading.Unusable as fault:
+        except data.Unusable as fault:
             shown = f" ({fault.excerpt[:80]!r})" if fault.excerpt else ""
             raise DataError(
                 f"{where}: {fault.reason}{shown}; a record needs question and context"
@@ -94,7 +91,7 @@ class QATask(DownstreamTask[QAExample, QAPrediction]):
 
     def features(self, examples: Sequence[QAExample], tokenizer: Any) -> list[Feature]:
         """The windows of each example."""
-        return windows.features_of(examples, tokenizer, self.options)
+        return features.features_of(examples, tokenizer, self.options)
 
     def decode(
         self,
@@ -103,7 +100,7 @@ class QATask(DownstreamTask[QAExample, QAPrediction]):
         outputs: Sequence[np.ndarray],
     ) -> list[QAPrediction]:
         """The best answers over all windows of each example."""
-        return decoding.decode(examples, features, outputs, self.options)
+        return decode.decode(examples, features, outputs, self.options)
 
     def tune(self, examples: Sequence[QAExample], predictions: Sequence[QAPrediction]) -> None:
         """Choose the threshold with the best F1."""

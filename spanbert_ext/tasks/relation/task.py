@@ -15,9 +15,7 @@ from spanbert_ext.errors import DataError
 from spanbert_ext.files import write_text
 from spanbert_ext.tasks.marked_text import Mark, MarkedText
 from spanbert_ext.tasks.rejects import Rejects
-from spanbert_ext.tasks.relation import data as reading
-from spanbert_ext.tasks.relation import metrics
-from spanbert_ext.tasks.relation import symbols as naming
+from spanbert_ext.tasks.relation import data, metrics, symbols
 from spanbert_ext.tasks.relation.data import RelationExample
 from spanbert_ext.tasks.relation.features import InputBuilder
 from spanbert_ext.tasks.scores import confusion, softmax
@@ -73,10 +71,10 @@ class RelationTask(DownstreamTask[RelationExample, RelationPrediction]):
         examples: list[RelationExample] = []
         seen: dict[str, int] = {}
         known = set(self.facts.get("labels", ()))
-        for number, record in enumerate(reading.load_records(path)):
-            id, reason = reading.identifier(record, str(number)), ""
+        for number, record in enumerate(data.load_records(path)):
+            id, reason = data.identifier(record, str(number)), ""
             try:
-                example = reading.example_of(record, id, self.options.needs_types, True)
+                example = data.example_of(record, id, self.options.needs_types, True)
             except DataError as error:
                 reason = str(error)
             else:
@@ -85,7 +83,7 @@ class RelationTask(DownstreamTask[RelationExample, RelationPrediction]):
                 elif known and example.relation not in known:
                     reason = f"relation: {example.relation!r} was not seen in training"
             if reason:
-                rejects.add(id, f"{path}: [{number}]", reason, reading.excerpt_of(record))
+                rejects.add(id, f"{path}: [{number}]", reason, data.excerpt_of(record))
                 continue
             seen[id] = number
             examples.append(example)
@@ -100,9 +98,9 @@ class RelationTask(DownstreamTask[RelationExample, RelationPrediction]):
         Raises:
             DataError: a field is missing or impossible, types that the model is shown among them.
         """
-        id = reading.identifier(record, where)
+        id = data.identifier(record, where)
         try:
-            example = reading.example_of(record, id, needs_types=False, needs_relation=False)
+            example = data.example_of(record, id, needs_types=False, needs_relation=False)
         except DataError as error:
             raise DataError(f"{where}: {error}") from None
         tokens = example.raw is None
@@ -111,7 +109,7 @@ class RelationTask(DownstreamTask[RelationExample, RelationPrediction]):
             ("OBJ", example.object_type, "obj_type" if tokens else "object_type"),
         ):
             if type is None and self.options.needs_types:
-                known = ", ".join(naming.known_types(self.facts.get("symbols", {}), role))
+                known = ", ".join(symbols.known_types(self.facts.get("symbols", {}), role))
                 raise DataError(
                     f"{where}: the field {field} is missing; this model is shown the types of both "
                     f"entities and knows {known or 'none yet'}"
@@ -153,7 +151,7 @@ class RelationTask(DownstreamTask[RelationExample, RelationPrediction]):
         if self.options.needs_types:
             types[0].update(e.subject_type for e in examples if e.subject_type is not None)
             types[1].update(e.object_type for e in examples if e.object_type is not None)
-        self.facts["symbols"] = naming.choose(tokenizer, *types)
+        self.facts["symbols"] = symbols.choose(tokenizer, *types)
         if marks_blanks(tokenizer):
             self.facts["blanks"] = True
 
@@ -196,7 +194,7 @@ class RelationTask(DownstreamTask[RelationExample, RelationPrediction]):
         if not self.options.needs_types:
             return
         subjects, objects = (
-            set(naming.known_types(self.facts["symbols"], role)) for role in naming.ROLES
+            set(symbols.known_types(self.facts["symbols"], role)) for role in symbols.ROLES
         )
         unseen = {e.subject_type for e in examples} - subjects
         unseen |= {e.object_type for e in examples} - objects
