@@ -7,6 +7,7 @@ The emulated back end needs the test build that csrc/tests/emulator/run makes, C
 import os
 import sys
 
+import benchmark_cases  # noqa: F401  which makes `benchmarks` importable
 import hypothesis
 import pytest
 from back_ends import EMULATED, GPU
