@@ -55,6 +55,7 @@ MOVED = {
     "tasks.coref.scoring": "tasks.coref.model.scoring",
     "tasks.coref.segments": "tasks.coref.features",
     "tasks.coref.spans": "tasks.coref.model.spans",
+    "tasks.foreign_heads": "tasks.hf_heads",
     "tasks.glue": "tasks.classification",
     "tasks.glue.config": "tasks.classification.config",
     "tasks.glue.layouts": "tasks.classification.layouts",

@@ -19,7 +19,7 @@ from spanbert_ext.tasks.classification.config import GlueOptions
 from spanbert_ext.tasks.classification.data import GlueExample
 from spanbert_ext.tasks.classification.task import GlueTask
 from spanbert_ext.tasks.finetune_task import FinetuneTask
-from spanbert_ext.tasks.foreign_heads import ForeignHead
+from spanbert_ext.tasks.hf_heads import HfHead
 from spanbert_ext.tasks.models import head_outputs, load_head, stream_multiple
 from spanbert_ext.tasks.predictor import outputs_of
 from spanbert_ext.tasks.qa.config import QAOptions
@@ -78,7 +78,7 @@ def test_a_sequence_without_tokens_is_no_nan(tmp_path, kind, head, attention):
     )
     ids = torch.tensor([5, 6, 7, 8, 9, 10])
     borders = torch.tensor([0, 0, 4, 4, 6, 6])
-    model = ForeignHead(model.eval(), head)
+    model = HfHead(model.eval(), head)
     output = model(ids, borders, max_seqlen=4)
     values = output.start_logits if head == "question-answering" else output.logits
     assert torch.isfinite(values).all()

@@ -16,7 +16,7 @@ from spanbert_ext.model.attention import Packing, check_same_shape, packing_of
 from spanbert_ext.ops.registration import check_range, readable
 
 
-def foreign_encoder(config) -> PreTrainedModel:
+def build_hf_encoder(config) -> PreTrainedModel:
     """The encoder of `config.encoder_config`, with random weights and without a pooler.
 
     Raises:
@@ -52,7 +52,7 @@ def longest_sequence(encoder: PreTrainedModel) -> int | None:
     return limit
 
 
-def encode_foreign(
+def hf_hidden_states(
     encoder: PreTrainedModel,
     input_ids: torch.Tensor,
     cu_seqlens: torch.Tensor | None,

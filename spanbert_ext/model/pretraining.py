@@ -34,7 +34,7 @@ from spanbert_ext.model.heads import (
     over_compact_rows,
     wanted_rows,
 )
-from spanbert_ext.model.hf_encoder import encode_foreign, foreign_encoder
+from spanbert_ext.model.hf_encoder import build_hf_encoder, hf_hidden_states
 from spanbert_ext.model.sbo import GeluLayerNorm
 from spanbert_ext.ops.cross_entropy import two_head_cross_entropy
 
@@ -91,7 +91,7 @@ class SpanBertForPreTraining(BertPreTrainedModel):
         if config.encoder_config is None:
             self.bert = PackedBert(config, add_pooling_layer=config.nsp)
         else:
-            self.backbone = foreign_encoder(config)
+            self.backbone = build_hf_encoder(config)
         self.cls = PreTrainingHeads(config)
         self.post_init()
 
@@ -329,7 +329,7 @@ class SpanBertForPreTraining(BertPreTrainedModel):
             layer = early_sbo_layer(self.config)
             return self.bert(*inputs, *wanted, keep_layer=layer, return_all=True)
         *inputs, _ = inputs  # row_length is of no use there
-        hidden = encode_foreign(self.backbone, *inputs)
+        hidden = hf_hidden_states(self.backbone, *inputs)
         return hidden, self.get_input_embeddings().weight, None
 
 

@@ -30,8 +30,8 @@ from spanbert_ext.errors import ConfigError, DataError, StorageError
 from spanbert_ext.model.hf_encoder import longest_sequence
 from spanbert_ext.tasks.batching import MULTIPLE, PackedBatch
 from spanbert_ext.tasks.coref.model.coreference import SpanBertForCoreference
-from spanbert_ext.tasks.foreign_heads import ForeignHead
 from spanbert_ext.tasks.heads import HEADS
+from spanbert_ext.tasks.hf_heads import HfHead
 from spanbert_ext.tasks.layout import check_first_token
 from spanbert_ext.tasks.stored_heads import names_head, sort_rows, stored_head
 from spanbert_ext.tasks.task import Head
@@ -41,7 +41,7 @@ from spanbert_ext.weights.load_report import LoadReport
 from spanbert_ext.weights.sources import StartingPoint, open_start, read_start
 
 _OURS = {**HEADS, "coreference": SpanBertForCoreference}
-_FOREIGN = {
+_HF_HEADS = {
     "question-answering": AutoModelForQuestionAnswering,
     "token-classification": AutoModelForTokenClassification,
     "sequence-classification": AutoModelForSequenceClassification,
@@ -58,7 +58,7 @@ def head_outputs(model: nn.Module, batch: PackedBatch, head: Head) -> torch.Tens
 
 def longest_input(model: nn.Module) -> int | None:
     """Tokens of the longest sequence that a model has positions for; None if any."""
-    if isinstance(model, ForeignHead):
+    if isinstance(model, HfHead):
         return longest_sequence(model.model)
     return model.config.max_position_embeddings
 
@@ -124,11 +124,11 @@ def start_model(
     Raises:
         ConfigError, DataError: as `starting_points.read_start`.
     """
-    if start.layout == "encoder" and head not in _FOREIGN:
+    if start.layout == "encoder" and head not in _HF_HEADS:
         kind = start.fields["model_type"]
         raise ConfigError(f"{start.name}: a {head} model is a BERT, not {kind}; start from one")
     if start.layout == "encoder":
-        return _foreign_model(start, head, labels, vocab_size, dropout)
+        return _hf_model(start, head, labels, vocab_size, dropout)
     options = {"nsp": True} if head == "sequence-classification" else {}
     pretrained, report = read_start(start, **options)
     if pretrained.config.encoder_config is not None:
@@ -186,7 +186,7 @@ def _dropout_fields(dropout: float | None) -> dict[str, float]:
     return {} if dropout is None else dict.fromkeys(names, dropout)
 
 
-def _foreign_model(
+def _hf_model(
     start: StartingPoint,
     head: Head,
     labels: Sequence[str],
@@ -200,7 +200,7 @@ def _foreign_model(
                 f"{start.name}: {config.model_type} is no encoder of masked language models in "
                 "transformers; take a BERT-like one (BERT, RoBERTa, ModernBERT, ELECTRA ...)"
             )
-        if type(config) not in _FOREIGN[head]._model_mapping:
+        if type(config) not in _HF_HEADS[head]._model_mapping:
             raise DataError(
                 f"{start.name}: transformers has no {head} head for {config.model_type}"
             )
@@ -212,7 +212,7 @@ def _foreign_model(
             if not hasattr(config, name):
                 raise ConfigError(f"dropout: {config.model_type} calls its dropouts otherwise")
             setattr(config, name, value)
-        model, info = _FOREIGN[head].from_pretrained(
+        model, info = _HF_HEADS[head].from_pretrained(
             start.folder,
             config=config,
             output_loading_info=True,
@@ -232,7 +232,7 @@ def _foreign_model(
     if vocab_size > model.get_input_embeddings().weight.shape[0]:
         model.resize_token_embeddings(vocab_size, mean_resizing=False)
     kind = f"{start.fields['model_type']} directory"
-    return ForeignHead(model, head), LoadReport.of(model, start.name, kind, info, notes=notes)
+    return HfHead(model, head), LoadReport.of(model, start.name, kind, info, notes=notes)
 
 
 def load_head(
@@ -257,9 +257,9 @@ def load_head(
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         config.update(dict(fields or {}))
         ours = config.model_type == "bert"
-        if not ours and head not in _FOREIGN:
+        if not ours and head not in _HF_HEADS:
             raise DataError(f"{source}: {config.model_type} has no {head} head")
-        loader = _OURS[head] if ours else _FOREIGN[head]
+        loader = _OURS[head] if ours else _HF_HEADS[head]
         model, info = loader.from_pretrained(
             folder,
             config=config,
@@ -273,7 +273,7 @@ def load_head(
         raise no_head(source, head, task)
     conversion.check_weights(source, model, info["missing_keys"], info["mismatched_keys"])
     conversion.own_memory(model)
-    return model if ours else ForeignHead(model, head)
+    return model if ours else HfHead(model, head)
 
 
 def check_head(start: StartingPoint, head: Head, task: str) -> None:

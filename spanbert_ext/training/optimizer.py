@@ -25,7 +25,7 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
     without.
 
     A bias is a parameter whose name ends in `bias`; a LayerNorm parameter is any that belongs to a
-    module whose class name contains LayerNorm (ours, torch's, RMSNorm variants of foreign encoders
+    module whose class name contains LayerNorm (ours, torch's, RMSNorm variants of other encoders
     included by `Norm`).
     """
     plain: set[int] = set()

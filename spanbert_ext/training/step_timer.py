@@ -107,7 +107,7 @@ class MadeUpRows:
     loss = PretrainTask.loss
 
 
-def made_up_stream(
+def synthetic_stream(
     rows: int, length: int, vocab_size: int, device: torch.device, lengths: Sequence[int] = ()
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Random tokens [rows * length] and cu_seqlens; `lengths` [N] fill the rows one after another,
@@ -152,7 +152,7 @@ class PretrainStep:
         masker = SpanMasker(
             starts, _SPECIAL_IDS, _MASK_ID, max_span_targets=config.max_span_targets
         )
-        stream = made_up_stream(rows, length, config.vocab_size, device, lengths)
+        stream = synthetic_stream(rows, length, config.vocab_size, device, lengths)
         self.task = MadeUpRows(*stream, masker, length)
         options = options or RuntimeOptions()
         self.compiled = choose_compile(options.compile)

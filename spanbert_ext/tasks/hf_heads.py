@@ -16,7 +16,7 @@ from transformers.utils import ModelOutput
 from spanbert_ext.tasks.task import Head
 
 
-class ForeignHead(nn.Module):
+class HfHead(nn.Module):
     """A `transformers` model with one of the three heads, called like ours.
 
     Args:

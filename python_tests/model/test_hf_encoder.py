@@ -26,7 +26,7 @@ from transformers import (
 from spanbert_ext import SpanBertForPreTraining
 
 
-def foreign(kind: str):
+def encoder_of(kind: str):
     """A small random encoder of another family."""
     common = {"vocab_size": VOCAB, "hidden_size": 32, "num_hidden_layers": 2}
     common |= {"num_attention_heads": 4, "intermediate_size": 48, "max_position_embeddings": 32}
@@ -55,7 +55,7 @@ def stream(ids):
 @pytest.mark.parametrize("kind", ["modernbert", "roberta"])
 def test_another_encoder_trains_and_round_trips(masker, stream, tmp_path, kind):
     torch.manual_seed(10)
-    encoder = foreign(kind)
+    encoder = encoder_of(kind)
     model = SpanBertForPreTraining.from_encoder(encoder, position_size=6, max_span_targets=4)
     for name, tensor in model.backbone.state_dict().items():
         assert torch.equal(tensor, encoder.state_dict()[name]), name
@@ -80,7 +80,7 @@ def test_another_encoder_trains_and_round_trips(masker, stream, tmp_path, kind):
 
 @pytest.mark.parametrize("kind", ["modernbert", "roberta"])
 def test_another_encoder_packed_and_padded_agree(masker, ids, stream, kind, monkeypatch):
-    model = random_weights(SpanBertForPreTraining.from_encoder(foreign(kind))).double().eval()
+    model = random_weights(SpanBertForPreTraining.from_encoder(encoder_of(kind))).double().eval()
     padded, packed = masker(ids, lengths=LENGTHS), rewound(masker).packed(*stream)
     expected = run(model, batch=packed, cu_seqlens=stream[1])
     assert all(g.isfinite().all() for g in expected[1].values())
@@ -100,7 +100,7 @@ def test_another_encoder_packed_and_padded_agree(masker, ids, stream, kind, monk
 
 @pytest.mark.parametrize("kind", ["modernbert", "roberta"])
 def test_another_encoder_keeps_documents_apart(stream, kind):
-    model = SpanBertForPreTraining.from_encoder(foreign(kind)).eval()
+    model = SpanBertForPreTraining.from_encoder(encoder_of(kind)).eval()
     tokens, cu_seqlens = stream
     changed = tokens.clone()
     changed[16:25] = 5
@@ -114,7 +114,7 @@ def test_an_encoder_that_does_not_fit():
     electra = ElectraConfig(vocab_size=VOCAB, embedding_size=16, hidden_size=32, **sizes)
     with pytest.raises(ValueError, match="word embeddings of width 16 and hidden_size 32"):
         SpanBertForPreTraining.from_encoder(AutoModel.from_config(electra))
-    fields = foreign("roberta").config.to_dict()
+    fields = encoder_of("roberta").config.to_dict()
     with pytest.raises(ValueError, match="must be those of encoder_config, 32 and 67; got 64"):
         SpanBertForPreTraining(config(encoder_config=fields, hidden_size=64))
     with pytest.raises(ValueError, match="is 'roberta', not BERT"):
