@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import (
-    MODEL_FOR_MASKED_LM_MAPPING,
     AutoConfig,
     AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
@@ -38,7 +37,7 @@ from spanbert_ext.tasks.task import Head
 from spanbert_ext.tasks.task_file import model_folder
 from spanbert_ext.weights import conversion
 from spanbert_ext.weights.load_report import LoadReport
-from spanbert_ext.weights.sources import StartingPoint, open_start, read_start
+from spanbert_ext.weights.sources import StartingPoint, hf_config, open_start, read_start
 
 _OURS = {**HEADS, "coreference": SpanBertForCoreference}
 _HF_HEADS = {
@@ -193,25 +192,18 @@ def _hf_model(
     vocab_size: int,
     dropout: float | None,
 ) -> tuple[nn.Module, LoadReport]:
+    config = hf_config(start)
+    if type(config) not in _HF_HEADS[head]._model_mapping:
+        raise DataError(f"{start.name}: transformers has no {head} head for {config.model_type}")
+    for name, value in _label_fields(head, labels).items():
+        setattr(config, name, value)
+    if head == "question-answering" and config.num_labels != 2:
+        config.num_labels = 2  # by which most classes size this head
+    for name, value in _dropout_fields(dropout).items():
+        if not hasattr(config, name):
+            raise ConfigError(f"dropout: {config.model_type} calls its dropouts otherwise")
+        setattr(config, name, value)
     with conversion.quiet_loading(start.name):
-        config = AutoConfig.from_pretrained(start.folder, trust_remote_code=False)
-        if type(config) not in MODEL_FOR_MASKED_LM_MAPPING or config.is_encoder_decoder:
-            raise DataError(
-                f"{start.name}: {config.model_type} is no encoder of masked language models in "
-                "transformers; take a BERT-like one (BERT, RoBERTa, ModernBERT, ELECTRA ...)"
-            )
-        if type(config) not in _HF_HEADS[head]._model_mapping:
-            raise DataError(
-                f"{start.name}: transformers has no {head} head for {config.model_type}"
-            )
-        for name, value in _label_fields(head, labels).items():
-            setattr(config, name, value)
-        if head == "question-answering" and config.num_labels != 2:
-            config.num_labels = 2  # by which most classes size this head
-        for name, value in _dropout_fields(dropout).items():
-            if not hasattr(config, name):
-                raise ConfigError(f"dropout: {config.model_type} calls its dropouts otherwise")
-            setattr(config, name, value)
         model, info = _HF_HEADS[head].from_pretrained(
             start.folder,
             config=config,

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import MODEL_FOR_MASKED_LM_MAPPING, AutoConfig, AutoModel
+from transformers import MODEL_FOR_MASKED_LM_MAPPING, AutoConfig, AutoModel, PretrainedConfig
 
 from spanbert_ext.device import physical_memory
 from spanbert_ext.errors import ConfigError, DataError
@@ -203,15 +203,24 @@ def _read_original(start: StartingPoint, options) -> tuple[SpanBertForPreTrainin
     )
 
 
-def _read_encoder(start: StartingPoint, options) -> tuple[SpanBertForPreTraining, LoadReport]:
-    kind = start.fields["model_type"]
+def hf_config(start: StartingPoint) -> PretrainedConfig:
+    """The configuration of a directory that transformers reads.
+
+    Raises:
+        DataError: of a model that is no encoder of masked language models.
+    """
     with conversion.quiet_loading(start.name):
         config = AutoConfig.from_pretrained(start.folder, trust_remote_code=False)
     if type(config) not in MODEL_FOR_MASKED_LM_MAPPING or config.is_encoder_decoder:
         raise DataError(
-            f"{start.name}: {kind} is no encoder of masked language models in transformers; take "
-            "a BERT-like one (BERT, RoBERTa, ModernBERT, ELECTRA, DeBERTa ...)"
+            f"{start.name}: {config.model_type} is no encoder of masked language models in "
+            "transformers; take a BERT-like one (BERT, RoBERTa, ModernBERT, ELECTRA, DeBERTa ...)"
         )
+    return config
+
+
+def _read_encoder(start: StartingPoint, options) -> tuple[SpanBertForPreTraining, LoadReport]:
+    kind, config = start.fields["model_type"], hf_config(start)
     for field in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
         if field in options and not hasattr(config, field):
             raise ConfigError(
