@@ -31,12 +31,7 @@ HEADER = (
 )  # fmt: skip
 PLACES = ("kernel", "dtype", "lines", "what")
 # Helpers that every access goes through: the lines that matter are those that call them.
-HELPERS = (
-    "csrc/common/",
-    "csrc/rows/columns.h",
-    "csrc/rows/dropout_norm_columns.h",
-    "csrc/common/portable.h",
-)
+HELPERS = ("csrc/common/", "csrc/rows/columns.h", "csrc/rows/dropout_norm_columns.h")
 
 
 @dataclass(frozen=True)

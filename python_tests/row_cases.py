@@ -62,16 +62,18 @@ def check_rows(device, dtype, vocabulary, stride, heads=2, rows=41):
     assert_as_good_as_torch(grad_bias, *stored, "bias")
 
 
+def shifted(values: torch.Tensor, elements: int) -> torch.Tensor:
+    """The same values so many elements behind the beginning of a buffer."""
+    buffer = values.new_zeros(values.numel() + elements)
+    buffer[elements:] = values.reshape(-1)
+    return buffer[elements:].view(values.shape)
+
+
 def check_alignment(device, dtype, vocabulary, stride):
     """Where a tensor begins decides how it is read, never a bit of the result."""
     logits, targets, bias, head, scale = (
         t.to(device) for t in row_case(dtype, 23, vocabulary, stride, 2)
     )
-
-    def shifted(values, offset):
-        buffer = values.new_zeros(values.numel() + offset)
-        buffer[offset:] = values.reshape(-1)
-        return buffer[offset:].view(values.shape)
 
     results = []
     for offsets in ((0, 0), (1, 0), (0, 1), (3, 2)):

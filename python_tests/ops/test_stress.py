@@ -15,7 +15,7 @@ from back_ends import mode
 from device_cases import DTYPES
 from norm_cases import DTYPES as STREAMS
 from norm_cases import EPS, FORMS, SEED, gradients, inputs, torch_formula
-from row_cases import row_case, torch_rows
+from row_cases import row_case, shifted, torch_rows
 from sbo_cases import make_head, padded_formula, run
 from strategies import POOL, assert_same_batch, make_masker, marks_for, randn, rewound, word_text
 
@@ -38,13 +38,6 @@ def check_close(ours, own, exact, dtype, name):
     unit = 1e-12 if dtype == torch.float64 else torch.finfo(dtype).eps
     bound = 8 * ((own - exact).abs().max() + unit * exact.abs().max())
     assert (ours - exact).abs().max() <= bound, f"{name} differs"
-
-
-def shifted(values: torch.Tensor, elements: int) -> torch.Tensor:
-    """The same values so many elements behind the beginning of a buffer."""
-    buffer = values.new_zeros(values.numel() + elements)
-    buffer[elements:] = values.reshape(-1)
-    return buffer[elements:].view(values.shape)
 
 
 def make_batch(rng, device, rows, width):

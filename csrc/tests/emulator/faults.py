@@ -11,8 +11,6 @@ with 1 if no build catches a fault.
 from __future__ import annotations
 
 import argparse
-import importlib.machinery
-import importlib.util
 import os
 import shutil
 import signal
@@ -23,6 +21,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+
+import builds
 
 HERE = Path(__file__).resolve().parent
 BUILDS = ("plain", "sanitize", "races")
@@ -140,33 +140,23 @@ SOURCES = {
 }  # fmt: skip
 
 
-def load_run():
-    """The script `run`, which has no ending, as a module."""
-    loader = importlib.machinery.SourceFileLoader("emulator_run", str(HERE / "run"))
-    spec = importlib.util.spec_from_loader(loader.name, loader)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[loader.name] = module
-    loader.exec_module(module)
-    return module
-
-
-def plant(run, kind, clean: Path, fault: Fault, work: Path) -> Path:
+def plant(kind, clean: Path, fault: Fault, work: Path) -> Path:
     """Builds the module with a fault in it from the objects in `clean`; returns what to put on the
     path."""
     tree, package = work / "csrc", work / "package"
     shutil.copytree(clean / "package", package, symlinks=True)
-    shutil.copytree(run.CSRC, tree)
+    shutil.copytree(builds.CSRC, tree)
     text = (tree / fault.file).read_text()
     if fault.old not in text:
         raise SystemExit(f"{fault.name}: {fault.file} no longer holds {fault.old!r}")
     (tree / fault.file).write_text(text.replace(fault.old, fault.new, 1))
     name = SOURCES[fault.call]
-    options = next(o for path, o in run.sources(kind, clean) if path.name == name)
-    options = [option.replace(str(run.CSRC), str(tree)) for option in options]
+    options = next(o for path, o in builds.sources(kind, clean) if path.name == name)
+    options = [option.replace(str(builds.CSRC), str(tree)) for option in options]
     planted = work / "planted.o"
-    run.run_or_stop(
+    builds.run_or_stop(
         [
-            run.compiler(),
+            builds.compiler(),
             *options,
             "-Wno-error",
             "-c",
@@ -176,13 +166,13 @@ def plant(run, kind, clean: Path, fault: Fault, work: Path) -> Path:
         ]
     )
     objects = [planted, *(o for o in sorted(clean.glob("*.o")) if o.name != f"{name}.o")]
-    run.link_objects(kind, objects, next((package / "spanbert_ext").glob("_C*")))
+    builds.link_objects(kind, objects, next((package / "spanbert_ext").glob("_C*")))
     return package
 
 
-def caught(run, kind, path: Path, call: str, work: Path) -> str:
+def caught(kind, path: Path, call: str, work: Path) -> str:
     """What a build said of a call, or "" if all was well."""
-    env = run.environment(kind, path, 1, work / "counts", False)
+    env = builds.environment(kind, path, 1, work / "counts", False)
     command = [sys.executable, str(HERE / "fault_calls.py"), call]
     try:
         done = subprocess.run(
@@ -206,13 +196,13 @@ def caught(run, kind, path: Path, call: str, work: Path) -> str:
     )
 
 
-def tried(run, fault: Fault, builds: Path, every: bool) -> dict[str, str]:
+def tried(fault: Fault, folder: Path, every: bool) -> dict[str, str]:
     """What each build that was tried said of a fault."""
     said = {}
     for name in BUILDS:
         with tempfile.TemporaryDirectory() as work:
-            path = plant(run, run.KINDS[name], builds / name, fault, Path(work))
-            said[name] = caught(run, run.KINDS[name], path, fault.call, Path(work))
+            path = plant(builds.KINDS[name], folder / name, fault, Path(work))
+            said[name] = caught(builds.KINDS[name], path, fault.call, Path(work))
         if said[name] and not every:
             break
     return said
@@ -226,15 +216,15 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument("names", nargs="*", help="of the faults; all without any")
     options = parser.parse_args(arguments)
-    run, missed = load_run(), []
+    missed = []
     chosen = [fault for fault in FAULTS if not options.names or fault.name in options.names]
     with tempfile.TemporaryDirectory() as temporary, ThreadPoolExecutor(os.cpu_count()) as pool:
-        builds = options.builds or Path(temporary)
+        folder = options.builds or Path(temporary)
         for name in BUILDS:
-            if not (builds / name / "package").exists():
-                (builds / name).mkdir()
-                run.build_module(run.KINDS[name], builds / name)
-        tables = pool.map(partial(tried, run, builds=builds, every=options.all), chosen)
+            if not (folder / name / "package").exists():
+                (folder / name).mkdir(parents=True)
+                builds.build_module(builds.KINDS[name], folder / name)
+        tables = pool.map(partial(tried, folder=folder, every=options.all), chosen)
         for fault, said in zip(chosen, tables, strict=True):
             print(f"{fault.name} ({fault.file})")
             for name, message in said.items():
