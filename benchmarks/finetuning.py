@@ -35,13 +35,14 @@ from transformers import (  # noqa: E402
 )
 
 from benchmarks import environment, records  # noqa: E402
-from spanbert_ext.tasks.batching import TrainingOrder  # noqa: E402
-from spanbert_ext.tasks.config import FinetuneOptimizer  # noqa: E402
-from spanbert_ext.tasks.finetune_task import FinetuneTask  # noqa: E402
+from spanbert_ext.tasks.batching import FeatureBatches, TrainingOrder  # noqa: E402
+from spanbert_ext.tasks.config import FinetuneConfig, FinetuneOptimizer  # noqa: E402
 from spanbert_ext.tasks.models import start_model  # noqa: E402
+from spanbert_ext.tasks.packed_objective import PackedObjective  # noqa: E402
 from spanbert_ext.tasks.predictor import Predictor  # noqa: E402
 from spanbert_ext.tasks.qa.config import QAOptions  # noqa: E402
 from spanbert_ext.tasks.qa.task import QATask  # noqa: E402
+from spanbert_ext.tasks.registry import settings_class  # noqa: E402
 from spanbert_ext.tasks.rejects import Rejects  # noqa: E402
 from spanbert_ext.training.loop import HostStep, LoopSettings  # noqa: E402
 from spanbert_ext.training.optimizer import build_optimizer  # noqa: E402
@@ -60,7 +61,9 @@ class OwnTraining:
             self.model, _ = start_model(start, task.head, [], 0)
         self.model.train()
         order = TrainingOrder(np.array([len(f.input_ids) for f in features]), BATCH, seed=0)
-        own = FinetuneTask(features, task.head, order, 1 << 20, 0, CPU, ids)
+        settings = settings_class(FinetuneConfig, task.name)
+        own = PackedObjective(settings(model, ["train"]))
+        own.data = FeatureBatches(features, task.head, order, 1 << 20, 0, CPU, ids)
         optimizer = build_optimizer(self.model, FinetuneOptimizer(peak_lr=1e-4))
         numbers = LoopSettings(10_000, 1e-4, 100, 1.0, "bf16", 1)
         self._step = HostStep(self.model, optimizer, own, numbers)

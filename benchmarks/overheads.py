@@ -13,6 +13,7 @@ log lines after the first.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import subprocess
@@ -91,32 +92,31 @@ def _held(pid: int) -> dict[str, float]:
 def loader_rows(corpus: Path, work: Path, steps: int) -> list[dict[str, Any]]:
     """Batch and step, on one thread in this process; the stall of a checkpoint in its own."""
     import torch
-    from transformers import AutoTokenizer
 
-    from spanbert_ext.data import open_corpus
     from spanbert_ext.settings import build as dotted
     from spanbert_ext.training.config import PretrainConfig
     from spanbert_ext.training.loop import HostStep, LoopSettings
-    from spanbert_ext.training.models import build_model
     from spanbert_ext.training.optimizer import build_optimizer
-    from spanbert_ext.training.pretrain_task import PretrainTask
+    from spanbert_ext.training.pretrain import PretrainObjective
+    from spanbert_ext.training.ranks import ALONE
 
     torch.set_num_threads(1)
     found = []
     for rows, length in ((16, 64), (32, 128), (16, 512)):
         options = settings(corpus, work / "loader", "tiny", rows, length, 1000)
         config = dotted.build(PretrainConfig, options)
-        opened = open_corpus(config.corpus)
-        tokenizer = AutoTokenizer.from_pretrained(opened.tokenizer_dir)
-        model = build_model(config, opened.vocab_size, tokenizer).train()
-        task = PretrainTask(opened, tokenizer, config, torch.device("cpu"))
+        objective = PretrainObjective(config)
+        objective.read()
+        objective.prepare(None, torch.device("cpu"), ALONE, contextlib.ExitStack())
+        model = objective.build_model().train()
+        objective.data = objective.build_batches(model)
         optimizer = build_optimizer(model, config.optimizer)
-        step = HostStep(model, optimizer, task, LoopSettings(1000, 1e-4, 1, 1.0, "fp32", 1000))
+        step = HostStep(model, optimizer, objective, LoopSettings(1000, 1e-4, 1, 1.0, "fp32", 1000))
         making, whole = [], []
         for number in range(_WARM_UP_STEPS + steps):
             begun = time.thread_time()
-            task.batches(number)
-            task.num_tokens(number)
+            objective.data.batches(number)
+            objective.data.num_tokens(number)
             making.append(time.thread_time() - begun)
             begun = time.thread_time()
             step(number)

@@ -6,7 +6,8 @@ As a script, the command with `SPOIL=batch:count:rank:factor`.
 import os
 import sys
 
-from spanbert_ext.training import loop, pretrain_task
+from spanbert_ext.training import loop
+from spanbert_ext.training.pretrain import PretrainObjective
 
 
 def spoil(patch, batches, factor):
@@ -16,20 +17,20 @@ def spoil(patch, batches, factor):
         patch: as `setattr`.
         batches: numbers of batches; one that was jumped over stays away.
     """
-    host_step, task_loss = loop.HostStep.__call__, pretrain_task.PretrainTask.loss
+    host_step, own_loss = loop.HostStep.__call__, PretrainObjective.loss
     batch = -1
 
     def remember(self, step):
         nonlocal batch
-        batch = step + self._task.shift
+        batch = step + self._objective.data.shift
         return host_step(self, step)
 
     def spoiled(self, *arguments):
-        value, parts = task_loss(self, *arguments)
+        value, parts = own_loss(self, *arguments)
         return value * (factor if batch in batches else 1.0), parts
 
     patch(loop.HostStep, "__call__", remember)
-    patch(pretrain_task.PretrainTask, "loss", spoiled)
+    patch(PretrainObjective, "loss", spoiled)
 
 
 if __name__ == "__main__":

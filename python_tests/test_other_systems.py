@@ -50,7 +50,7 @@ from spanbert_ext.data.preparation import prepare
 from spanbert_ext.errors import ConfigError
 from spanbert_ext.tasks.predict_files import OutputFiles
 from spanbert_ext.training import checkpoint
-from spanbert_ext.training.run_lock import RunLock
+from spanbert_ext.training.run_directory import RunDirectory
 
 work = pathlib.Path(os.environ["WORK"])
 for name in ("a", "b"):
@@ -67,8 +67,8 @@ def refused(take):
         return str(error)
     raise AssertionError("it was not refused")
 
-with RunLock(work):
-    assert f"in use by pid {os.getpid()}" in refused(lambda: RunLock(work))
+with RunDirectory(work):
+    assert f"in use by pid {os.getpid()}" in refused(lambda: RunDirectory(work))
 with OutputFiles(work / "out", None):
     assert "is writing it" in refused(lambda: OutputFiles(work / "out", None))
 files.write_text(work / "small", "text")

@@ -20,10 +20,11 @@ from spanbert_ext import (
 )
 from spanbert_ext.model.encoder import PackedBert
 from spanbert_ext.ops.cross_entropy import two_head_cross_entropy
-from spanbert_ext.training.config import OptimizerOptions
+from spanbert_ext.training.config import LossOptions, OptimizerOptions, PretrainConfig
 from spanbert_ext.training.loop import accumulate, update
 from spanbert_ext.training.optimizer import build_optimizer
-from spanbert_ext.training.pretrain_task import MicroBatch, PretrainTask
+from spanbert_ext.training.pretrain import PretrainObjective
+from spanbert_ext.training.pretrain_batches import MicroBatch
 
 # The encoder -------------------------------------------------------------------------------------
 
@@ -113,8 +114,8 @@ class Training:
 
     def __init__(self, device):
         # Without the corpus: counts and loss of a micro-batch need none.
-        self.device, self.task = torch.device(device), object.__new__(PretrainTask)
-        self.task.loss_kind, self.task.loss_names = "paper", ("mlm_loss", "sbo_loss")
+        self.device = torch.device(device)
+        self.objective = PretrainObjective(PretrainConfig(loss=LossOptions(kind="paper")))
         self.model = SpanBertForPreTraining(config(hidden_size=64)).to(device)
         self.optimizer = build_optimizer(self.model, OptimizerOptions())
         self.tokens, self.cu_seqlens = (t.to(device) for t in make_stream(make_ids()))
@@ -128,7 +129,9 @@ class Training:
 
     def step(self, step: int):
         """(loss parts, gradient norm, found_inf)"""
-        parts = accumulate(self.model, self.task, self.micro_batches(step), self.device, "bf16")
+        parts = accumulate(
+            self.model, self.objective, self.micro_batches(step), self.device, "bf16"
+        )
         return parts, *update(self.model, self.optimizer, 1.0)
 
     def state(self) -> list[torch.Tensor]:
@@ -169,7 +172,7 @@ def check_a_step_without_a_finite_gradient_changes_nothing(device):
     before = training.state()
     for broken in (float("inf"), float("nan")):
         accumulate(
-            training.model, training.task, training.micro_batches(1), training.device, "bf16"
+            training.model, training.objective, training.micro_batches(1), training.device, "bf16"
         )
         training.model.cls.sbo_bias.grad[3] = broken
         _, found_inf = update(training.model, training.optimizer, 1.0)

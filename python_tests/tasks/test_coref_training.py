@@ -8,12 +8,19 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
 from spanbert_ext.tasks.batching import TrainingOrder
+from spanbert_ext.tasks.config import FinetuneConfig
 from spanbert_ext.tasks.coref.features import segment
 from spanbert_ext.tasks.coref.model.coreference import SpanBertForCoreference
+from spanbert_ext.tasks.coref.objective import (
+    CorefObjective,
+    DocumentBatches,
+    TwoRateStep,
+    build_two_rates,
+)
 from spanbert_ext.tasks.coref.options import CorefOptimizer, CorefOptions
 from spanbert_ext.tasks.coref.predictor import model_inputs
-from spanbert_ext.tasks.coref.training import CorefTrainingTask, TwoRateStep, build_two_rates
 from spanbert_ext.tasks.finetune import finetune
+from spanbert_ext.tasks.registry import settings_class
 from spanbert_ext.training import checkpoint, loop
 from spanbert_ext.training.optimizer import learning_rate
 
@@ -33,37 +40,40 @@ def test_layers_computed_again_make_the_same_update(toy_bert, tmp_path):
 
 
 def training(toy_bert, documents, examples=1, **options):
-    """(task, model) of documents in segments of 16 pieces."""
+    """(objective, model) of documents in segments of 16 pieces."""
     tokenizer = AutoTokenizer.from_pretrained(toy_bert)
     options = CorefOptions(ffnn_size=24, max_span_width=4, **options).model_options(None)
     features = segment(documents, tokenizer, 16)
     order = TrainingOrder(np.array([len(f.tokens) for f in features]), examples, 3)
     model = SpanBertForCoreference.from_encoder(toy_bert, options)
-    return CorefTrainingTask(features, options, order, 3, torch.device("cpu")), model
+    settings = settings_class(FinetuneConfig, "coref")
+    objective = CorefObjective(settings(str(toy_bert), ["train"]))
+    objective.data = DocumentBatches(features, options, order, 3, torch.device("cpu"))
+    return objective, model
 
 
 def test_windows_depend_on_seed_epoch_and_document_alone(toy_bert):
     documents = [story(number, sentences=20) for number in range(4)]
-    task, _ = training(toy_bert, documents, max_training_segments=2)
+    objective, _ = training(toy_bert, documents, max_training_segments=2)
     for number in range(4):
-        shown = [task.window(number, epoch) for epoch in range(12)]
+        shown = [objective.data.window(number, epoch) for epoch in range(12)]
         assert all(part.segments == 2 for part in shown)
         assert len({int(part.word_of_piece[1]) for part in shown}) > 2
     again, _ = training(toy_bert, documents, max_training_segments=2, examples=2)
-    one = again.window(3, 5)
-    assert np.array_equal(one.word_of_piece, task.window(3, 5).word_of_piece)
-    firsts = [int(task.window(number, 0).segment_of[0]) for number in range(4)]
+    one = again.data.window(3, 5)
+    assert np.array_equal(one.word_of_piece, objective.data.window(3, 5).word_of_piece)
+    firsts = [int(objective.data.window(number, 0).segment_of[0]) for number in range(4)]
     assert firsts == [0] * 4  # segments are counted within the window
-    tokens = sum(len(batch.inputs["input_ids"]) for batch in again.batches(1))
-    assert tokens == again.num_tokens(1) and len(again.describe(1)["ids"]) == 2
+    tokens = sum(len(batch.inputs["input_ids"]) for batch in again.data.batches(1))
+    assert tokens == again.data.num_tokens(1) and len(again.data.describe(1)["ids"]) == 2
 
 
 def test_documents_of_a_batch_are_averaged(toy_bert):
     documents = [story(number) for number in range(3)]
-    task, model = training(toy_bert, documents, examples=3)
+    objective, model = training(toy_bert, documents, examples=3)
     model.eval()
-    batches = task.batches(0)
-    parts = loop.accumulate(model, task, batches, torch.device("cpu"), "fp32")
+    batches = objective.data.batches(0)
+    parts = loop.accumulate(model, objective, batches, torch.device("cpu"), "fp32")
     losses = [model(**batch.inputs).loss for batch in batches]
     torch.testing.assert_close(parts[0], sum(losses).detach() / 3)
     (expected,) = torch.autograd.grad(sum(losses) / 3, [model.coref.antecedents.coarse.weight])
@@ -71,13 +81,13 @@ def test_documents_of_a_batch_are_averaged(toy_bert):
 
 
 def test_two_rates_with_their_own_warm_up_and_clipping(toy_bert):
-    task, model = training(toy_bert, [story(0)])
+    objective, model = training(toy_bert, [story(0)])
     options = CorefOptimizer(
         peak_lr=1e-3, task_lr=1e-2, task_warmup=0.5, clip_norm=0.5, task_clip_norm=2.0
     )
     optimizer = build_two_rates(model, options, torch.device("cpu"))
     numbers = loop.LoopSettings(10, options.peak_lr, 1, options.clip_norm, "fp32", 10)
-    step = TwoRateStep(model, optimizer, task, numbers, options)
+    step = TwoRateStep(model, optimizer, objective, numbers, options)
     *encoder, head = optimizer.param_groups
     assert [group["weight_decay"] for group in (*encoder, head)] == [0.01, 0.0, 0.0]
     assert [group["eps"] for group in (*encoder, head)] == [1e-6, 1e-6, 1e-8]
@@ -101,11 +111,11 @@ def test_two_rates_with_their_own_warm_up_and_clipping(toy_bert):
 
 
 def test_an_update_that_is_not_finite_leaves_both_parts_alone(toy_bert):
-    task, model = training(toy_bert, [story(0)])
+    objective, model = training(toy_bert, [story(0)])
     options = CorefOptimizer()
     optimizer = build_two_rates(model, options, torch.device("cpu"))
     numbers = loop.LoopSettings(10, 1e-3, 0, 1.0, "fp32", 10)
-    step = TwoRateStep(model, optimizer, task, numbers, options)
+    step = TwoRateStep(model, optimizer, objective, numbers, options)
     step(0)
     before = {name: p.clone() for name, p in model.named_parameters()}
     handle = model.coref.antecedents.coarse.weight.register_hook(lambda grad: grad * torch.nan)

@@ -17,9 +17,10 @@ from transformers import BertConfig, BertModel
 from spanbert_ext.cli import command
 from spanbert_ext.errors import ConfigError, NumericsError, Preempted
 from spanbert_ext.tasks import finetune as finetune_module
+from spanbert_ext.tasks.batching import FeatureBatches
 from spanbert_ext.tasks.best_model import SCORES, best_scores
 from spanbert_ext.tasks.finetune import finetune
-from spanbert_ext.tasks.finetune_task import FinetuneTask
+from spanbert_ext.tasks.packed_objective import PackedObjective
 from spanbert_ext.tasks.predictor import Predictor
 from spanbert_ext.tasks.task_file import read_task_file
 from spanbert_ext.text import marks_blanks
@@ -166,7 +167,7 @@ def test_a_damaged_best_model_is_replaced(toy_bert, tmp_path, monkeypatch):
 
 def spoil(monkeypatch, batches, factor):
     """Multiply what is differentiated in these batches."""
-    loss, batches_of = FinetuneTask.loss, FinetuneTask.batches
+    loss, batches_of = PackedObjective.loss, FeatureBatches.batches
     batch = -1
 
     def remember(self, step):
@@ -178,8 +179,8 @@ def spoil(monkeypatch, batches, factor):
         value, parts = loss(self, *arguments)
         return value * (factor if batch in batches else 1.0), parts
 
-    monkeypatch.setattr(FinetuneTask, "batches", remember)
-    monkeypatch.setattr(FinetuneTask, "loss", spoiled)
+    monkeypatch.setattr(FeatureBatches, "batches", remember)
+    monkeypatch.setattr(PackedObjective, "loss", spoiled)
 
 
 def test_a_spike_goes_back_and_jumps_over(toy_bert, tmp_path, monkeypatch):

@@ -105,9 +105,9 @@ def test_predict_and_evaluate_name_it(trained, tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_an_evaluation_in_training_ends_the_run(toy_bert, tmp_path, monkeypatch, value):
     """No such model is the best one; what was saved stays."""
-    from spanbert_ext.tasks import head_run
+    from spanbert_ext.tasks import packed_objective
 
-    compute, calls = head_run.outputs_of, []
+    compute, calls = packed_objective.outputs_of, []
 
     def outputs(*arguments, **named):
         found = compute(*arguments, **named)
@@ -116,7 +116,7 @@ def test_an_evaluation_in_training_ends_the_run(toy_bert, tmp_path, monkeypatch,
             found[5][0] = value
         return found
 
-    monkeypatch.setattr(head_run, "outputs_of", outputs)
+    monkeypatch.setattr(packed_objective, "outputs_of", outputs)
     words = sentiment_words(toy_bert, tmp_path, tmp_path / "run", max_steps=12, evals_per_epoch=20)
     with pytest.raises(NumericsError, match=r"the evaluation after step 2 met .* not finite"):
         finetune(config_of(words))

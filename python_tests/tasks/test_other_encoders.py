@@ -14,13 +14,13 @@ from transformers import (
 )
 
 from spanbert_ext.cli import command
-from spanbert_ext.tasks.batching import TrainingOrder, pack
+from spanbert_ext.tasks.batching import FeatureBatches, TrainingOrder, pack
 from spanbert_ext.tasks.classification.config import GlueOptions
 from spanbert_ext.tasks.classification.data import GlueExample
 from spanbert_ext.tasks.classification.task import GlueTask
-from spanbert_ext.tasks.finetune_task import FinetuneTask
 from spanbert_ext.tasks.hf_heads import HfHead
 from spanbert_ext.tasks.models import head_outputs, load_head, stream_multiple
+from spanbert_ext.tasks.packed_objective import count_labels, head_loss
 from spanbert_ext.tasks.predictor import outputs_of
 from spanbert_ext.tasks.qa.config import QAOptions
 from spanbert_ext.tasks.qa.data import QAExample
@@ -131,9 +131,10 @@ def test_no_row_is_padding_alone(tmp_path, head):
     outputs = outputs_of(model, features, task, 1, torch.device("cpu"), "fp32")
     assert len(outputs) == 3 and all(np.isfinite(own).all() for own in outputs)
     order = TrainingOrder(np.array([4, 5, 6]), 3, 0)
-    own = FinetuneTask(features, head, order, 99, 1, "cpu", "abc", multiple=stream_multiple(model))
+    multiple = stream_multiple(model)
+    own = FeatureBatches(features, head, order, 99, 1, "cpu", "abc", multiple=multiple)
     (batch,) = own.batches(0)
-    loss, _ = own.loss(model, batch, own.counts(batch))
+    loss = head_loss(model, batch, head, count_labels(batch, head)[0])
     assert torch.isfinite(loss)
     assert [tuple(ids.shape) for ids in seen] == [(3, 6), (3, 6)]
     assert all((ids != 1).any(1).all() for ids in seen)

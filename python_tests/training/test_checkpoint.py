@@ -11,7 +11,7 @@ import pytest
 
 from spanbert_ext.errors import ConfigError, StorageError
 from spanbert_ext.training import checkpoint
-from spanbert_ext.training.run_lock import RunLock
+from spanbert_ext.training.run_directory import RunDirectory
 
 
 def write_two_files(directory):
@@ -288,22 +288,23 @@ def test_space_check(tmp_path):
 
 def test_lock_names_its_holder_and_dies_with_it(tmp_path):
     holder = (
-        "import sys, pathlib; from spanbert_ext.training.run_lock import RunLock\n"
-        "lock = RunLock(pathlib.Path(sys.argv[1])); print('held', flush=True); sys.stdin.read()"
+        "import sys, pathlib; from spanbert_ext.training.run_directory import RunDirectory\n"
+        "lock = RunDirectory(pathlib.Path(sys.argv[1]))\n"
+        "print('held', flush=True); sys.stdin.read()"
     )
     child = subprocess.Popen(
         [sys.executable, "-c", holder, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
     assert child.stdout.readline() == b"held\n"
     with pytest.raises(ConfigError, match=f"in use by pid {child.pid} on .* since "):
-        RunLock(tmp_path)
+        RunDirectory(tmp_path)
     child.kill()
     child.wait()
     child.stdin.close()
     child.stdout.close()
-    with RunLock(tmp_path):
+    with RunDirectory(tmp_path):
         assert f"pid {os.getpid()} " in (tmp_path / ".lock").read_text()
-    RunLock(tmp_path).__exit__()
+    RunDirectory(tmp_path).__exit__()
 
 
 def test_a_file_system_without_locks(tmp_path, monkeypatch):
@@ -312,7 +313,7 @@ def test_a_file_system_without_locks(tmp_path, monkeypatch):
 
     monkeypatch.setattr("spanbert_ext.files.fcntl.flock", refuse)
     with pytest.raises(StorageError, match="cannot lock .*: No locks available"):
-        RunLock(tmp_path)
+        RunDirectory(tmp_path)
 
 
 def test_a_directory_that_cannot_be_read(tmp_path, monkeypatch):

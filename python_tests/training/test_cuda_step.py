@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 import torch
 from device_cases import UNCACHED, no_waiting
+from objective_cases import pretrain_objective
 from test_device_step import RESIDENT, SETTINGS
 from transformers import AutoTokenizer
 
@@ -14,7 +15,6 @@ from spanbert_ext.training.graphed_step import WARM_UP_STEPS, GraphedStep
 from spanbert_ext.training.loop import HostStep
 from spanbert_ext.training.models import build_model
 from spanbert_ext.training.optimizer import build_optimizer
-from spanbert_ext.training.pretrain_task import PretrainTask
 from spanbert_ext.training.run_step import build_replica
 
 pytestmark = [pytest.mark.cuda, pytest.mark.usefixtures("native_back_end")]
@@ -44,11 +44,11 @@ class Training:
         tokenizer = AutoTokenizer.from_pretrained(corpus.tokenizer_dir)
         torch.manual_seed(config.seed)
         self.model = build_model(config, corpus.vocab_size, tokenizer).to(place).train()
-        self.task = PretrainTask(corpus, tokenizer, config, place)
+        self.objective = pretrain_objective(config, place)
         self.optimizer = build_optimizer(self.model, config.optimizer)
         settings = dataclasses.replace(SETTINGS, precision=precision)
         replica = build_replica(self.model, compiled)
-        self.run = kind(self.model, self.optimizer, self.task, settings, replica)
+        self.run = kind(self.model, self.optimizer, self.objective, settings, replica)
 
     def losses(self, steps: int) -> list:
         """What the log would show of each update; dropout is drawn from the same seed."""
@@ -66,11 +66,11 @@ def assert_same_training(own: Training, other: Training, steps: int = 8) -> None
 
 
 def check_batches(config, device):
-    task = Training(config, DeviceStep, device).task
+    objective = Training(config, DeviceStep, device).objective
     for step in (0, 5, 17):
-        task.seek(step)
-        for number, expected in enumerate(task.batches(step)):
-            found = task.batch_on_device(torch.tensor([number], device=device))
+        objective.data.seek(step)
+        for number, expected in enumerate(objective.data.batches(step)):
+            found = objective.data.batch_on_device(torch.tensor([number], device=device))
             assert torch.equal(found.cu_seqlens, expected.cu_seqlens)
             for field in dataclasses.fields(found.masked):
                 got, wanted = (getattr(x.masked, field.name) for x in (found, expected))
@@ -92,7 +92,7 @@ def test_device_step_is_the_hosts(tiny, change):
 
 def check_nothing_waits(config, kind, device):
     training = Training(config, kind, device)
-    epoch = training.task._order.steps_per_epoch
+    epoch = training.objective.data._order.steps_per_epoch
     for step in range(WARM_UP_STEPS + 1):
         training.run(step)
     with no_waiting(device):
@@ -147,9 +147,9 @@ def test_eager_work_between_replays_changes_nothing(tiny, change):
     training = Training(config, graphed)
     training.losses(WARM_UP_STEPS + 2)
     before = [t.clone() for t in training.state()]
-    micro = training.task.batches(3)[0]
+    micro = training.objective.data.batches(3)[0]
     with torch.no_grad():
-        training.task.loss(training.model, micro, training.task.counts(micro))
+        training.objective.loss(training.model, micro, training.objective.counts(micro))
     assert all(torch.equal(a, b) for a, b in zip(before, training.state(), strict=True))
     assert all(p.grad is None for p in training.model.parameters())
     training.run(WARM_UP_STEPS + 2)

@@ -11,7 +11,7 @@ from test_pretrain import digests, metrics, stop_at
 
 from spanbert_ext.data import Corpus, PackedRows, PrepareConfig, batch_of_step, prepare
 from spanbert_ext.errors import ConfigError, Preempted
-from spanbert_ext.training import pretrain_task, run_step
+from spanbert_ext.training import pretrain_batches, run_step
 from spanbert_ext.training.config import RuntimeOptions
 from spanbert_ext.training.device_step import DeviceStep
 from spanbert_ext.training.graphed_step import GraphedStep
@@ -21,7 +21,7 @@ from spanbert_ext.training.optimizer import (
     build_optimizer,
     learning_rate,
 )
-from spanbert_ext.training.pretrain import pretrain
+from spanbert_ext.training.pretrain import PretrainObjective, pretrain
 from spanbert_ext.training.resident import ResidentOrder, ResidentRows, resident_bytes
 
 CPU = torch.device("cpu")
@@ -116,13 +116,13 @@ def mixture(corpus_dir, tmp_path_factory):
 @pytest.mark.parametrize("step", [0, 3, 17])
 def test_micro_batches_are_the_hosts(tiny, change, step, mixed, mixture):
     settings = RESIDENT | ({"corpus": mixture} if mixed else {})
-    task, _ = parts_of(change(tiny, **settings))
-    tokens = task.seek(step)
-    made = task.batches(step)
+    objective, _ = parts_of(change(tiny, **settings))
+    tokens = objective.data.seek(step)
+    made = objective.data.batches(step)
     assert tokens == sum(micro.tokens for micro in made)
     for number, expected in enumerate(made):
         for micro in (number, torch.tensor([number])):
-            found = task.batch_on_device(micro)
+            found = objective.data.batch_on_device(micro)
             assert torch.equal(found.cu_seqlens, expected.cu_seqlens)
             assert (found.max_length, found.row_length) == (32, 32)
             for field in dataclasses.fields(found.masked):
@@ -137,10 +137,10 @@ SETTINGS = LoopSettings(
 
 def losses_and_weights(config, kind, steps=11, precision="fp32"):
     """Tokens, losses and verdict of every step, then weights and moments."""
-    task, model = parts_of(config)
+    objective, model = parts_of(config)
     optimizer = build_optimizer(model, config.optimizer)
     settings = dataclasses.replace(SETTINGS, precision=precision)
-    run = kind(model.train(), optimizer, task, settings)
+    run = kind(model.train(), optimizer, objective, settings)
     found = []
     for step in range(steps):
         tokens = run(step)
@@ -164,7 +164,7 @@ def test_losses_and_weights_are_the_hosts(tiny, change, micro_rows, precision):
 
 def test_a_step_that_is_not_finite_is_skipped(tiny, change, monkeypatch):
     """The same skips, counted the same, as on the host."""
-    loss = pretrain_task.PretrainTask.loss
+    loss = PretrainObjective.loss
     calls = 0
 
     def spoiled(self, *arguments):
@@ -173,7 +173,7 @@ def test_a_step_that_is_not_finite_is_skipped(tiny, change, monkeypatch):
         value, parts = loss(self, *arguments)
         return value * (float("nan") if calls in (3, 4, 5) else 1.0), parts
 
-    monkeypatch.setattr(pretrain_task.PretrainTask, "loss", spoiled)
+    monkeypatch.setattr(PretrainObjective, "loss", spoiled)
     config = change(tiny, **RESIDENT, **{"batch.micro_rows": 8})
     results = []
     for kind in (HostStep, DeviceStep):
@@ -233,17 +233,17 @@ def test_a_compiled_step_trains_alike(tiny, change, monkeypatch):
 
 
 def test_a_cpu_run_takes_the_hosts_batches(tiny, change):
-    task, model = parts_of(tiny)
-    assert not task.resident
+    objective, model = parts_of(tiny)
+    assert not objective.data.resident
     optimizer = build_optimizer(model, tiny.optimizer)
-    step = run_step.build_step(model, optimizer, task, SETTINGS, RuntimeOptions())
+    step = run_step.build_step(model, optimizer, objective, SETTINGS, RuntimeOptions())
     assert isinstance(step, HostStep)
     assert run_step.describe_step(step, False) == "batches from the host"
-    task, _ = parts_of(change(tiny, **RESIDENT))
-    step = run_step.build_step(model, optimizer, task, SETTINGS, RuntimeOptions())
+    objective, _ = parts_of(change(tiny, **RESIDENT))
+    step = run_step.build_step(model, optimizer, objective, SETTINGS, RuntimeOptions())
     assert isinstance(step, DeviceStep)
     with pytest.raises(ConfigError, match="graphs need a CUDA device"):
-        run_step.build_step(model, optimizer, task, SETTINGS, RuntimeOptions(graph="on"))
+        run_step.build_step(model, optimizer, objective, SETTINGS, RuntimeOptions(graph="on"))
     with pytest.raises(ValueError, match="graphs need a CUDA device"):
         GraphedStep(step)
 
@@ -252,8 +252,8 @@ def test_rows_that_do_not_fit_stay_on_the_host(rows, monkeypatch):
     needed = resident_bytes(rows)
     for free, fits in ((4 * needed, True), (4 * needed - 4, False)):
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _, free=free: (free, 0))
-        assert pretrain_task.fits_on_device(rows, torch.device("cuda")) is fits
-    assert not pretrain_task.fits_on_device(rows, CPU)
+        assert pretrain_batches.fits_on_device(rows, torch.device("cuda")) is fits
+    assert not pretrain_batches.fits_on_device(rows, CPU)
 
 
 def test_the_model_is_compiled_on_request_only():

@@ -39,10 +39,10 @@ def make_step(tiny, change):
 
     def make(kind=DeviceStep, precision="fp32", **settings):
         config = change(tiny, **RESIDENT, **settings)
-        task, model = parts_of(config)
+        objective, model = parts_of(config)
         optimizer = build_optimizer(model, config.optimizer)
         options = SETTINGS.__class__(**{**SETTINGS.__dict__, "precision": precision})
-        step = kind(model.train(), optimizer, task, options)
+        step = kind(model.train(), optimizer, objective, options)
         step(0)
         return step
 
@@ -56,7 +56,7 @@ def test_no_operation_of_an_update_waits(make_step, monkeypatch, micro_rows, pre
     settings = {"batch.micro_rows": micro_rows, "model.dropout": dropout}
     step = make_step(precision=precision, **settings)
     as_on_a_gpu(monkeypatch)
-    step.task.seek(1)
+    step.data.seek(1)
     with CaptureSafe() as mode:
         for run in step.stages():
             run()
@@ -67,7 +67,7 @@ def test_no_operation_of_an_update_waits(make_step, monkeypatch, micro_rows, pre
 def test_the_hosts_update_would_be_found_out(make_step, monkeypatch):
     """The test above can fail: with numbers that are read, and with batches from the host."""
     step = make_step()
-    step.task.seek(1)
+    step.data.seek(1)
     with pytest.raises(AssertionError, match="a CUDA graph cannot hold"), CaptureSafe():
         step.first()
     step = make_step(HostStep)
@@ -168,7 +168,7 @@ def keep_generator(method):
     """`first`, which outside a captured graph draws dropout, draws the same in every call here."""
 
     def first(self):
-        torch.manual_seed(int(self.task.step_counter))
+        torch.manual_seed(int(self.data.step_counter))
         method(self)
 
     return first

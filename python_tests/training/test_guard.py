@@ -157,13 +157,13 @@ def test_a_rollback_at_a_checkpoint_logs_its_own_steps_alone(spiky, change, monk
 
 
 def test_batches_on_the_device_jump_too(tiny, change):
-    task, _ = parts_of(change(tiny, **{"batch.resident": "on"}))
-    task.shift = 7
-    assert task.seek(9) == task.num_tokens(9)
-    found = task.batch_on_device(0).masked.input_ids
-    assert torch.equal(found, task.batches(9)[0].masked.input_ids)
-    task.shift = 0
-    assert torch.equal(found, task.batches(16)[0].masked.input_ids)
+    objective, _ = parts_of(change(tiny, **{"batch.resident": "on"}))
+    objective.data.shift = 7
+    assert objective.data.seek(9) == objective.data.num_tokens(9)
+    found = objective.data.batch_on_device(0).masked.input_ids
+    assert torch.equal(found, objective.data.batches(9)[0].masked.input_ids)
+    objective.data.shift = 0
+    assert torch.equal(found, objective.data.batches(16)[0].masked.input_ids)
 
 
 def test_spikes_that_come_back_end_the_run(spiky, change, monkeypatch):

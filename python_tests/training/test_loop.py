@@ -7,9 +7,9 @@ import signal
 import pytest
 import torch
 import torch.nn.functional as F
+from objective_cases import pretrain_objective
 from torch import nn
 
-from spanbert_ext.data import open_corpus
 from spanbert_ext.training.config import OptimizerOptions
 from spanbert_ext.training.loop import (
     DeviceTotals,
@@ -21,24 +21,17 @@ from spanbert_ext.training.loop import (
     evaluate,
     train,
 )
-from spanbert_ext.training.models import build_model
 from spanbert_ext.training.optimizer import build_optimizer
-from spanbert_ext.training.pretrain_task import PretrainTask
 from spanbert_ext.training.run_log import RunLog, rewind
 
 CPU = torch.device("cpu")
 
 
 def parts_of(config):
-    """Task and a fresh model of a run, as pre-training builds them."""
-    from transformers import AutoTokenizer
-
-    corpus = open_corpus(config.corpus)
-    tokenizer = AutoTokenizer.from_pretrained(corpus.tokenizer_dir)
+    """Objective and a fresh model of a run, as pre-training builds them."""
+    objective = pretrain_objective(config)
     torch.manual_seed(config.seed)
-    return PretrainTask(corpus, tokenizer, config, CPU), build_model(
-        config, corpus.vocab_size, tokenizer
-    )
+    return objective, objective.build_model()
 
 
 def gradients(model):
@@ -49,16 +42,16 @@ def gradients(model):
 @pytest.mark.parametrize("micro_rows", [1, 2, 4])
 def test_accumulated_gradient_is_the_big_batchs(tiny, change, kind, micro_rows):
     config = change(tiny, **{"model.dropout": 0.0, "loss.kind": kind, "loss.sbo_weight": 0.5})
-    task, model = parts_of(change(config, **{"batch.micro_rows": 8}))
+    objective, model = parts_of(change(config, **{"batch.micro_rows": 8}))
     model.double()
-    whole = accumulate(model, task, task.batches(3), CPU, "fp32")
+    whole = accumulate(model, objective, objective.data.batches(3), CPU, "fp32")
     expected = gradients(model)
     model.zero_grad(set_to_none=True)
-    task, _ = parts_of(change(config, **{"batch.micro_rows": micro_rows}))
-    micro_batches = task.batches(3)
-    counts = torch.stack([task.counts(micro) for micro in micro_batches])
+    objective, _ = parts_of(change(config, **{"batch.micro_rows": micro_rows}))
+    micro_batches = objective.data.batches(3)
+    counts = torch.stack([objective.counts(micro) for micro in micro_batches])
     assert micro_rows == 4 or counts.unique(dim=0).shape[0] > 1  # else a mean of means would pass
-    parts = accumulate(model, task, micro_batches, CPU, "fp32")
+    parts = accumulate(model, objective, micro_batches, CPU, "fp32")
     torch.testing.assert_close(parts, whole, rtol=1e-6, atol=0)
     found = gradients(model)
     assert found.keys() == expected.keys()
@@ -81,7 +74,7 @@ class PlainModel(nn.Module):
 
 
 class PlainTask:
-    """A classification task for the loop: micro-batches of uneven sizes, one loss part."""
+    """A classification objective for the loop: micro-batches of uneven sizes, one loss part."""
 
     loss_names = ("class_loss",)
 
@@ -89,7 +82,7 @@ class PlainTask:
         generator = torch.Generator().manual_seed(0)
         self.words = torch.randint(0, 20, (64, 6), generator=generator)
         self.labels = self.words[:, 0] % 3
-        self.sizes = sizes
+        self.sizes, self.data = sizes, self
 
     def rows(self, step):
         return [(step * 8 + i) % 64 for i in range(8)]
@@ -110,7 +103,7 @@ class PlainTask:
         return loss, loss.detach()[None]
 
 
-def run_loop(task, tmp_path, steps=10, after=lambda step: None, **changed):
+def run_loop(objective, tmp_path, steps=10, after=lambda step: None, **changed):
     torch.manual_seed(0)
     model = PlainModel()
     optimizer = build_optimizer(model, OptimizerOptions(weight_decay=0.1))
@@ -124,9 +117,9 @@ def run_loop(task, tmp_path, steps=10, after=lambda step: None, **changed):
     settings = LoopSettings(steps=steps, **(values | changed))
     log = RunLog(tmp_path / "metrics.jsonl", 0, steps, CPU, "test")
     progress = Progress()
-    step = HostStep(model, optimizer, task, settings)
+    step = HostStep(model, optimizer, objective, settings)
     with StopRequest() as stop:
-        names = task.loss_names
+        names = objective.loss_names
         train(model, step, names, settings, progress, log, stop, lambda: False, after)
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     return model, progress, rows
@@ -136,8 +129,8 @@ def test_ten_step_loss_table(tmp_path):
     """Losses, gradient norms, rates and final weights equal a loop written out with
     torch.optim.AdamW and no accumulation.
     """
-    task = PlainTask()
-    model, progress, rows = run_loop(task, tmp_path)
+    objective = PlainTask()
+    model, progress, rows = run_loop(objective, tmp_path)
 
     torch.manual_seed(0)
     plain = PlainModel()
@@ -147,8 +140,8 @@ def test_ten_step_loss_table(tmp_path):
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.999), eps=1e-8, foreach=False)
     rates = [0.05 / 3, 0.1 / 3, 0.05, *(0.05 * k / 7 for k in range(7, 0, -1))]
     for step, rate in enumerate(rates):
-        rows_of_step = task.rows(step)
-        loss = F.cross_entropy(plain(task.words[rows_of_step]), task.labels[rows_of_step])
+        rows_of_step = objective.rows(step)
+        loss = F.cross_entropy(plain(objective.words[rows_of_step]), objective.labels[rows_of_step])
         optimizer.zero_grad()
         loss.backward()
         norm = nn.utils.clip_grad_norm_(plain.parameters(), 0.5)
@@ -199,8 +192,8 @@ def test_a_signal_ends_the_run_after_its_step(tmp_path, number):
 def test_evaluation_is_repeatable_and_independent_of_batching(tiny, change):
     losses = []
     for micro_rows in (8, 2, 2):
-        task, model = parts_of(change(tiny, **{"batch.micro_rows": micro_rows}))
-        losses.append(evaluate(model, task, task.held_out_batches(), "fp32"))
+        objective, model = parts_of(change(tiny, **{"batch.micro_rows": micro_rows}))
+        losses.append(evaluate(model, objective, objective.data.held_out_batches(), "fp32"))
         assert model.training
     assert losses[1] == losses[2]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
@@ -209,10 +202,10 @@ def test_evaluation_is_repeatable_and_independent_of_batching(tiny, change):
 
 
 def test_batches_depend_on_the_step_alone(tiny):
-    task, _ = parts_of(tiny)
-    first = [micro.masked.input_ids for micro in task.batches(7)]
-    task.batches(1)
-    again = [micro.masked.input_ids for micro in task.batches(7)]
+    objective, _ = parts_of(tiny)
+    first = [micro.masked.input_ids for micro in objective.data.batches(7)]
+    objective.data.batches(1)
+    again = [micro.masked.input_ids for micro in objective.data.batches(7)]
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     assert len(first) == 2
 

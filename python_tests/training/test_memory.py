@@ -6,6 +6,7 @@ import torch
 
 from spanbert_ext.errors import OutOfMemory
 from spanbert_ext.training.memory import explained
+from spanbert_ext.training.pretrain import PretrainObjective
 
 
 def allocate_torch():
@@ -20,6 +21,10 @@ def run_out_on_a_gpu():
     raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has ...")
 
 
+def advised(config, processes=1):
+    return explained(lambda: PretrainObjective(config).memory_advice(processes))
+
+
 @pytest.mark.parametrize(
     ("fail", "said"),
     [
@@ -29,7 +34,7 @@ def run_out_on_a_gpu():
     ],
 )
 def test_the_message_says_what_to_set(tiny, change, fail, said):
-    with pytest.raises(OutOfMemory) as caught, explained(change(tiny, **{"batch.rows": 12})):
+    with pytest.raises(OutOfMemory) as caught, advised(change(tiny, **{"batch.rows": 12})):
         fail()
     text = str(caught.value)
     assert text.startswith(f"memory ran out ({said}")
@@ -44,7 +49,7 @@ def test_the_message_says_what_to_set(tiny, change, fail, said):
 def test_the_advice_divides_the_rows_of_a_process(tiny, change, rows, micro, processes, fewer):
     config = change(tiny, **{"batch.rows": rows, "batch.micro_rows": micro})
     change(config, **{"batch.micro_rows": fewer}).micro_rows(processes)  # is accepted
-    with pytest.raises(OutOfMemory, match=f"micro_rows {fewer}`"), explained(config, processes):
+    with pytest.raises(OutOfMemory, match=f"micro_rows {fewer}`"), advised(config, processes):
         raise MemoryError
 
 
@@ -52,11 +57,11 @@ def test_one_row_cannot_be_divided(tiny, change):
     config = change(tiny, **{"batch.micro_rows": 1})
     with (
         pytest.raises(OutOfMemory, match=r"1 row of 32 tokens is computed at a time: only another"),
-        explained(config),
+        advised(config),
     ):
         raise MemoryError
 
 
 def test_other_errors_are_left_alone(tiny):
-    with pytest.raises(RuntimeError, match="size mismatch"), explained(tiny):
+    with pytest.raises(RuntimeError, match="size mismatch"), advised(tiny):
         raise RuntimeError("size mismatch")

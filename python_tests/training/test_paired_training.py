@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from objective_cases import pretrain_objective
 from test_pretrain import digests, metrics, stop_at
 from transformers import AutoTokenizer, BertForPreTraining
 
@@ -12,7 +13,6 @@ from spanbert_ext.errors import ConfigError, Preempted
 from spanbert_ext.training.loop import accumulate, evaluate
 from spanbert_ext.training.models import build_model
 from spanbert_ext.training.pretrain import pretrain
-from spanbert_ext.training.pretrain_task import PretrainTask
 from spanbert_ext.weights import conversion
 
 CPU = torch.device("cpu")
@@ -24,12 +24,6 @@ def paired(tiny, change):
     return change(tiny, **{"batch.pairs": True, "batch.short_prob": 0.3})
 
 
-def task_of(config) -> PretrainTask:
-    corpus = Corpus.open(config.corpus)
-    tokenizer = AutoTokenizer.from_pretrained(corpus.tokenizer_dir)
-    return PretrainTask(corpus, tokenizer, config, CPU)
-
-
 def model_of(config):
     corpus = Corpus.open(config.corpus)
     tokenizer = AutoTokenizer.from_pretrained(corpus.tokenizer_dir)
@@ -39,11 +33,11 @@ def model_of(config):
 
 @pytest.mark.parametrize("padded", [False, True])
 def test_each_segment_has_its_own_budget(paired, monkeypatch, padded):
-    task = task_of(paired)
-    monkeypatch.setattr(task, "_padded", padded)
+    objective = pretrain_objective(paired)
+    monkeypatch.setattr(objective.data, "_padded", padded)
     seen = 0
     for step in range(6):
-        for micro in task.batches(step):
+        for micro in objective.data.batches(step):
             masked, types = micro.masked, micro.token_type_ids
             selected = masked.labels != -100
             starts, stops = micro.cu_seqlens[:-1], micro.cu_seqlens[1:]
@@ -67,14 +61,14 @@ def test_each_segment_has_its_own_budget(paired, monkeypatch, padded):
 
 def test_a_segments_mask_does_not_depend_on_its_batch(paired, change):
     """A pair masked in another batch, with other neighbours, is masked the same."""
-    whole = task_of(paired).batches(5)
-    parts = task_of(change(paired, **{"batch.micro_rows": 1})).batches(5)
+    whole = pretrain_objective(paired).data.batches(5)
+    parts = pretrain_objective(change(paired, **{"batch.micro_rows": 1})).data.batches(5)
     for name in ("input_ids", "labels"):
         first = torch.cat([getattr(m.masked, name) for m in whole])
         assert torch.equal(first, torch.cat([getattr(m.masked, name) for m in parts]))
     assert torch.equal(*(torch.cat([m.nsp_labels for m in made]) for made in (whole, parts)))
-    again = task_of(paired).batches(5)[0]
-    other_seed = task_of(change(paired, seed=1)).batches(5)[0]
+    again = pretrain_objective(paired).data.batches(5)[0]
+    other_seed = pretrain_objective(change(paired, seed=1)).data.batches(5)[0]
     assert torch.equal(again.masked.labels, whole[0].masked.labels)
     assert not torch.equal(other_seed.masked.labels, again.masked.labels)
 
@@ -94,9 +88,9 @@ def test_parts_are_those_of_one_big_batch(paired, change, settings, names, kind)
     results = []
     for micro_rows in (8, 2):
         config = change(paired, **settings, **{"batch.micro_rows": micro_rows, "loss.kind": kind})
-        task, model = task_of(config), model_of(config).double()
-        assert task.loss_names == names
-        parts = accumulate(model, task, task.batches(0), CPU, "fp32")
+        objective, model = pretrain_objective(config), model_of(config).double()
+        assert objective.loss_names == names
+        parts = accumulate(model, objective, objective.data.batches(0), CPU, "fp32")
         results.append((parts, {n: p.grad for n, p in model.named_parameters()}))
     torch.testing.assert_close(results[0][0], results[1][0])
     for name, gradient in results[0][1].items():
@@ -110,8 +104,10 @@ def test_validation_is_the_mean_over_all_pairs(paired, change):
     parts = []
     for micro_rows in (8, 1):
         config = change(paired, **{"batch.micro_rows": micro_rows, "loss.kind": "paper"})
-        task = task_of(config)
-        parts.append(evaluate(model_of(config), task, task.held_out_batches(), "fp32"))
+        objective = pretrain_objective(config)
+        parts.append(
+            evaluate(model_of(config), objective, objective.data.held_out_batches(), "fp32")
+        )
     assert parts[0].keys() == {"mlm_loss", "sbo_loss", "nsp_loss"}
     assert parts[0] == pytest.approx(parts[1], rel=1e-5)
     assert abs(parts[0]["nsp_loss"] - 0.693) < 0.05

@@ -199,16 +199,16 @@ def test_no_room_for_checkpoints(tiny, change, monkeypatch):
 
 
 def test_numerics_error_keeps_the_good_checkpoint(tiny, tmp_path, monkeypatch):
-    from spanbert_ext.training.pretrain_task import PretrainTask
+    from spanbert_ext.training.pretrain import PretrainObjective
 
-    loss = PretrainTask.loss
+    loss = PretrainObjective.loss
 
     def spoiled(self, model, micro, totals):
         value, parts = loss(self, model, micro, totals)
         return (value * float("nan") if spoil else value), parts
 
     spoil = False
-    monkeypatch.setattr(PretrainTask, "loss", spoiled)
+    monkeypatch.setattr(PretrainObjective, "loss", spoiled)
     train = RunLog.train
 
     def logged(self, now, *values):

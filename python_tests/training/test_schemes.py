@@ -37,13 +37,13 @@ ENTITY = {"masking.scheme": "entity", "masking.candidate_prob": 1.0}
 def test_candidates_reach_both_paths(tiny, change, annotated, endpoints):
     """Batches on the device are the host's, and what is masked is what the corpus marks."""
     settings = {"corpus": annotated, "masking.endpoints": endpoints, "batch.resident": "on"}
-    task, _ = parts_of(change(tiny, **settings, **ENTITY))
+    objective, _ = parts_of(change(tiny, **settings, **ENTITY))
     rows = PackedRows(Corpus.open(annotated), 32, candidates="entity")
     _, ids = batch_of_step(3, 8, len(rows), tiny.seed)
-    task.seek(3)
+    objective.data.seek(3)
     selected = marked = 0
-    for number, expected in enumerate(task.batches(3)):
-        found = task.batch_on_device(number)
+    for number, expected in enumerate(objective.data.batches(3)):
+        found = objective.data.batch_on_device(number)
         for field in dataclasses.fields(found.masked):
             got, wanted = (getattr(micro.masked, field.name) for micro in (found, expected))
             assert torch.equal(got, wanted), field.name
@@ -55,10 +55,10 @@ def test_candidates_reach_both_paths(tiny, change, annotated, endpoints):
 
 
 def test_validation_masks_candidates_too(tiny, change, annotated):
-    task, _ = parts_of(change(tiny, corpus=annotated, **ENTITY))
-    (first, *_) = task.held_out_batches()
-    assert int(task.counts(first)[0]) > 0
-    assert task._held_out_masker.settings.candidate_threshold == 2**32
+    objective, _ = parts_of(change(tiny, corpus=annotated, **ENTITY))
+    (first, *_) = objective.data.held_out_batches()
+    assert int(objective.counts(first)[0]) > 0
+    assert objective.data._held_out_masker.settings.candidate_threshold == 2**32
 
 
 def test_a_corpus_without_candidates_is_refused(tiny, change):

@@ -2,33 +2,28 @@
 
 import pytest
 import torch
-from test_loop import CPU, parts_of
+from objective_cases import pretrain_objective
+from test_loop import parts_of
 
-from spanbert_ext.data import Corpus
 from spanbert_ext.errors import ConfigError
 from spanbert_ext.training.loop import StopRequest, evaluate
-from spanbert_ext.training.pretrain_task import PretrainTask
 from spanbert_ext.training.ranks import ALONE, Ranks
 
 
-def tasks_of(config, world):
-    from transformers import AutoTokenizer
-
-    corpus = Corpus.open(config.corpus)
-    tokenizer = AutoTokenizer.from_pretrained(corpus.tokenizer_dir)
-    return [PretrainTask(corpus, tokenizer, config, CPU, Ranks(r, world)) for r in range(world)]
+def objectives_of(config, world):
+    return [pretrain_objective(config, ranks=Ranks(rank, world)) for rank in range(world)]
 
 
-def sequences(tasks, step, on_device=False):
+def sequences(objectives, step, on_device=False):
     """(tokens, labels) of every sequence of a step, over all ranks and micro-batches in order."""
     found = []
-    for task in tasks:
+    for objective in objectives:
         if on_device:
-            task.seek(step)
+            objective.data.seek(step)
         made = (
-            [task.batch_on_device(i) for i in range(task.num_micro_batches)]
+            [objective.data.batch_on_device(i) for i in range(objective.data.num_micro_batches)]
             if on_device
-            else task.batches(step)
+            else objective.data.batches(step)
         )
         for micro in made:
             bounds = micro.cu_seqlens.tolist()
@@ -42,34 +37,36 @@ def sequences(tasks, step, on_device=False):
 @pytest.mark.parametrize("resident", ["off", "on"])
 def test_ranks_and_accumulation_share_the_same_masked_sequences(tiny, change, resident):
     config = change(tiny, **{"batch.resident": resident})
-    expected = sequences(tasks_of(config, 1), 5)
+    expected = sequences(objectives_of(config, 1), 5)
     assert len(expected) >= 8
     for world, micro_rows in ((1, 1), (2, 4), (2, 1), (4, 2), (8, 8)):
         changed = change(config, **{"batch.micro_rows": micro_rows})
-        tasks = tasks_of(changed, world)
-        assert sequences(tasks, 5) == expected, (world, micro_rows)
-        assert {task.num_tokens(5) for task in tasks} == {sum(len(i) for i, _ in expected)}
+        objectives = objectives_of(changed, world)
+        assert sequences(objectives, 5) == expected, (world, micro_rows)
+        assert {objective.data.num_tokens(5) for objective in objectives} == {
+            sum(len(i) for i, _ in expected)
+        }
         if resident == "on":
-            assert sequences(tasks, 5, on_device=True) == expected, (world, micro_rows)
+            assert sequences(objectives, 5, on_device=True) == expected, (world, micro_rows)
 
 
 def test_rows_that_cannot_be_shared_evenly(tiny, change):
     with pytest.raises(ConfigError, match="8 rows cannot be shared evenly by 3 .* take 6 or 9"):
-        tasks_of(tiny, 3)
+        objectives_of(tiny, 3)
     odd = change(tiny, **{"batch.rows": 12, "batch.micro_rows": 4})
     with pytest.raises(ConfigError, match="4 does not divide the 6 rows"):
-        tasks_of(odd, 2)
+        objectives_of(odd, 2)
 
 
 @pytest.mark.parametrize("world", [2, 3])
 def test_every_rank_brings_as_many_held_out_batches(tiny, change, world):
     """Together they hold each row's targets once."""
     config = change(tiny, **{"batch.rows": 12, "batch.micro_rows": 2, "validation.rows": 7})
-    (alone,) = tasks_of(config, 1)
-    wanted = torch.stack([alone.counts(micro) for micro in alone.held_out_batches()])
+    (alone,) = objectives_of(config, 1)
+    wanted = torch.stack([alone.counts(micro) for micro in alone.data.held_out_batches()])
     shares = [
-        torch.stack([task.counts(micro) for micro in task.held_out_batches()])
-        for task in tasks_of(config, world)
+        torch.stack([objective.counts(micro) for micro in objective.data.held_out_batches()])
+        for objective in objectives_of(config, world)
     ]
     assert len({len(share) for share in shares}) == 1
     assert torch.equal(torch.stack(shares).sum((0, 1)), wanted.sum(0))
@@ -78,8 +75,8 @@ def test_every_rank_brings_as_many_held_out_batches(tiny, change, world):
 def test_a_part_without_targets_has_no_loss(tiny, change):
     config = change(tiny, **{"batch.rows": 12, "batch.micro_rows": 2, "validation.rows": 2})
     _, model = parts_of(config)
-    other = tasks_of(config, 2)[1]
-    losses = evaluate(model, other, other.held_out_batches(), "fp32")
+    other = objectives_of(config, 2)[1]
+    losses = evaluate(model, other, other.data.held_out_batches(), "fp32")
     assert losses == {"mlm_loss": 0.0, "sbo_loss": 0.0}
 
 

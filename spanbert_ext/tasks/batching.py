@@ -5,11 +5,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 
 from spanbert_ext.tasks.task import Feature, Head
+from spanbert_ext.training.ranks import ALONE, Ranks
 
 # A stream's length is rounded up to a multiple: libraries of matrix products prepare themselves
 # anew for every shape (on a CPU with AMX a bf16 product of a new shape costs milliseconds).
@@ -180,3 +182,67 @@ class TrainingOrder:
             part = part[np.argsort(self._lengths[part], kind="stable")]
             batches += [part[i : i + self._batch] for i in range(0, len(part), self._batch)]
         return [batches[i] for i in draw.permutation(len(batches))]
+
+
+class FeatureBatches:
+    """An `objective.Batches` of packed features.
+
+    Args:
+        features: of the training examples, with labels.
+        head: which numbers the model gives.
+        order: features of every step.
+        micro_tokens: tokens of a micro-batch.
+        pad_id: of the tokenizer.
+        device: of the batches.
+        ids: of the examples, to name a batch.
+        ranks: who shares them.
+        multiple: of a stream's tokens, as in `pack`.
+    """
+
+    def __init__(
+        self,
+        features: Sequence[Feature],
+        head: Head,
+        order: TrainingOrder,
+        micro_tokens: int,
+        pad_id: int,
+        device: torch.device,
+        ids: Sequence[str],
+        ranks: Ranks = ALONE,
+        multiple: int = MULTIPLE,
+    ):
+        self._features, self._head, self._order = features, head, order
+        self._micro_tokens, self._pad_id, self._device = micro_tokens, pad_id, device
+        self._ids, self._ranks, self._multiple = ids, ranks, multiple
+        self._lengths = np.array([len(feature.input_ids) for feature in features], np.int64)
+        self.shift = 0
+
+    def batches(self, step: int) -> list[PackedBatch]:
+        """This rank's micro-batches of a step: a pure function of settings, shift and step."""
+        _, indices = self._order.of_step(step + self.shift)
+        indices = indices[np.argsort(self._lengths[indices], kind="stable")]
+        # Every world-th one, so that all ranks have the same work.
+        world = self._ranks.world
+        parts = [
+            list(by_tokens(indices[rank::world], self._lengths, self._micro_tokens))
+            for rank in range(world)
+        ]
+        own = parts[self._ranks.rank]
+        # Ranks that hold shares of the weights meet at every micro-batch, so all need as many.
+        missing = max(map(len, parts)) - len(own)
+        idle = [self._pack(indices[:1], ignored=True)] * missing if missing else []
+        return [self._pack(part, ignored=False) for part in own] + idle
+
+    def num_tokens(self, step: int) -> int:
+        """Tokens of a step on all ranks that are not padding."""
+        _, indices = self._order.of_step(step + self.shift)
+        return int(self._lengths[indices].sum())
+
+    def describe(self, step: int) -> dict[str, Any]:
+        """What identifies a step's batch: epoch and example ids."""
+        epoch, indices = self._order.of_step(step + self.shift)
+        return {"epoch": epoch, "ids": [self._ids[self._features[i].example] for i in indices]}
+
+    def _pack(self, indices: Sequence[int], ignored: bool) -> PackedBatch:
+        features = [self._features[i] for i in indices]
+        return pack(features, self._head, self._pad_id, self._device, ignored, self._multiple)

@@ -24,7 +24,7 @@ class TaskEntry:
         section: of its settings: `--SECTION.name value`.
         options, task: `module:class` below `spanbert_ext.tasks`.
         epochs: of the paper's recipe.
-        settings, run: alike, of its fine-tuning.
+        settings, objective: alike, of its fine-tuning.
         predictor: alike, what `evaluate` and `predict` load.
     """
 
@@ -35,7 +35,7 @@ class TaskEntry:
     task: str
     epochs: float
     settings: str = "config:FinetuneConfig"
-    run: str = "head_run:HeadRun"
+    objective: str = "packed_objective:PackedObjective"
     predictor: str = "predictor:Predictor"
 
     def options_class(self) -> type:
@@ -46,9 +46,9 @@ class TaskEntry:
         """The class of the settings of `finetune`."""
         return _find(self.settings)
 
-    def run_class(self) -> type:
-        """The `FinetuneRun`."""
-        return _find(self.run)
+    def objective_class(self) -> type:
+        """The `FinetuneObjective`."""
+        return _find(self.objective)
 
     def predictor_class(self) -> type:
         """The `Predictor`."""
@@ -82,7 +82,7 @@ _COREF = (
     "coref.task:CorefTask",
     20.0,
     "coref.options:CorefFinetuneConfig",
-    "coref.run:CorefRun",
+    "coref.objective:CorefObjective",
     "coref.predictor:CorefPredictor",
 )
 _GLUE = ("glue", "classification.config:GlueOptions", "classification.task:GlueTask", 10.0)

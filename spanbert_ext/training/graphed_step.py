@@ -105,7 +105,7 @@ class GraphedStep:
 
     def __call__(self, step: int) -> int:
         """Update `step`; its number of tokens."""
-        tokens = self._step.task.seek(step)
+        tokens = self._step.data.seek(step)
         if self._warm_up == 0:
             self._capture()
         if self._graphs:

@@ -19,35 +19,13 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from spanbert_ext.training.config import NumericsOptions
 from spanbert_ext.training.guard import GradientGuard
+from spanbert_ext.training.objective import LoopSettings, Objective
 from spanbert_ext.training.optimizer import learning_rate, set_learning_rate
 from spanbert_ext.training.ranks import ALONE, Ranks
 from spanbert_ext.training.replica import Replica, whole
 from spanbert_ext.training.run_log import RunLog
 from spanbert_ext.training.signals import handled
-
-
-class Task(Protocol):
-    """What the loop asks of pre-training or of a fine-tuning task. Losses are device scalars, never
-    read here.
-
-    `loss_names` are the parts that are logged. `batches` gives this rank's micro-batches of a step,
-    `num_tokens` the tokens of a step on all ranks. `counts` gives the int64 [C] divisors a
-    micro-batch contributes (C: one per loss part, or whatever the task's loss divides by). `loss`
-    gets the divisors of the whole step and returns the loss to differentiate and the detached parts
-    [len(loss_names)], all divided by them, so that sums over micro-batches are the values of the
-    big batch.
-    """
-
-    loss_names: Sequence[str]
-
-    def batches(self, step: int) -> list[Any]: ...
-    def num_tokens(self, step: int) -> int: ...
-    def counts(self, micro_batch: Any) -> torch.Tensor: ...
-    def loss(
-        self, model: nn.Module, micro_batch: Any, totals: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]: ...
 
 
 class Step(Protocol):
@@ -59,19 +37,6 @@ class Step(Protocol):
     guard: GradientGuard
 
     def __call__(self, step: int) -> int: ...
-
-
-@dataclass(frozen=True)
-class LoopSettings:
-    """Numbers the loop needs; see PretrainConfig for their meaning."""
-
-    steps: int
-    peak_lr: float
-    warmup_steps: int
-    clip_norm: float
-    precision: str
-    log_every: int
-    numerics: NumericsOptions = NumericsOptions()
 
 
 @dataclass
@@ -159,7 +124,7 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
 
 def accumulate(
     forward: Callable,
-    task: Task,
+    objective: Objective,
     micro_batches: Sequence[Any],
     device: torch.device,
     precision: str,
@@ -170,16 +135,16 @@ def accumulate(
         forward: a `Replica`, or a model that trains alone.
 
     Returns:
-        this rank's share of the whole batch's loss parts, [len(task.loss_names)] fp32 on the
+        this rank's share of the whole batch's loss parts, [len(objective.loss_names)] fp32 on the
         device.
     """
     replica = forward if isinstance(forward, Replica) else Replica(forward)
-    totals = replica.ranks.add_up(torch.stack([task.counts(m) for m in micro_batches]).sum(0))
-    parts = torch.zeros(len(task.loss_names), device=device)
+    totals = replica.ranks.add_up(torch.stack([objective.counts(m) for m in micro_batches]).sum(0))
+    parts = torch.zeros(len(objective.loss_names), device=device)
     for number, micro in enumerate(micro_batches, 1):
         with replica.adding(last=number == len(micro_batches)):
             with autocast(device, precision):
-                loss, micro_parts = task.loss(replica, micro, totals)
+                loss, micro_parts = objective.loss(replica, micro, totals)
             replica.backward(loss)
         parts += micro_parts
     return parts
@@ -226,7 +191,7 @@ class HostStep:
 
     Args:
         model: its parameters are trained.
-        task: gives batches and losses.
+        objective: gives batches and losses.
         replica: called in place of the model; default the model, alone.
     """
 
@@ -234,24 +199,24 @@ class HostStep:
         self,
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
-        task: Task,
+        objective: Objective,
         settings: LoopSettings,
         replica: Replica | None = None,
     ):
-        self._model, self._optimizer, self._task = model, optimizer, task
+        self._model, self._optimizer, self._objective = model, optimizer, objective
         self._settings = settings
         self._replica = replica or Replica(model)
         self._device = next(model.parameters()).device
-        self.totals = DeviceTotals(len(task.loss_names), self._device, self._replica.ranks)
+        self.totals = DeviceTotals(len(objective.loss_names), self._device, self._replica.ranks)
         self.guard = GradientGuard(settings.numerics, settings.log_every, self._device)
 
     def __call__(self, step: int) -> int:
         """Update `step`; its number of tokens."""
         s = self._settings
-        micro_batches = self._task.batches(step)
-        parts = accumulate(self._replica, self._task, micro_batches, self._device, s.precision)
+        micro_batches = self._objective.data.batches(step)
+        parts = accumulate(self._replica, self._objective, micro_batches, self._device, s.precision)
         self.totals.add(parts, *self._update(step))
-        return self._task.num_tokens(step)
+        return self._objective.data.num_tokens(step)
 
     def _update(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
         """`update` at the step's learning rate."""
@@ -318,7 +283,7 @@ def train(
 @torch.no_grad()
 def evaluate(
     model: nn.Module,
-    task: Task,
+    objective: Objective,
     micro_batches: Iterator[Any],
     precision: str,
     ranks: Ranks = ALONE,
@@ -332,14 +297,14 @@ def evaluate(
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
-    parts = torch.zeros(len(task.loss_names), dtype=torch.float64, device=device)
-    counted = torch.zeros(len(task.loss_names), dtype=torch.int64, device=device)
+    parts = torch.zeros(len(objective.loss_names), dtype=torch.float64, device=device)
+    counted = torch.zeros(len(objective.loss_names), dtype=torch.int64, device=device)
     for micro in micro_batches:
-        counts = task.counts(micro)
+        counts = objective.counts(micro)
         with autocast(device, precision):
-            _, micro_parts = task.loss(model, micro, counts)
+            _, micro_parts = objective.loss(model, micro, counts)
         parts += micro_parts.double() * counts
         counted += counts
     model.train(was_training)
     means = (ranks.add_up(parts) / ranks.add_up(counted).clamp(min=1)).tolist()
-    return dict(zip(task.loss_names, means, strict=True))
+    return dict(zip(objective.loss_names, means, strict=True))

@@ -52,7 +52,7 @@ def lowered_rows(config: PretrainConfig) -> PretrainConfig:
     """
     from spanbert_ext.data import open_corpus
     from spanbert_ext.data.mixture import MixedCorpus
-    from spanbert_ext.training.pretrain_task import fitting_rows, training_rows
+    from spanbert_ext.training.pretrain_batches import fitting_rows, training_rows
     from spanbert_ext.training.ranks import place_in_world
 
     batch, (rank, world, _) = config.batch, place_in_world()

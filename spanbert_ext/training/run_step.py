@@ -9,8 +9,8 @@ from spanbert_ext.errors import ConfigError
 from spanbert_ext.training.config import RuntimeOptions
 from spanbert_ext.training.device_step import DeviceStep
 from spanbert_ext.training.graphed_step import GraphedStep
-from spanbert_ext.training.loop import HostStep, LoopSettings, Step
-from spanbert_ext.training.pretrain_task import PretrainTask
+from spanbert_ext.training.loop import HostStep, Step
+from spanbert_ext.training.objective import LoopSettings, Objective
 from spanbert_ext.training.ranks import ALONE, Ranks
 from spanbert_ext.training.replica import Replica
 
@@ -39,7 +39,7 @@ def build_replica(
 def build_step(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    task: PretrainTask,
+    objective: Objective,
     settings: LoopSettings,
     options: RuntimeOptions,
     ranks: Ranks = ALONE,
@@ -48,6 +48,7 @@ def build_step(
     """The step of a run.
 
     Args:
+        objective: its `data` are `PretrainBatches`.
         strategy: how ranks share the model, as in `Replica`.
 
     Raises:
@@ -55,15 +56,15 @@ def build_step(
             processes.
     """
     device = next(model.parameters()).device
-    if options.graph == "on" and not (task.resident and device.type == "cuda"):
+    if options.graph == "on" and not (objective.data.resident and device.type == "cuda"):
         what = "a CUDA device" if device.type != "cuda" else "rows that fit on it (batch.resident)"
         raise ConfigError(f"runtime.graph: graphs need {what}; choose auto or off")
     if options.graph == "on" and ranks.world > 1:
         raise ConfigError("runtime.graph: the exchange between processes is not captured")
     replica = build_replica(model, choose_compile(options.compile), ranks, strategy)
-    if not task.resident:
-        return HostStep(model, optimizer, task, settings, replica)
-    step = DeviceStep(model, optimizer, task, settings, replica)
+    if not objective.data.resident:
+        return HostStep(model, optimizer, objective, settings, replica)
+    step = DeviceStep(model, optimizer, objective, settings, replica)
     if options.graph == "off" or device.type != "cuda" or ranks.world > 1:
         return step
     return GraphedStep(step, required=options.graph == "on")

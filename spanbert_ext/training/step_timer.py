@@ -1,4 +1,4 @@
-"""One pre-training step on made-up rows, timed as a whole and in its parts.
+"""One pre-training step on synthetic rows, timed as a whole and in its parts.
 
 The step is the training loop's own: gather, mask, forward, backward, clip, AdamW, from rows on the
 device. Rows are random, so nothing but the corpus itself is missing from what `spanbert pretrain`
@@ -15,12 +15,14 @@ import torch
 from spanbert_ext.masking.masker import SpanMasker
 from spanbert_ext.model.attention import attention_path
 from spanbert_ext.model.pretraining import SpanBertConfig, SpanBertForPreTraining
-from spanbert_ext.training.config import OptimizerOptions, RuntimeOptions
+from spanbert_ext.training.config import OptimizerOptions, PretrainConfig, RuntimeOptions
 from spanbert_ext.training.device_step import DeviceStep
 from spanbert_ext.training.graphed_step import WARM_UP_STEPS, GraphedStep
-from spanbert_ext.training.loop import LoopSettings, Step, accumulate, update
+from spanbert_ext.training.loop import Step, accumulate, update
+from spanbert_ext.training.objective import LoopSettings
 from spanbert_ext.training.optimizer import build_optimizer
-from spanbert_ext.training.pretrain_task import MicroBatch, PretrainTask
+from spanbert_ext.training.pretrain import PretrainObjective
+from spanbert_ext.training.pretrain_batches import MicroBatch
 from spanbert_ext.training.resident import ResidentRows
 from spanbert_ext.training.run_step import build_replica, choose_compile, describe_step
 
@@ -56,9 +58,9 @@ class Marks:
         return found
 
 
-class MadeUpRows:
-    """`device_step.DeviceTask` over the same random rows in every step, in another order and masked
-    anew each time.
+class SyntheticRows:
+    """`device_step.DeviceBatches` over the same random rows in every step, in another order and
+    masked anew each time.
 
     Args:
         tokens: [T] int64 on the device.
@@ -67,7 +69,6 @@ class MadeUpRows:
         row_length: every multiple of it is a border of two sequences.
     """
 
-    loss_names, loss_kind = ("mlm_loss", "sbo_loss"), "code"
     num_micro_batches = 1
 
     def __init__(
@@ -102,9 +103,6 @@ class MadeUpRows:
         masked = self._masker.packed(tokens, cu_seqlens, sample_ids, epoch=self.step_counter)
         length = self._row_length
         return MicroBatch(masked, cu_seqlens, self._count, length, length)
-
-    counts = PretrainTask.counts
-    loss = PretrainTask.loss
 
 
 def synthetic_stream(
@@ -153,12 +151,14 @@ class PretrainStep:
             starts, _SPECIAL_IDS, _MASK_ID, max_span_targets=config.max_span_targets
         )
         stream = synthetic_stream(rows, length, config.vocab_size, device, lengths)
-        self.task = MadeUpRows(*stream, masker, length)
+        objective = PretrainObjective(PretrainConfig())
+        objective.data = self._data = SyntheticRows(*stream, masker, length)
+        self._objective = objective
         options = options or RuntimeOptions()
         self.compiled = choose_compile(options.compile)
         replica = build_replica(self.model, self.compiled)
         settings = LoopSettings(1_000_000, 1e-4, 10_000, 1.0, precision, 100)
-        self._eager = DeviceStep(self.model, self.optimizer, self.task, settings, replica)
+        self._eager = DeviceStep(self.model, self.optimizer, objective, settings, replica)
         self._step: Step = self._eager
         if device.type == "cuda" and options.graph != "off":
             self._step = GraphedStep(self._eager, required=options.graph == "on")
@@ -198,12 +198,12 @@ class PretrainStep:
         handle = self.model.encoder.register_forward_hook(encoded)
         try:
             marks.mark("start")
-            micro = self.task.batch_on_device(0)
+            micro = self._data.batch_on_device(0)
             marks.mark("masking")
-            accumulate(self.model, self.task, [micro], self.device, self.precision)
+            accumulate(self.model, self._objective, [micro], self.device, self.precision)
             marks.mark("encoder backward")
             update(self.model, self.optimizer, clip_norm=1.0)
-            self.task.advance()
+            self._data.advance()
             marks.mark("clip and AdamW")
         finally:
             handle.remove()

@@ -14,15 +14,26 @@ from spanbert_ext.files import FileLock
 LOCK = ".lock"  # in a run's directory
 
 
-class RunLock:
-    """Exclusive use of a run's directory; the operating system drops it when the process dies.
+class RunDirectory:
+    """Exclusive use of a run's directory, which is made where it is not there; the operating system
+    drops the lock when the process dies.
+
+    At the end the directories that were made are removed again where nothing was written: a run
+    that is refused leaves none.
 
     Raises:
         ConfigError: another process holds it; says which.
-        StorageError: the directory cannot be written, or its file system knows no locks.
+        StorageError: the directory cannot be made or written, or its file system knows no locks.
     """
 
     def __init__(self, run: Path):
+        self._made = [path for path in (run, *run.parents) if not path.exists()]
+        try:
+            run.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StorageError(
+                f"cannot make the output directory {run}: {error.strerror}"
+            ) from error
         path = run / LOCK
         try:
             path.open("ab").close()
@@ -42,8 +53,14 @@ class RunLock:
         with contextlib.suppress(OSError):  # on a full disk the lock holds without its note
             path.write_bytes(note.encode("utf-8"))
 
-    def __enter__(self) -> RunLock:
+    def __enter__(self) -> RunDirectory:
         return self
 
     def __exit__(self, *_) -> None:
+        with contextlib.suppress(OSError):  # it has gone already, or another process is there
+            made = self._made
+            if made and [path.name for path in made[0].iterdir()] == [LOCK]:
+                (made[0] / LOCK).unlink()
+                for path in made:
+                    path.rmdir()
         self._lock.release()

@@ -1,4 +1,5 @@
-"""Pre-training as the loop sees it: batches of packed rows, and the loss of the heads."""
+"""The batches of pre-training: packed rows of a corpus with their masks, from the host or made on
+the device."""
 
 from __future__ import annotations
 
@@ -9,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from spanbert_ext.data import Corpus, PackedRows, PairedRows, open_rows
@@ -54,20 +54,19 @@ class MicroBatch:
     nsp_labels: torch.Tensor | None = None
 
 
-class PretrainTask:
-    """Masked language model, span boundary objective and next sentence prediction, as far as the
-    settings have them, on packed rows; a `loop.Task`, and with resident rows a
-    `device_step.DeviceTask`.
+class PretrainBatches:
+    """An `objective.Batches` of packed rows; with resident rows a `device_step.DeviceBatches`.
 
     Args:
         corpus, tokenizer, config: of the run.
         device: of the batches; resident rows are copied there now.
         ranks: who shares the batches.
 
-    `shift` is the number of batches that the run has jumped over: step s sees batch s + shift.
+    `resident` says whether there are any.
 
-    `resident` says whether there are any, `loss_names` which objectives, `loss_kind` how they are
-    divided.
+    Raises:
+        ConfigError: pairs of a mixture.
+        DataError: the corpus fills less than a batch.
     """
 
     def __init__(
@@ -83,7 +82,6 @@ class PretrainTask:
         self._ranks = ranks
         self._micro_rows = config.micro_rows(ranks.world)
         self._shift = 0
-        self.loss_names, self.loss_kind = _loss_names(config), config.loss.kind
         self._train, self._held_out = (
             _rows(corpus, config, split) for split in ("train", "validation")
         )
@@ -219,48 +217,6 @@ class PretrainTask:
         if self._device.type == "cuda":  # a copy from pageable memory would wait for the stream
             tensor = tensor.pin_memory()
         return tensor.to(self._device, non_blocking=True)
-
-    def counts(self, micro_batch: MicroBatch) -> torch.Tensor:
-        """[C] int64, what each of `loss_names` is divided by: its targets, or with loss.kind paper
-        those of the masked language model for both heads."""
-        masked, counts = micro_batch.masked, {}
-        counts["mlm_loss"] = (masked.target_ids != -100).sum()
-        counts["sbo_loss"] = counts["mlm_loss"]
-        if self.loss_kind == "code":
-            counts["sbo_loss"] = (masked.sbo_ids != -100).sum()
-        if micro_batch.nsp_labels is not None:
-            counts["nsp_loss"] = (micro_batch.nsp_labels != -100).sum()
-        return torch.stack([counts[name] for name in self.loss_names])
-
-    def loss(
-        self, model: nn.Module, micro_batch: MicroBatch, totals: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Total loss and its detached parts [C], divided by the step's counts."""
-        masked = micro_batch.masked
-        divisors = dict(zip(self.loss_names, totals, strict=True))
-        output = model(
-            masked.input_ids,
-            cu_seqlens=micro_batch.cu_seqlens,
-            batch=masked,
-            token_type_ids=micro_batch.token_type_ids,
-            max_seqlen=micro_batch.max_length,
-            row_length=micro_batch.row_length,
-            num_mlm_targets=divisors["mlm_loss"],
-            num_sbo_targets=divisors.get("sbo_loss"),
-            nsp_labels=micro_batch.nsp_labels,
-            num_nsp_targets=divisors.get("nsp_loss"),
-        )
-        parts = torch.stack([output[name].float() for name in self.loss_names])
-        return output.loss, parts.detach()
-
-
-def _loss_names(config: PretrainConfig) -> tuple[str, ...]:
-    used = {
-        "mlm_loss": True,
-        "sbo_loss": config.loss.sbo_weight > 0,
-        "nsp_loss": config.batch.pairs,
-    }
-    return tuple(name for name, wanted in used.items() if wanted)
 
 
 def _rows(corpus: Corpus, config: PretrainConfig, split: str) -> PackedRows:

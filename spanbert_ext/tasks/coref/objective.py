@@ -1,5 +1,5 @@
-"""Training of coreference on the common loop: documents as batches, and updates with a learning
-rate for the encoder and another for the head."""
+"""Fine-tuning of coreference: documents as batches, and updates with a learning rate for the
+encoder and another for the head."""
 
 from __future__ import annotations
 
@@ -11,16 +11,21 @@ import numpy as np
 import torch
 from torch import nn
 
+from spanbert_ext.errors import DataError
 from spanbert_ext.tasks.batching import TrainingOrder
 from spanbert_ext.tasks.coref.config import CorefModelOptions
 from spanbert_ext.tasks.coref.features import SegmentedDocument, window
 from spanbert_ext.tasks.coref.model.coreference import SpanBertForCoreference
 from spanbert_ext.tasks.coref.options import CorefOptimizer
-from spanbert_ext.tasks.coref.predictor import model_inputs
-from spanbert_ext.training.loop import HostStep, LoopSettings, apply_gradients
+from spanbert_ext.tasks.coref.predictor import choose_precision, linked_spans, model_inputs
+from spanbert_ext.tasks.coref.task import LinkedSpans
+from spanbert_ext.tasks.finetune import FinetuneObjective
+from spanbert_ext.training.loop import HostStep, Step, apply_gradients
+from spanbert_ext.training.objective import LoopSettings, Objective
 from spanbert_ext.training.optimizer import learning_rate, parameter_groups, rate_tensor
 from spanbert_ext.training.ranks import ALONE, Ranks
 from spanbert_ext.training.replica import Replica, whole
+from spanbert_ext.training.run import Run
 
 
 @dataclass(frozen=True)
@@ -36,9 +41,9 @@ class DocumentBatch:
     ignored: bool
 
 
-class CorefTrainingTask:
-    """A `loop.Task` over documents, of which long ones are seen through a window of a few segments
-    that is drawn anew in every epoch: a function of (seed, epoch, document).
+class DocumentBatches:
+    """An `objective.Batches` of documents, of which long ones are seen through a window of a few
+    segments that is drawn anew in every epoch: a function of (seed, epoch, document).
 
     Args:
         documents: of the training data.
@@ -47,11 +52,7 @@ class CorefTrainingTask:
         seed: of the windows.
         device: of the batches.
         ranks: who shares them.
-
-    `shift` is the number of batches that the run has jumped over.
     """
-
-    loss_names: Sequence[str] = ("loss",)
 
     def __init__(
         self,
@@ -75,12 +76,12 @@ class CorefTrainingTask:
 
     def batches(self, step: int) -> list[DocumentBatch]:
         """This rank's documents of a step: a pure function of settings, shift and step."""
-        epoch, numbers = self._order.of_step(step + self.shift)
-        own = numbers[self._ranks.rank :: self._ranks.world]
+        epoch, indices = self._order.of_step(step + self.shift)
+        own = indices[self._ranks.rank :: self._ranks.world]
         ignored = len(own) == 0  # the last batch of an epoch may be smaller than the world
         batches = []
-        for number in numbers[:1] if ignored else own:
-            document = self.window(int(number), epoch)
+        for index in indices[:1] if ignored else own:
+            document = self.window(int(index), epoch)
             genre = self._options.genre_id(document.genre)
             inputs = model_inputs(document, genre, self._device, with_gold=True)
             batches.append(DocumentBatch(inputs, ignored))
@@ -88,26 +89,13 @@ class CorefTrainingTask:
 
     def num_tokens(self, step: int) -> int:
         """Tokens of a step on all ranks."""
-        epoch, numbers = self._order.of_step(step + self.shift)
-        return sum(len(self.window(int(number), epoch).tokens) for number in numbers)
+        epoch, indices = self._order.of_step(step + self.shift)
+        return sum(len(self.window(int(index), epoch).tokens) for index in indices)
 
     def describe(self, step: int) -> dict[str, Any]:
         """What identifies a step's batch: epoch and documents."""
-        epoch, numbers = self._order.of_step(step + self.shift)
-        return {"epoch": epoch, "ids": [self._documents[i].id for i in numbers]}
-
-    def counts(self, micro_batch: DocumentBatch) -> torch.Tensor:
-        """[1] int64, documents that count."""
-        return torch.tensor([0 if micro_batch.ignored else 1], device=self._device)
-
-    def loss(
-        self, model: nn.Module, micro_batch: DocumentBatch, totals: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """A document's share of the mean loss of the batch's documents: to differentiate, and
-        detached [1]."""
-        share = 0.0 if micro_batch.ignored else 1.0
-        loss = model(**micro_batch.inputs).loss * share / totals[0]
-        return loss, loss.detach().reshape(1)
+        epoch, indices = self._order.of_step(step + self.shift)
+        return {"epoch": epoch, "ids": [self._documents[i].id for i in indices]}
 
 
 def build_two_rates(
@@ -142,12 +130,12 @@ class TwoRateStep(HostStep):
         self,
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
-        task: CorefTrainingTask,
+        objective: Objective,
         settings: LoopSettings,
         options: CorefOptimizer,
         replica: Replica | None = None,
     ):
-        super().__init__(model, optimizer, task, settings, replica)
+        super().__init__(model, optimizer, objective, settings, replica)
         *encoder, head = optimizer.param_groups
         warmup = int(options.task_warmup * settings.steps)
         self._parts = (
@@ -169,3 +157,85 @@ class TwoRateStep(HostStep):
             norms.append(norm)
         norm = torch.stack(norms).norm()
         return norm, apply_gradients(self._optimizer, norm, self.guard)
+
+
+class CorefObjective(FinetuneObjective):
+    """Fine-tuning of a `SpanBertForCoreference`; arguments as in `Objective`."""
+
+    def choose_precision(self, device: torch.device) -> str:
+        """As a prediction does."""
+        return choose_precision(self.config.precision, device)
+
+    def memory_advice(self, processes: int) -> str:
+        """To compute layers twice, else to read less of a document."""
+        if not self.config.batch.checkpointing:
+            return (
+                "`--batch.checkpointing true` takes less, with the same update, also in a run that "
+                "has begun"
+            )
+        options = self.config.task_options
+        return (
+            f"{options.max_training_segments} segments of {options.max_segment_len} pieces are "
+            "read of a document: only another run, with fewer or shorter ones "
+            "(coref.max_training_segments, coref.max_segment_len), takes less"
+        )
+
+    @staticmethod
+    def tokens_of(feature: SegmentedDocument) -> int:
+        """Pieces of the document, special ones included."""
+        return len(feature.tokens)
+
+    def outputs(
+        self, model: SpanBertForCoreference, features: Sequence[SegmentedDocument]
+    ) -> list[LinkedSpans]:
+        """As `predictor.linked_spans`."""
+        return linked_spans(model, features, self.device, self.precision)
+
+    def build_optimizer(self, model: SpanBertForCoreference) -> torch.optim.Optimizer:
+        """As `build_two_rates`."""
+        return build_two_rates(model, self.config.optimizer, self.device)
+
+    def build_batches(self, model: SpanBertForCoreference) -> DocumentBatches:
+        """Documents.
+
+        Raises:
+            DataError: a segment is longer than the model can read.
+        """
+        self.ranks.main_first(lambda: self._check_lengths(model.bert.max_positions))
+        model.bert.encoder.gradient_checkpointing = self.config.batch.checkpointing
+        return DocumentBatches(
+            self.features, model.options, self.order, self.config.seed, self.device, self.ranks
+        )
+
+    def _check_lengths(self, most: int) -> None:
+        longest = max(feature.longest for feature in (*self.features, *self.dev_features))
+        if longest > most:
+            raise DataError(
+                f"a segment of {longest} pieces; {self.config.model} has positions for {most}: "
+                "lower --coref.max_segment_len"
+            )
+
+    def build_step(self, run: Run) -> Step:
+        """Batches from the host, two learning rates."""
+        replica = Replica(run.model, self.ranks, self.config.parallel.strategy)
+        return TwoRateStep(
+            run.model,
+            run.optimizer,
+            self,
+            self.loop_settings(),
+            self.config.optimizer,
+            replica,
+        )
+
+    def counts(self, micro_batch: DocumentBatch) -> torch.Tensor:
+        """[1] int64, documents that count."""
+        return torch.tensor([0 if micro_batch.ignored else 1], device=self.device)
+
+    def loss(
+        self, model: nn.Module, micro_batch: DocumentBatch, totals: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """A document's share of the mean loss of the batch's documents: to differentiate, and
+        detached [1]."""
+        share = 0.0 if micro_batch.ignored else 1.0
+        loss = model(**micro_batch.inputs).loss * share / totals[0]
+        return loss, loss.detach().reshape(1)
