@@ -63,7 +63,6 @@ def test_one_sequence_is_for_training(tmp_path):
     assert len(PackedRows(corpus, 32, "train")) == 1
     validation = PackedRows(corpus, 32, "validation")
     assert len(validation) == 0
-    assert validation.fill_rate == 1.0
     assert validation.max_sequences(0) == 0
 
 

@@ -12,8 +12,6 @@ import string
 
 # Coreference: the reference scorer of CoNLL-2012, v8.01.
 
-METRICS = ("mentions", "muc", "bcub", "ceafe", "ceafm", "lea")
-
 
 def conll2012_documents(path):
     """Name -> chains of (first, last) in the order in which the scorer numbers them."""
@@ -59,10 +57,7 @@ def conll2012(documents):
     for key, response in documents:
         for name, values in _conll2012_document(key, response).items():
             sums[name] = [a + b for a, b in zip(sums[name], values, strict=True)]
-    blanc = [_recall_precision_f1(*sums.pop(name)) for name in ("links", "others") if sums[name][1]]
-    found = {name: _recall_precision_f1(*v) for name, v in sums.items() if name in METRICS}
-    mean = tuple(sum(column) / len(blanc) for column in zip(*blanc, strict=True))
-    return found | {"blanc": mean or (0, 0, 0)}
+    return {name: _recall_precision_f1(*values) for name, values in sums.items()}
 
 
 def _recall_precision_f1(recall_top, recall_bottom, precision_top, precision_bottom):
@@ -114,14 +109,9 @@ def _conll2012_document(key, response):
         for row, a in zip(common, key, strict=True)
     ]
     counts = [sum(map(bool, chains)) for chains in (key, response)]
-    for name, table, (of_key, of_response) in (
-        ("ceafe", similar, counts),
-        ("ceafm", common, sizes),
-    ):
-        best = _best_map(table)
-        found[name] = (best, of_key, best, of_response)
+    best = _best_map(similar)
+    found["ceafe"] = (best, counts[0], best, counts[1])
     found["lea"] = (*_lea(key, last_response), *_lea(response, last_key))
-    found |= _blanc(key, response)
     return found
 
 
@@ -148,22 +138,6 @@ def _lea(chains, chain_of):
         )
         total += len(chain) * (right / len(pairs))
     return total, sum(map(len, chains))
-
-
-def _blanc(key, response):
-    sides = []
-    for chains in (key, response):
-        inside = {tuple(sorted(p)) for c in chains for p in itertools.combinations(c, 2)}
-        between = {
-            tuple(sorted(p))
-            for a, b in itertools.combinations(chains, 2)
-            for p in itertools.product(a, b)
-        }
-        sides.append((inside, between))
-    return {
-        name: (len(a & b), len(a), len(a & b), len(b))
-        for name, a, b in zip(("links", "others"), *sides, strict=True)
-    }
 
 
 # Questions: evaluate-v1.1.py (that of MRQA adds up alike) and evaluate-v2.0.py.

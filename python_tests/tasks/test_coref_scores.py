@@ -3,13 +3,14 @@ out by hand."""
 
 import math
 
+import coref_reference
 import numpy as np
 import pytest
 import torch
 
 from spanbert_ext.tasks.coref.config import CorefModelOptions
 from spanbert_ext.tasks.coref.decode import link_clusters
-from spanbert_ext.tasks.coref.model import networks, reference, scoring, spans
+from spanbert_ext.tasks.coref.model import networks, scoring, spans
 from spanbert_ext.tasks.coref.model.coreference import CorefHead, SpanBertForCoreference
 from spanbert_ext.tasks.coref.model.spans import candidate_spans, head_attention
 
@@ -122,7 +123,7 @@ def test_values_and_gradients_are_the_plain_ones(chunks, changes):
     head = make_head(chosen)
     hidden = states().requires_grad_()
     ours = run(head, chosen, hidden)
-    plain = reference.score_document(head, chosen, hidden, SENTENCES, SPEAKERS, SEGMENTS, 2)
+    plain = coref_reference.score_document(head, chosen, hidden, SENTENCES, SPEAKERS, SEGMENTS, 2)
 
     kept = [plain.spans[place] for place in plain.kept]
     assert list(zip(ours.starts.tolist(), ours.ends.tolist(), strict=True)) == kept
@@ -132,7 +133,7 @@ def test_values_and_gradients_are_the_plain_ones(chunks, changes):
         assert ours.antecedents[row].tolist() == own + [-1] * (ours.antecedents.shape[1] - count)
         assert_close(ours.antecedent_scores[row, : count + 1], plain.scores[row])
         assert bool((ours.antecedent_scores[row, count + 1 :] == -math.inf).all())
-    loss = reference.document_loss(plain, GOLD, chosen.singletons)
+    loss = coref_reference.document_loss(plain, GOLD, chosen.singletons)
     assert_close(ours.loss, loss)
     loss = loss + 0 * hidden.sum()  # that of a single span is a constant
 
@@ -151,7 +152,7 @@ def assert_close(one, other, message=None):
 def test_the_vectors_are_the_plain_ones():
     chosen = options()
     head, hidden = make_head(chosen), states()
-    plain = reference.score_document(head, chosen, hidden, SENTENCES, SPEAKERS, SEGMENTS, 2)
+    plain = coref_reference.score_document(head, chosen, hidden, SENTENCES, SPEAKERS, SEGMENTS, 2)
     starts, ends = (
         torch.tensor(c) for c in zip(*[plain.spans[p] for p in plain.kept], strict=True)
     )
@@ -233,7 +234,7 @@ def test_buckets_by_hand():
     distances = torch.tensor([0, 1, 2, 3, 4, 5, 7, 8, 15, 16, 31, 32, 63, 64, 3899])
     expected = [0, 1, 2, 3, 4, 5, 5, 6, 6, 7, 7, 8, 8, 9, 9]
     assert scoring.distance_bucket(distances).tolist() == expected
-    assert [reference._bucket(int(d)) for d in distances] == expected
+    assert [coref_reference._bucket(int(d)) for d in distances] == expected
 
 
 def test_nothing_is_claimed_about_unknown_speakers():

@@ -18,7 +18,6 @@ from transformers import (
     TrainingArguments,
 )
 
-from spanbert_ext.tasks.collator import PackedCollator
 from spanbert_ext.tasks.heads import HEADS
 from spanbert_ext.tasks.losses import label_loss, span_loss
 
@@ -211,34 +210,8 @@ class _Rows(Dataset):
         return {name: column[i] for name, column in self.columns.items()}
 
 
-def unpadded(row):
-    """A row of `_Rows` as a dataset has it before anything is padded."""
-    length = int(row["attention_mask"].sum())
-    return {
-        name: value[:length] if value.dim() else value
-        for name, value in row.items()
-        if name != "attention_mask"
-    }
-
-
 @pytest.mark.parametrize("head", PLAIN)
-def test_packed_rows_give_the_padded_loss(head):
-    torch.manual_seed(5)
-    model = HEADS[head](make_config())
-    rows = [_Rows(head)[i] for i in range(4)]
-    padded = model(**_Rows(head).columns)
-    collator = PackedCollator(head)
-    packed = collator([unpadded(row) for row in rows])
-    assert packed["input_ids"].shape[0] % 128 == 0
-    torch.testing.assert_close(model(**packed).loss, padded.loss)
-    names = ("labels", "start_positions", "end_positions")
-    blind = [{n: v for n, v in unpadded(row).items() if n not in names} for row in rows]
-    assert model(**collator(blind)).loss is None
-
-
-@pytest.mark.parametrize("packed", [False, True])
-@pytest.mark.parametrize("head", PLAIN)
-def test_trainer_accumulates_to_the_big_batch(head, packed, tmp_path):
+def test_trainer_accumulates_to_the_big_batch(head, tmp_path):
     """Four batches of one, accumulated, and one batch of four make the same update.
 
     Token labels are averaged over a batch, so its rows get as many each.
@@ -265,10 +238,7 @@ def test_trainer_accumulates_to_the_big_batch(head, packed, tmp_path):
             disable_tqdm=True,
             use_cpu=True,
         )
-        rows, collator = data, None
-        if packed:
-            rows, collator = [unpadded(data[i]) for i in range(4)], PackedCollator(head)
-        Trainer(model=model, args=arguments, train_dataset=rows, data_collator=collator).train()
+        Trainer(model=model, args=arguments, train_dataset=data).train()
         before = dict(start.named_parameters())
         moved = [(p - before[n]).flatten() for n, p in model.named_parameters()]
         updates.append(torch.cat(moved))

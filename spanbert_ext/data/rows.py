@@ -149,11 +149,6 @@ class PackedRows:
         """Pieces of this split, without [CLS] and [SEP]."""
         return int(self._lengths.sum())
 
-    @property
-    def fill_rate(self) -> float:
-        """Share of the rows' tokens that belong to a sequence; 1.0 without rows."""
-        return float(self._row_tokens.sum() / (len(self) * self.max_length)) if len(self) else 1.0
-
     def max_sequences(self, batch_rows: int) -> int:
         """Most sequences, padding included, that any `batch_rows` different rows hold."""
         if not 0 <= batch_rows <= len(self):

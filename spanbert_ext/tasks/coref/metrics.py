@@ -1,7 +1,7 @@
-"""Scores of coreference: MUC, B-cubed, CEAF, BLANC and LEA, micro-averaged over documents.
+"""Scores of coreference: MUC, B-cubed, CEAF-e and LEA, micro-averaged over documents.
 
-The definitions are those of the CoNLL-2012 reference scorer v8.01 (Pradhan et al. 2014; BLANC: Luo
-et al. 2014) and of Moosavi and Strube 2016 for LEA. Numerators and denominators are summed over the
+The definitions are those of the CoNLL-2012 reference scorer v8.01 (Pradhan et al. 2014) and of
+Moosavi and Strube 2016 for LEA. Numerators and denominators are summed over the
 documents as exact fractions and divided once at the end. The scorer prints percentages cut off, not
 rounded, after two digits.
 """
@@ -11,13 +11,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Hashable, Iterable
 from fractions import Fraction
-from itertools import combinations, product
 
 from spanbert_ext.tasks.coref.assignment import best_total
 
 # The mean of their F1 is the CoNLL score.
 CONLL = ("muc", "bcub", "ceafe")
-METRICS = ("mentions", *CONLL, "ceafm", "blanc", "lea")
+METRICS = ("mentions", *CONLL, "lea")
 
 Mentions = Iterable[Iterable[Hashable]]
 Ratio = tuple[Fraction | int, Fraction | int]
@@ -35,9 +34,8 @@ class CorefScorer:
 
     def __init__(self):
         zero = (Fraction(0), Fraction(0))
-        names = [name for name in METRICS if name != "blanc"] + ["blanc.links", "blanc.others"]
-        self._recall: dict[str, Ratio] = dict.fromkeys(names, zero)
-        self._precision: dict[str, Ratio] = dict.fromkeys(names, zero)
+        self._recall: dict[str, Ratio] = dict.fromkeys(METRICS, zero)
+        self._precision: dict[str, Ratio] = dict.fromkeys(METRICS, zero)
         self.documents = 0
         self.repeated = 0
 
@@ -65,21 +63,7 @@ class CorefScorer:
 
     def fractions(self) -> dict[str, tuple[Fraction, Fraction, Fraction]]:
         """Recall, precision and F1 (0..1) of every metric in `METRICS`, exactly."""
-        found = {
-            name: _scores(self._recall[name], self._precision[name])
-            for name in METRICS
-            if name != "blanc"
-        }
-        return {name: found.get(name) or self._blanc() for name in METRICS}
-
-    def _blanc(self) -> tuple[Fraction, Fraction, Fraction]:
-        """Mean over links and non-links; what the key has none of does not count (v8.01)."""
-        kinds = [name for name in ("blanc.links", "blanc.others") if self._recall[name][1]]
-        if not kinds:
-            return Fraction(0), Fraction(0), Fraction(0)
-        rows = [_scores(self._recall[name], self._precision[name]) for name in kinds]
-        recall, precision, f1 = (sum(column) / len(rows) for column in zip(*rows, strict=True))
-        return recall, precision, f1
+        return {name: _scores(self._recall[name], self._precision[name]) for name in METRICS}
 
     def result(self) -> dict[str, float]:
         """Percentages (0..100): "f1", the mean F1 of MUC, B-cubed and CEAF-e (the CoNLL score),
@@ -129,14 +113,12 @@ class _Pair:
         for k, cluster in enumerate(keys):
             for mention in cluster:
                 clusters_of.setdefault(mention, []).append(k)
-        self.lists = keys, responses
         self.keys = [len(cluster) for cluster in keys]
         self.responses = [len(cluster) for cluster in responses]
         self.owned: Counter[Link] = Counter()
         self.within: Counter[Link] = Counter()
         self.matched: Counter[Link] = Counter()
         self.distinct = len(clusters_of), len({m for cluster in responses for m in cluster})
-        self.is_partition = self.distinct == (sum(self.keys), sum(self.responses))
         for r, cluster in enumerate(responses):
             for own in (clusters_of[m] for m in cluster if m in clusters_of):
                 self.owned[own[-1], r] += 1
@@ -147,7 +129,7 @@ class _Pair:
         """Numerator and denominator of recall and of precision."""
         mentions = sum(self.keys), sum(self.responses)
         links = sum(n - 1 for n in self.owned.values())
-        ceafe, ceafm = self._ceafe(), best_total(self.matched)
+        ceafe = self._ceafe()
         pairs = {
             "mentions": ((self.owned.total(), self.owned.total()), self.distinct),
             "muc": (
@@ -178,39 +160,12 @@ class _Pair:
                 mentions,
             ),
             "ceafe": ((ceafe, ceafe), (len(self.keys), len(self.responses))),
-            "ceafm": ((ceafm, ceafm), mentions),
         }
-        for name, (right, all_of) in self._links().items():
-            pairs[name] = ((right, right), all_of)
         return {name: tuple(zip(*values, strict=True)) for name, values in pairs.items()}
-
-    def _links(self) -> dict[str, tuple[int, tuple[int, int]]]:
-        """BLANC's links inside clusters and those between them: in both, and (key, response)."""
-        if not self.is_partition:
-            sides = [_link_sets(clusters) for clusters in self.lists]
-            return {
-                name: (len(a & b), (len(a), len(b)))
-                for name, a, b in zip(("blanc.links", "blanc.others"), *sides, strict=True)
-            }
-        in_key: Counter[int] = Counter()
-        in_response: Counter[int] = Counter()
-        for (k, r), n in self.owned.items():
-            in_key[k] += n
-            in_response[r] += n
-        inside = _pairs(self.keys), _pairs(self.responses)
-        between = tuple(
-            _pairs([sum(sizes)]) - own
-            for sizes, own in zip((self.keys, self.responses), inside, strict=True)
-        )
-        right = _pairs(self.owned.values())
-        # Pairs of shared mentions, less those linked in one or the other.
-        apart = _pairs([self.owned.total()]) - _pairs(in_key.values())
-        apart += right - _pairs(in_response.values())
-        return {"blanc.links": (right, inside), "blanc.others": (apart, between)}
 
     def _ceafe(self) -> Fraction:
         """The largest total similarity of a one-to-one map of clusters, 2 common / (sum of the
-        sizes) (phi 4); that of CEAF-m counts common mentions (phi 3)."""
+        sizes) (phi 4)."""
         return best_total(
             {
                 (k, r): Fraction(2 * n, self.keys[k] + self.responses[r])
@@ -230,17 +185,3 @@ def _sum(parts: Iterable[tuple[int, int]]) -> Fraction:
 def _resolved(shared: int, size: int, other: int) -> tuple[int, int]:
     """LEA: importance (size) times the share of links resolved; a singleton links to itself."""
     return (int(other == 1), 1) if size == 1 else (shared * (shared - 1), size - 1)
-
-
-def _pairs(sizes: Iterable[int]) -> int:
-    return sum(size * (size - 1) // 2 for size in sizes)
-
-
-def _link_sets(clusters: list[list[Hashable]]) -> tuple[set[frozenset], set[frozenset]]:
-    """Links inside clusters and between them, as sets; where mentions repeat, one may be both."""
-    inside, between = set(), set()
-    for place, cluster in enumerate(clusters):
-        inside.update(map(frozenset, combinations(cluster, 2)))
-        for other in clusters[:place]:
-            between.update(map(frozenset, product(cluster, other)))
-    return inside, between

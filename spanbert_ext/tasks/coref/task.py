@@ -21,7 +21,7 @@ from spanbert_ext.tasks.coref.data import (
     without_singletons,
 )
 from spanbert_ext.tasks.coref.features import SegmentedDocument, segment
-from spanbert_ext.tasks.coref.metrics import CONLL, CorefScorer
+from spanbert_ext.tasks.coref.metrics import METRICS, CorefScorer
 from spanbert_ext.tasks.coref.options import CorefOptions
 from spanbert_ext.tasks.coref.resolve import (
     cluster_mentions,
@@ -37,7 +37,6 @@ from spanbert_ext.text import marks_blanks
 logger = logging.getLogger("spanbert_ext")
 
 _JSON_LINES = (".jsonl", ".jsonlines", ".json")
-_METRICS = ("mentions", *CONLL, "lea")
 _CONTROL = re.compile("[\t\r\n]")
 _ALONE = "alone"  # the colour of mentions that nothing refers to
 
@@ -187,11 +186,11 @@ class CorefTask(DownstreamTask[Document, CorefPrediction]):
             plain.update(*map(without_singletons, (document.clusters, prediction.clusters)))
         parts = ("recall", "precision", "f1")
         everything, result = every.result(), plain.result()
-        of_all = ["f1", *(f"{name}.f1" for name in _METRICS)]
+        of_all = ["f1", *(f"{name}.f1" for name in METRICS)]
         return (
             {"f1": result["f1"]}
             | {f"with_singletons.{name}": everything[name] for name in of_all}
-            | {f"{name}.{part}": result[f"{name}.{part}"] for name in _METRICS for part in parts}
+            | {f"{name}.{part}": result[f"{name}.{part}"] for name in METRICS for part in parts}
         )
 
     def as_json(self, example: Document, prediction: CorefPrediction) -> dict[str, Any]:

@@ -153,10 +153,6 @@ class SpanBertForCoreference(BertPreTrainedModel):
         """Replace the word embedding."""
         self.bert.embeddings.word_embeddings = value
 
-    def encoder_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """(name, parameter) of the encoder, which is tuned at its own learning rate."""
-        return self.bert.named_parameters(prefix="bert")
-
     def task_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """(name, parameter) of everything behind the encoder."""
         return self.coref.named_parameters(prefix="coref")
