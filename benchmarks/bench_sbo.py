@@ -2,19 +2,16 @@
 
 `sbo`: both layers, from hidden states to rows, with the gradients of the hidden states and of all
 parameters. Peers compute the same rows from the paper's formula: on the targets that exist, eager
-and compiled, and on every slot of every padded span, as the original did. `gelu_layer_norm`: the
-activation and normalisation in both of its layers, alone.
+and compiled, and on every slot of every padded span, as the original did.
 """
 
 from __future__ import annotations
 
 import pytest
 import torch
-import torch.nn.functional as F
 
 from benchmarks import floors, peers, workloads
 from benchmarks.harness import DTYPES, Case, Variant, sizes
-from spanbert_ext.model.sbo import GeluLayerNorm
 
 GROWTH = (1, 4, 8, 16, 64)  # rows of 512 tokens
 TARGET_ROWS = 8  # have about 600 targets, the size targets name; every peer runs there
@@ -88,53 +85,9 @@ def sbo_case(rows: int, hidden: int, dtype: str, device: str, compiled: bool = F
     )
 
 
-def gelu_layer_norm_case(rows: int, hidden: int, dtype: str, device: str) -> Case:
-    """LN(GELU(x)), forward and backward, and torch's two functions."""
-    kind = DTYPES[dtype]
-    x, grad = (
-        workloads.random_like_hidden(rows, hidden, dtype=kind, device=device, seed=seed)
-        for seed in (4, 5)
-    )
-    x.requires_grad_()
-    norm = GeluLayerNorm(hidden).to(device)
-    leaves = (x, norm.weight, norm.bias)
-    # Parameters stay fp32, as under autocast; torch's LayerNorm takes them in the rows' dtype.
-    weight, bias = (p.detach().to(kind).requires_grad_() for p in (norm.weight, norm.bias))
-
-    def ours():
-        out = norm(x)
-        return out.detach(), *torch.autograd.grad(out, leaves, grad)
-
-    def eager(x=x, weight=weight, bias=bias, grad=grad):
-        out = F.layer_norm(F.gelu(x), (hidden,), weight, bias, norm.eps)
-        return out.detach(), *torch.autograd.grad(out, (x, weight, bias), grad)
-
-    wide = [t.detach().float().requires_grad_() for t in (x, weight, bias)]
-    moved = floors.gelu_layer_norm_bytes(rows, hidden, x.element_size())
-    return Case(
-        "gelu_layer_norm",
-        {"rows": rows, "hidden": hidden},
-        rows,
-        "rows",
-        dtype,
-        [Variant("ours", ours), Variant("torch_eager", eager)],
-        eager(*wide, grad.float()),
-        floors.floor_us(device, dtype, moved=moved),
-        device,
-        budget_s=1.0,
-        graphs=True,
-    )
-
-
 @sizes(full=GROWTH, quick=(1, 2))
 @pytest.mark.parametrize("dtype", DTYPES)
 def bench_sbo(measure, device, quick, compiled, size, dtype):
     hidden = 64 if quick else 768
     case = sbo_case(size, hidden, dtype, device, compiled and size == TARGET_ROWS)
     measure(case, "sbo")
-
-
-@sizes(full=(64, 256, 1024, 4096), quick=(16, 64))
-@pytest.mark.parametrize("dtype", DTYPES)
-def bench_gelu_layer_norm(measure, device, quick, size, dtype):
-    measure(gelu_layer_norm_case(size, 64 if quick else 768, dtype, device), "gelu_layer_norm")

@@ -16,7 +16,7 @@ import torch
 from benchmarks import workloads
 from benchmarks.harness import DTYPES
 from spanbert_ext.ops import backend, sbo_rows
-from spanbert_ext.ops import rows as row_ops
+from spanbert_ext.ops.cross_entropy_rows import cross_entropy_rows_
 from spanbert_ext.ops.reference.sbo import IGNORE
 from spanbert_ext.training.config import RuntimeOptions
 from spanbert_ext.training.step_timer import PretrainStep
@@ -59,7 +59,6 @@ def operations() -> Iterator[Operation]:
     yield masking()
     for dtype in ("bf16", "fp32"):
         yield from residual(dtype, "fp32")
-        yield from gelu_layer_norm(dtype, None)
         yield from boundaries(batch, dtype)
         yield from first_layer(batch, dtype)
         yield from gelu_layer_norm(dtype, batch.sbo_ids)
@@ -148,19 +147,17 @@ def residual(dtype: str, stream: str) -> Iterator[Operation]:
     )  # fmt: skip
 
 
-def gelu_layer_norm(dtype: str, ids: torch.Tensor | None) -> Iterator[Operation]:
-    """LN(GELU(x)): of the MLM head, and with `ids` [R] the second layer of the SBO head, where rows
-    without an id are zero."""
-    rows = ROWS * 77 if ids is None else len(ids)
-    used = rows if ids is None else int((ids != IGNORE).sum())
+def gelu_layer_norm(dtype: str, ids: torch.Tensor) -> Iterator[Operation]:
+    """LN(GELU(x)), the second layer of the SBO head: rows [R] without an id are zero."""
+    rows, used = len(ids), int((ids != IGNORE).sum())
     x, grad = (_random(rows, HIDDEN, dtype=dtype, seed=seed) for seed in (4, 5))
     weight, bias = _parameters(HIDDEN)
     _, mean, rstd = sbo_rows.norm(x, ids, weight, bias, 1e-12)
     row, chunks = x.element_size() * HIDDEN, -(-rows // C.rows_per_chunk)
-    moments, looked_at = 2 * WIDE, 0 if ids is None else INDEX * rows
+    moments, looked_at = 2 * WIDE, INDEX * rows
     least = row * (used + rows) + moments * rows + looked_at + 2 * HIDDEN * WIDE
     back = row * (2 * used + rows) + moments * used + looked_at + HIDDEN * WIDE
-    name = "gelu_layer_norm" if ids is None else "gelu_layer_norm, SBO"
+    name = "gelu_layer_norm, SBO"
     shapes = {"rows": rows, "used": used, "hidden": HIDDEN}
     yield Operation(
         name, dtype, shapes, lambda: sbo_rows.norm(x, ids, weight, bias, 1e-12),
@@ -254,7 +251,7 @@ def loss(batch, dtype: str) -> Operation:
     least = read + rows * STRIDE * logits.element_size() + listed + WIDE * (used + rows + sums)
     return Operation(
         "cross_entropy", dtype, {"rows": rows, "used": used, "vocabulary": VOCAB, "stride": STRIDE},
-        lambda: row_ops.cross_entropy_rows_(logits, targets, bias, head, scale, VOCAB),
+        lambda: cross_entropy_rows_(logits, targets, bias, head, scale, VOCAB),
         {
             "cross_entropy_rows": least,
             "bias_gradient": read + listed + WIDE * chunks * sums,

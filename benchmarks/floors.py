@@ -107,11 +107,6 @@ def vocabulary_flops(rows: int, hidden: int, vocab_size: int) -> int:
     return 6 * rows * hidden * vocab_size
 
 
-def gelu_layer_norm_bytes(rows: int, hidden: int, item: int) -> int:
-    """x in, y out; gradient and x in, gradient out."""
-    return 5 * rows * hidden * item
-
-
 def step_flops(
     layers: int, hidden: int, length: int, vocab_size: int, spans=20, targets=76, masked=77
 ) -> float:

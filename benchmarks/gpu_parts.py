@@ -20,7 +20,7 @@ from benchmarks.attention_cases import attention_case
 from benchmarks.bench_cross_entropy import loss_case
 from benchmarks.bench_masking import masking_case
 from benchmarks.bench_residual import residual_case
-from benchmarks.bench_sbo import gelu_layer_norm_case, sbo_case
+from benchmarks.bench_sbo import sbo_case
 from benchmarks.bench_step import OURS, part_rows, step_case
 from benchmarks.harness import Case, Race, Variant
 from spanbert_ext.training.step_timer import PretrainStep
@@ -110,14 +110,11 @@ def measure_masking(session: Session) -> None:
 
 
 def measure_sbo(session: Session) -> None:
-    """The head at base and large width, then its activation and normalisation alone."""
+    """The head at base and large width."""
     for hidden in (768, 1024) if not session.quick else (64,):
         for rows in (64, 256) if not session.quick else (2,):
             compiled = not session.quick
             session.measure("sbo", sbo_case(rows, hidden, "bf16", session.device, compiled), 1.0)
-        rows = session.size(_TARGETS_PER_ROW * 256, 64)
-        case = gelu_layer_norm_case(rows, hidden, "bf16", session.device)
-        session.measure("gelu_layer_norm", case, 0.5)
 
 
 def measure_residual(session: Session) -> None:

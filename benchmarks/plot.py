@@ -34,7 +34,6 @@ from benchmarks.installed import ROOT
 OPERATIONS = {
     "span_mask": ("masking", "Span masking", "rows of 512 tokens"),
     "sbo": ("sbo", "Span boundary head, forward and backward", "rows of 512 tokens"),
-    "gelu_layer_norm": ("gelu_layer_norm", "LayerNorm(GELU(x)), forward and backward", "rows"),
     "residual": ("residual", "LayerNorm(dropout(x) + residual), forward and backward", "rows"),
     "attention_dropout": (
         "attention_dropout", "Attention of a layer with dropout, forward and backward",

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from strategies import assert_as_good_as_torch, classes, randn
 
-from spanbert_ext.ops import rows as row_ops
+from spanbert_ext.ops.cross_entropy_rows import cross_entropy_rows_
 from spanbert_ext.ops.registration import working_dtype
 
 # Vocabulary and row stride: a row that registers hold (BERT cased, uncased with a bias that needs
@@ -43,9 +43,9 @@ def torch_rows(logits, targets, bias, head, scale):
 def check_rows(device, dtype, vocabulary, stride, heads=2, rows=41):
     case = [t.to(device) for t in row_case(dtype, rows, vocabulary, stride, heads)]
     logits, (targets, bias, head, scale) = case[0].clone(), case[1:]
-    forward = row_ops.cross_entropy_rows_(logits, targets, bias, head, None, vocabulary)[0]
+    forward = cross_entropy_rows_(logits, targets, bias, head, None, vocabulary)[0]
     assert torch.equal(logits.nan_to_num(7), case[0].nan_to_num(7))
-    losses, grad_bias = row_ops.cross_entropy_rows_(logits, targets, bias, head, scale, vocabulary)
+    losses, grad_bias = cross_entropy_rows_(logits, targets, bias, head, scale, vocabulary)
     if device == "cuda":
         assert torch.equal(losses, forward)
     assert not bool(logits[:, vocabulary:].any()) and not bool(logits[targets == -100].any())
@@ -78,7 +78,7 @@ def check_alignment(device, dtype, vocabulary, stride):
     results = []
     for offsets in ((0, 0), (1, 0), (0, 1), (3, 2)):
         rows, shifted_bias = shifted(logits, offsets[0]), shifted(bias, offsets[1])
-        outputs = row_ops.cross_entropy_rows_(rows, targets, shifted_bias, head, scale, vocabulary)
+        outputs = cross_entropy_rows_(rows, targets, shifted_bias, head, scale, vocabulary)
         results.append((rows, *outputs))
     for result in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], result, strict=True))

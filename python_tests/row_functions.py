@@ -1,5 +1,5 @@
 """The native row functions that are no operations of their own, as functions that tests can
-differentiate: the boundary gather and the first layer of the SBO head, and the softmax and dropout
+differentiate: the boundary gather and both layers of the SBO head, and the softmax and dropout
 of the CPU's attention. In the reference mode they are the functions of the same names there."""
 
 import torch
@@ -29,6 +29,25 @@ def gather_boundaries(hidden, span_left, span_right):
     if not backend.use_native(hidden.device):
         return reference.gather_boundaries(hidden, span_left, span_right)
     return _Gather.apply(hidden, span_left, span_right)
+
+
+class _GeluLayerNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight, bias, eps):
+        out, mean, rstd = sbo_rows.norm(x, None, weight, bias, eps)
+        ctx.save_for_backward(x, None, weight, mean, rstd)
+        return out
+
+    @staticmethod
+    def backward(ctx, grad):
+        return *sbo_rows.norm_backward(grad.contiguous(), *ctx.saved_tensors)[:3], None
+
+
+def gelu_layer_norm(x, weight, bias, eps):
+    """[R, H] to [R, H]: LN(GELU(x)) as the second layer of the SBO head has it."""
+    if not backend.use_native(x.device):
+        return reference.gelu_layer_norm(x, weight, bias, eps)
+    return _GeluLayerNorm.apply(x, weight, bias, eps)
 
 
 class _FirstLayer(torch.autograd.Function):

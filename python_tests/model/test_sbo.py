@@ -21,7 +21,6 @@ from strategies import (
 
 from spanbert_ext import SBOHead
 from spanbert_ext.masking.batch import MaskedBatch
-from spanbert_ext.model.sbo import GeluLayerNorm
 from spanbert_ext.ops.reference import sbo as reference
 
 
@@ -278,19 +277,6 @@ def test_state_round_trip():
     other.load_state_dict(one.state_dict())
     batch, hidden = framed_batch(), randn(240, 24)
     assert torch.equal(one(hidden, batch), other(hidden, batch))
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", [(5, 8), (2, 3, 8), (8,), (0, 8)])
-def test_gelu_layer_norm_module(backend, dtype, shape):
-    module = GeluLayerNorm(8, 1e-12).to(dtype)
-    x = randn(*shape, dtype=dtype, seed=3)
-    own = F.layer_norm(F.gelu(x), (8,), eps=1e-12)
-    assert module(x).dtype == dtype
-    assert_as_good_as_torch(module(x), own, F.layer_norm(F.gelu(x.double()), (8,), eps=1e-12))
-    assert list(dict(module.named_parameters())) == ["weight", "bias"]
-    with pytest.raises(ValueError, match=r"x must.*8.*7"):
-        module(torch.zeros(3, 7))
 
 
 def test_hidden_size_mismatch(backend):

@@ -217,8 +217,6 @@ def empty_samples() -> dict[str, list[tuple]]:
             for starts in (none, torch.zeros(2).long())
             for sizes in ((0, 0), (4, 2))
         ],
-        "gelu_layer_norm": [(rows, w, w, EPS)],
-        "gelu_layer_norm_backward": [(rows, rows, w, flat, flat)],
         "dropout_norm": [(rows, rows, w, w, EPS, 9, torch.zeros(1).long(), 0, True)],
         "dropout_norm_backward": [
             (rows, rows, rows, w, flat, flat, 9, torch.zeros(1).long(), 0, drop) for drop in (0, 1)

@@ -8,7 +8,7 @@ from device_cases import DTYPES
 from row_cases import SHAPES, check_alignment, check_rows, row_case
 from strategies import randn
 
-from spanbert_ext.ops import rows as row_ops
+from spanbert_ext.ops.cross_entropy_rows import cross_entropy_rows_
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -40,7 +40,7 @@ def test_repeats_give_the_same_bits(device):
     results = []
     for _ in range(3):
         logits = case[0].clone()
-        results.append((*row_ops.cross_entropy_rows_(logits, *case[1:], 28996), logits))
+        results.append((*cross_entropy_rows_(logits, *case[1:], 28996), logits))
     for result in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], result, strict=True))
 
@@ -57,12 +57,12 @@ def test_more_than_2_to_the_31_logits(device):
     targets[-3:] = torch.tensor([5, 0, vocabulary - 1], device=device)
     expected = F.cross_entropy(logits[-3:].float(), targets[-3:], reduction="none")
     bias = torch.zeros(1, vocabulary, device=device)
-    losses, _ = row_ops.cross_entropy_rows_(logits, targets, bias, None, None, vocabulary)
+    losses, _ = cross_entropy_rows_(logits, targets, bias, None, None, vocabulary)
     assert torch.allclose(losses[-3:], expected, rtol=1e-5) and not losses[:-3].any()
     if device == "cuda":
         scale = torch.zeros(rows, device=device)
         scale[-3:] = 1
-        _, grad_bias = row_ops.cross_entropy_rows_(logits, targets, bias, None, scale, vocabulary)
+        _, grad_bias = cross_entropy_rows_(logits, targets, bias, None, scale, vocabulary)
         assert torch.allclose(grad_bias[0], logits[-3:].float().sum(0), atol=1e-6)
         assert not logits[:-3].any()
 
@@ -71,14 +71,14 @@ def test_confident_rows_never_cost_less_than_nothing(device):
     """The target's power is rounded, its logarithm must not fall below the target."""
     single = torch.full((1, 1), -2.7, device=device)
     zero = torch.zeros(1, dtype=torch.int64, device=device)
-    assert row_ops.cross_entropy_rows_(single, zero, None, None, None, 1)[0].tolist() == [0]
+    assert cross_entropy_rows_(single, zero, None, None, None, 1)[0].tolist() == [0]
     logits = randn(400, 9, seed=1)
     targets = torch.arange(400) % 9
     logits[torch.arange(400), targets] = 25
     exact = F.cross_entropy(logits.double(), targets, reduction="none")
     arguments = (logits.to(device), targets.to(device), None, None, None, 9)
-    losses = row_ops.cross_entropy_rows_(*arguments)[0].cpu()
+    losses = cross_entropy_rows_(*arguments)[0].cpu()
     assert bool((losses >= 0).all()) and float((losses - exact).abs().max()) < 3e-7
     logits[7, 3] = float("nan")
-    losses = row_ops.cross_entropy_rows_(logits.to(device), *arguments[1:])[0].cpu()
+    losses = cross_entropy_rows_(logits.to(device), *arguments[1:])[0].cpu()
     assert losses.isnan().nonzero().flatten().tolist() == [7]

@@ -3,10 +3,10 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from row_functions import gather_boundaries, sbo_first_layer
+from row_functions import gather_boundaries, gelu_layer_norm, sbo_first_layer
 from strategies import assert_as_good_as_torch, randn, text_batch
 
-from spanbert_ext.ops import rows as row_ops
+from spanbert_ext.ops.cross_entropy_rows import cross_entropy_rows_
 from spanbert_ext.ops.registration import working_dtype
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
@@ -88,7 +88,7 @@ def torch_gelu_layer_norm(x, weight, bias):
 def test_gelu_layer_norm(backend, dtype, rows, size):
     tensors = (randn(rows, size, seed=1, scale=2.0), randn(size, seed=2) + 1, randn(size, seed=3))
     compare_with_torch(
-        lambda x, w, b: row_ops.gelu_layer_norm(x, w, b, EPS),
+        lambda x, w, b: gelu_layer_norm(x, w, b, EPS),
         torch_gelu_layer_norm,
         tensors,
         randn(rows, size, seed=4),
@@ -101,7 +101,7 @@ def test_gelu_layer_norm(backend, dtype, rows, size):
 def test_gelu_layer_norm_at_extreme_scales(backend, scale):
     tensors = (randn(9, 40, seed=1, scale=scale), randn(40, seed=2), randn(40, seed=3))
     compare_with_torch(
-        lambda x, w, b: row_ops.gelu_layer_norm(x, w, b, EPS),
+        lambda x, w, b: gelu_layer_norm(x, w, b, EPS),
         torch_gelu_layer_norm,
         tensors,
         randn(9, 40, seed=4),
@@ -116,7 +116,7 @@ def test_gelu_keeps_its_digits_in_the_negative_tail(backend, rows):
     about 1."""
     anchors = torch.tensor([4.0, 2.0, 1.0])
     x = torch.cat([rows.unsqueeze(1), anchors.expand(len(rows), 3)], 1)
-    ours = row_ops.gelu_layer_norm(x, torch.ones(4), torch.zeros(4), EPS)
+    ours = gelu_layer_norm(x, torch.ones(4), torch.zeros(4), EPS)
     own = torch_gelu_layer_norm(x, torch.ones(4), torch.zeros(4))
     exact = torch_gelu_layer_norm(x.double(), torch.ones(4).double(), torch.zeros(4).double())
     assert_as_good_as_torch(ours, own, exact)
@@ -127,7 +127,7 @@ def test_constant_and_zero_rows_stay_finite(backend):
         [torch.zeros(50), torch.full((50,), 3.0), torch.full((50,), -40.0)]
     ).requires_grad_()
     weight, bias = torch.ones(50), torch.full((50,), 0.5)
-    out = row_ops.gelu_layer_norm(x, weight, bias, EPS)
+    out = gelu_layer_norm(x, weight, bias, EPS)
     grad = torch.autograd.grad(out.sum(), x)[0]
     assert bool(out.isfinite().all() and grad.isfinite().all())
     assert torch.equal(out[0], bias)
@@ -137,7 +137,7 @@ def test_not_a_number_stays_in_its_row(backend):
     """The numerics guard can only see what the kernels let through."""
     x = randn(3, 40, seed=1)
     x[1, 7] = float("nan")
-    out = row_ops.gelu_layer_norm(x, torch.ones(40), torch.zeros(40), EPS)
+    out = gelu_layer_norm(x, torch.ones(40), torch.zeros(40), EPS)
     assert out.isnan().all(1).tolist() == [False, True, False]
 
 
@@ -214,7 +214,7 @@ def test_cross_entropy_rows_by_hand(padding, core):
     bias = torch.tensor([[0.0, 0.0], [0.0, ln3]], dtype=torch.float64)
     targets, head = torch.tensor([0, 1, -100]), torch.tensor([0, 1, 1])
     scale = torch.tensor([1.0, 2.0, 9.0], dtype=torch.float64)
-    losses, grad_bias = row_ops.cross_entropy_rows_(logits, targets, bias, head, scale, 2)
+    losses, grad_bias = cross_entropy_rows_(logits, targets, bias, head, scale, 2)
     expected = torch.tensor([2 * 0.6931471805599453, 0.28768207245178096, 0], dtype=torch.float64)
     assert torch.allclose(losses, expected, atol=1e-14)
     grads = torch.tensor([[-0.75, 0.75], [0.5, -0.5], [0, 0]], dtype=torch.float64)
@@ -226,7 +226,7 @@ def test_cross_entropy_rows_by_hand(padding, core):
 def test_without_scale_the_logits_are_left_alone(core):
     logits = randn(4, 9, seed=1)
     before = logits.clone()
-    losses, grad_bias = row_ops.cross_entropy_rows_(
+    losses, grad_bias = cross_entropy_rows_(
         logits, torch.tensor([0, 8, -100, 3]), None, None, None, 9
     )
     assert torch.equal(logits, before)
@@ -244,7 +244,7 @@ def test_gradcheck(backend):
     )
     x = randn(5, 6, dtype=torch.float64, seed=2).requires_grad_()
     weight, bias = (randn(6, dtype=torch.float64, seed=s).requires_grad_() for s in (3, 4))
-    assert torch.autograd.gradcheck(lambda *t: row_ops.gelu_layer_norm(*t, 1e-5), (x, weight, bias))
+    assert torch.autograd.gradcheck(lambda *t: gelu_layer_norm(*t, 1e-5), (x, weight, bias))
     spans = randn(batch.span_left.shape[0], 6, dtype=torch.float64, seed=5).requires_grad_()
     positions = randn(15, 6, dtype=torch.float64, seed=6).requires_grad_()
     assert torch.autograd.gradcheck(our_sbo_first_layer(batch), (spans, positions, weight, bias))

@@ -20,7 +20,7 @@ from sbo_cases import make_head, padded_formula, run
 from strategies import POOL, assert_same_batch, make_masker, marks_for, randn, rewound, word_text
 
 from spanbert_ext.masking.settings import SCHEMES
-from spanbert_ext.ops import rows as row_ops
+from spanbert_ext.ops.cross_entropy_rows import cross_entropy_rows_
 from spanbert_ext.ops.registration import working_dtype
 
 SECONDS = float(os.environ.get("SPANBERT_STRESS_SECONDS", 1))
@@ -114,7 +114,7 @@ def check_loss(rng, device):
     def ours():
         rows_here = shifted(logits, offset).to(device)
         there = (t.to(device) for t in (targets, bias, head, scale))
-        return *row_ops.cross_entropy_rows_(rows_here, *there, vocabulary), rows_here
+        return *cross_entropy_rows_(rows_here, *there, vocabulary), rows_here
 
     losses, grad_bias, grad = ours()
     assert all(torch.equal(a, b) for a, b in zip((losses, grad_bias, grad), ours(), strict=True))

@@ -4,7 +4,6 @@ import pytest
 import torch
 from torch import nn
 
-from spanbert_ext.model.sbo import GeluLayerNorm
 from spanbert_ext.training.config import OptimizerOptions
 from spanbert_ext.training.loop import update
 from spanbert_ext.training.optimizer import build_optimizer, learning_rate, parameter_groups
@@ -42,7 +41,7 @@ class Small(nn.Module):
         self.word_embeddings = nn.Embedding(5, 4)
         self.dense = nn.Linear(4, 4)
         self.LayerNorm = nn.LayerNorm(4)
-        self.layer_norm1 = GeluLayerNorm(4, 1e-12)
+        self.layer_norm1 = nn.LayerNorm(4)
         self.sbo_bias = nn.Parameter(torch.zeros(5))
         self.frozen = nn.Parameter(torch.zeros(2), requires_grad=False)
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from spanbert_ext.masking.batch import MaskedBatch
-from spanbert_ext.model.sbo import GeluLayerNorm, SBOHead
+from spanbert_ext.model.sbo import SBOHead
 from spanbert_ext.ops.reference.sbo import IGNORE
 from spanbert_ext.ops.registration import check_range, working_dtype
 
@@ -20,13 +20,12 @@ class MLMTransform(nn.Module):
     def __init__(self, hidden_size: int, eps: float):
         super().__init__()
         self.dense = nn.Linear(hidden_size, hidden_size)
-        # BERT keeps GELU between the two modules; here it is part of the one that carries
-        # LayerNorm's name.
-        self.LayerNorm = GeluLayerNorm(hidden_size, eps)
+        self.LayerNorm = nn.LayerNorm(hidden_size, eps)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        """[..., H] to [..., H]."""
-        return self.LayerNorm(self.dense(hidden))
+        """[..., H] to [..., H], in the dtype of the product, also under autocast."""
+        rows = F.gelu(self.dense(hidden))
+        return self.LayerNorm(rows).to(rows.dtype)
 
 
 class MLMHead(nn.Module):

@@ -35,7 +35,6 @@ from spanbert_ext.model.heads import (
     wanted_rows,
 )
 from spanbert_ext.model.hf_encoder import build_hf_encoder, hf_hidden_states
-from spanbert_ext.model.sbo import GeluLayerNorm
 from spanbert_ext.ops.cross_entropy import two_head_cross_entropy
 
 
@@ -143,9 +142,6 @@ class SpanBertForPreTraining(BertPreTrainedModel):
             init.zeros_(module.bias)
         elif isinstance(module, PreTrainingHeads) and module.sbo_bias is not None:
             init.zeros_(module.sbo_bias)
-        elif isinstance(module, GeluLayerNorm):
-            init.ones_(module.weight)
-            init.zeros_(module.bias)
 
     def get_input_embeddings(self) -> nn.Module:
         """The word embedding, which is also the output layer."""

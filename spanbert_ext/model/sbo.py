@@ -17,34 +17,9 @@ from torch import nn
 
 from spanbert_ext.masking.batch import MaskedBatch
 from spanbert_ext.model.plain_modules import is_plain
-from spanbert_ext.ops import rows as row_ops
 from spanbert_ext.ops.reference.sbo import IGNORE, gather_boundaries
-from spanbert_ext.ops.registration import check_float, working_dtype
+from spanbert_ext.ops.registration import check_float
 from spanbert_ext.ops.sbo_head import check_indices, sbo_head
-
-
-class GeluLayerNorm(nn.Module):
-    """LN(GELU(x)) in one pass over the rows; parameters are named as in `nn.LayerNorm`.
-
-    Args:
-        hidden_size: H.
-        eps: added to the variance.
-    """
-
-    def __init__(self, hidden_size: int, eps: float = 1e-12):
-        super().__init__()
-        self.eps = eps
-        self.weight = nn.Parameter(torch.ones(hidden_size))
-        self.bias = nn.Parameter(torch.zeros(hidden_size))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[..., H] to [..., H], in x's dtype; statistics in fp32 (double for double)."""
-        if x.shape[-1] != self.weight.numel():
-            raise ValueError(f"x must be [..., {self.weight.numel()}]; got shape {tuple(x.shape)}")
-        wide = working_dtype(x.dtype)
-        rows = x.reshape(-1, x.shape[-1])
-        out = row_ops.gelu_layer_norm(rows, self.weight.to(wide), self.bias.to(wide), self.eps)
-        return out.view(x.shape)
 
 
 class SBOHead(nn.Module):
@@ -77,9 +52,9 @@ class SBOHead(nn.Module):
         self.max_span_targets = max_span_targets
         self.position_embeddings = nn.Embedding(max_span_targets, position_size)
         self.linear1 = nn.Linear(2 * hidden_size + position_size, hidden_size)
-        self.layer_norm1 = GeluLayerNorm(hidden_size, layer_norm_eps)
+        self.layer_norm1 = nn.LayerNorm(hidden_size, layer_norm_eps)
         self.linear2 = nn.Linear(hidden_size, hidden_size)
-        self.layer_norm2 = GeluLayerNorm(hidden_size, layer_norm_eps)
+        self.layer_norm2 = nn.LayerNorm(hidden_size, layer_norm_eps)
         for weight in (self.position_embeddings.weight, self.linear1.weight, self.linear2.weight):
             nn.init.normal_(weight, std=0.02)
         for layer in (self.linear1, self.linear2):
@@ -143,7 +118,7 @@ class SBOHead(nn.Module):
         return (
             linear
             and is_plain(self.position_embeddings, nn.Embedding)
-            and all(is_plain(norm, GeluLayerNorm) for norm in norms)
+            and all(is_plain(norm, nn.LayerNorm) for norm in norms)
         )
 
     def _through_modules(self, hidden: torch.Tensor, batch: MaskedBatch) -> torch.Tensor:
@@ -157,12 +132,12 @@ class SBOHead(nn.Module):
         offsets = torch.where(used, batch.target_offsets, 0)
         positions = self.position_embeddings(offsets).to(pairs.dtype)
         pairs = pairs.index_select(0, torch.where(used, batch.target_spans, 0))
-        rows = self.layer_norm1(self.linear1(torch.cat([pairs, positions], 1)))
-        rows = self.layer_norm2(self.linear2(rows))
+        rows = self.layer_norm1(F.gelu(self.linear1(torch.cat([pairs, positions], 1))))
+        rows = self.layer_norm2(F.gelu(self.linear2(rows)))
         return torch.where(used.unsqueeze(1), rows, 0)
 
     def _parameters_in_order(self) -> tuple[torch.Tensor, ...]:
-        """As `_sbo_op.PARAMETERS` names them."""
+        """As `sbo_head.PARAMETERS` names them."""
         layers = (self.linear1, self.layer_norm1, self.linear2, self.layer_norm2)
         pairs = [parameter for layer in layers for parameter in (layer.weight, layer.bias)]
         return self.position_embeddings.weight, *pairs

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
 from spanbert_ext.ops import backend
-from spanbert_ext.ops import rows as row_ops
+from spanbert_ext.ops.cross_entropy_rows import cross_entropy_rows_
 from spanbert_ext.ops.reference import sbo as reference
 from spanbert_ext.ops.reference.sbo import IGNORE
 from spanbert_ext.ops.registration import check_float, check_range, readable, working_dtype
@@ -120,7 +120,7 @@ def _run(rows, weight, bias, targets, head, scale, need):
         part = slice(first, first + step)
         chunk = rows[part]
         logits = _logits(chunk, padded)
-        chunk_losses, chunk_bias = row_ops.cross_entropy_rows_(
+        chunk_losses, chunk_bias = cross_entropy_rows_(
             logits,
             targets[part],
             bias,

@@ -1,8 +1,8 @@
 """Native calls of the row functions around the span boundary objective's products.
 
-They allocate what a call needs and trust their arguments: `_ops` checks those of each single
-operation, `_sbo_op` those of the whole head. Shapes: T tokens, S spans, P positions, K targets, R
-rows, H columns. Rows have one dtype; LayerNorm parameters and statistics have the working dtype.
+They allocate what a call needs and trust their arguments, which `sbo_head` checks. Shapes: T
+tokens, S spans, P positions, K targets, R rows, H columns. Rows have one dtype; LayerNorm
+parameters and statistics have the working dtype.
 """
 
 from __future__ import annotations

@@ -12,8 +12,8 @@ from strategies import make_masker, word_text
 
 from spanbert_ext import SBOHead
 from spanbert_ext.ops import backend
+from spanbert_ext.ops.cross_entropy_rows import cross_entropy_rows_
 from spanbert_ext.ops.dropout_norm import dropout_add_layer_norm
-from spanbert_ext.ops.rows import cross_entropy_rows_
 
 
 def randn(*shape: int, seed: int = 0) -> torch.Tensor:

@@ -1,11 +1,9 @@
-"""The boundary between torch and the native core: schema, fake and autograd rule of every
-operation.
+"""Losses of rows of logits and their gradient in place, as one native operation.
 
-Each public function here runs the registered native operation where the back end allows and the
-function of the same name in `reference` elsewhere. The native operations take what they are given:
-contiguous tensors of one device, floats of one dtype for rows, and fp32 (double for double rows)
-for LayerNorm parameters, biases and statistics. Anything else raises with the argument's name;
-nothing is repaired silently.
+It takes what it is given: contiguous tensors of one device, logits of one of the four dtypes, and
+fp32 (double for double logits) for biases and scales. Anything else raises with the argument's
+name; nothing is repaired silently. The autograd rules are those of `cross_entropy.ScaledLoss` and
+`RowLosses`, which own the products.
 """
 
 from __future__ import annotations
@@ -14,8 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from spanbert_ext.ops import backend, sbo_rows
-from spanbert_ext.ops.reference import sbo as reference
+from spanbert_ext.ops import backend
 from spanbert_ext.ops.reference.sbo import IGNORE
 from spanbert_ext.ops.registration import (
     DTYPES,
@@ -24,71 +21,10 @@ from spanbert_ext.ops.registration import (
     check_rows,
     define,
     place,
-    refuse,
     working_dtype,
 )
 
 _C = backend.native_module
-
-# gelu_layer_norm
-
-
-def gelu_layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """`reference.gelu_layer_norm`: LN(GELU(x)), [R, H] to [R, H]."""
-    _check_norm(x, weight, bias)
-    if not backend.use_native(x.device):
-        return reference.gelu_layer_norm(x, weight, bias, eps)
-    return torch.ops.spanbert_ext.gelu_layer_norm(x, weight, bias, eps)[0]
-
-
-def _check_norm(x, weight, bias) -> None:
-    check_rows("x", x)
-    for name, parameter in (("weight", weight), ("bias", bias)):
-        check(name, parameter, (x.shape[1],), working_dtype(x.dtype), x)
-
-
-def _gelu_layer_norm(x, weight, bias, eps):
-    _check_norm(x, weight, bias)
-    return sbo_rows.norm(x, None, weight, bias, eps)
-
-
-def _gelu_layer_norm_backward(grad, x, weight, mean, rstd):
-    check_rows("grad", grad)
-    check("grad", grad, tuple(x.shape), x.dtype, x)
-    return sbo_rows.norm_backward(grad, x, None, weight, mean, rstd)[:3]
-
-
-def _gelu_layer_norm_setup(ctx, inputs, output):
-    x, weight, _, _ = inputs
-    ctx.save_for_backward(x, weight, *output[1:])
-    ctx.mark_non_differentiable(*output[1:])
-
-
-define(
-    "gelu_layer_norm_backward(Tensor grad, Tensor x, Tensor weight, Tensor mean, Tensor rstd) "
-    "-> (Tensor, Tensor, Tensor)",
-    _gelu_layer_norm_backward,
-    lambda grad, x, weight, mean, rstd: (
-        torch.empty_like(x),
-        torch.empty_like(weight),
-        torch.empty_like(weight),
-    ),
-    backward=refuse,
-)
-define(
-    "gelu_layer_norm(Tensor x, Tensor weight, Tensor bias, float eps) "
-    "-> (Tensor out, Tensor mean, Tensor rstd)",
-    _gelu_layer_norm,
-    lambda x, weight, bias, eps: (torch.empty_like(x), *sbo_rows.statistics(x, x.shape[0])),
-    _gelu_layer_norm_setup,
-    lambda ctx, grad, *_: (
-        *torch.ops.spanbert_ext.gelu_layer_norm_backward(grad.contiguous(), *ctx.saved_tensors),
-        None,
-    ),
-)
-
-# cross_entropy_rows: the autograd rules are those of cross_entropy.ScaledLoss and RowLosses, which
-# own the products
 
 
 def cross_entropy_rows_(
