@@ -3,6 +3,7 @@
 import os
 import re
 import sys
+from types import SimpleNamespace
 
 import pytest
 from corpora import PROSE, bytes_of, write
@@ -22,12 +23,26 @@ def source(tmp_path):
     return write(tmp_path / "in" / "a.txt", PROSE)
 
 
+@pytest.fixture
+def ray(monkeypatch):
+    """Ray's executor, with datatrove's processes in place of a cluster."""
+    import datatrove.executor
+
+    class Executor(datatrove.executor.LocalPipelineExecutor):
+        def __init__(self, workers, **options):
+            super().__init__(workers=2, **options)
+
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(is_initialized=lambda: True))
+    monkeypatch.setattr(datatrove.executor, "RayPipelineExecutor", Executor)
+    return Executor
+
+
 def config(source, name, **options):
     output = source.parent.parent / name
     return PrepareConfig([str(source)], str(output), **OPTIONS | options)
 
 
-def test_the_local_executor_gives_the_same_bytes(source, monkeypatch):
+def test_tasks_give_the_same_bytes(source, ray, monkeypatch):
     """From a relative path, and going on where our own workers were interrupted."""
 
     def stop(doing, done, total):
@@ -38,17 +53,17 @@ def test_the_local_executor_gives_the_same_bytes(source, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         prepare(config(source, "out"), stop)
     monkeypatch.chdir(source.parent.parent)
-    corpus = prepare(PrepareConfig(["in/a.txt"], "out", executor="local", **OPTIONS))
+    corpus = prepare(PrepareConfig(["in/a.txt"], "out", executor="ray", **OPTIONS))
     assert bytes_of(corpus.path) == clean
     assert sorted(os.listdir(source.parent.parent)) == ["clean", "in", "out"]
 
 
-def test_faults_come_back_from_the_tasks(source):
+def test_faults_come_back_from_the_tasks(source, ray):
     text = PROSE.replace("statement", "\0", 40)
     write(source, text)
     line = text[: text.index("\0")].count("\n") + 1
     with pytest.raises(DataError, match=rf"a\.txt:{line}: a NUL byte"):
-        prepare(config(source, "out", executor="local"))
+        prepare(config(source, "out", executor="ray"))
     assert os.listdir(source.parent.parent) == ["in"]
 
 
@@ -62,19 +77,19 @@ def test_the_first_fault_is_told_though_a_later_unit_fails_sooner(source, monkey
         def run(self):
             UnitTask(self.job.directory, self.stage)(None, len(self.job.units) - 1, 0)
 
-    monkeypatch.setattr(datatrove_executor, "_local_executor", OnlyTheLastOne)
+    monkeypatch.setattr(datatrove_executor, "_ray_executor", OnlyTheLastOne)
     write(source, "fine\n\n" * 3 + "nul \0\n\n" + "fine\n\n" * 3 + "nul \0\n")
     with pytest.raises(DataError, match=r"a\.txt:7: a NUL byte"):
-        prepare(config(source, "out", executor="local", unit_bytes=12))
+        prepare(config(source, "out", executor="ray", unit_bytes=12))
 
 
-def test_without_datatrove_or_ray(source, monkeypatch):
+def test_without_datatrove_or_ray(source, ray, monkeypatch):
+    monkeypatch.setitem(sys.modules, "datatrove.executor", None)
+    with pytest.raises(ConfigError, match=r"needs datatrove; `pip install 'spanbert-ext\[prepare"):
+        prepare(config(source, "out", executor="ray"))
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ConfigError, match="needs Ray; `pip install ray`"):
         prepare(config(source, "out", executor="ray"))
-    monkeypatch.setitem(sys.modules, "datatrove.executor", None)
-    with pytest.raises(ConfigError, match=r"needs datatrove; `pip install 'spanbert-ext\[prepare"):
-        prepare(config(source, "out", executor="local"))
 
 
 def begun(source, **options):
@@ -156,9 +171,7 @@ def test_ray_on_this_machine_gives_the_same_bytes(source):
         prepare(config(source, "faulty", executor="ray"))
 
 
-def test_tasks_that_did_not_finish_are_named(source, monkeypatch):
-    import datatrove.executor
-
-    monkeypatch.setattr(datatrove.executor.LocalPipelineExecutor, "run", lambda self: None)
-    with pytest.raises(StorageError, match=r"unit 1 of \d+ was not finished by datatrove's local"):
-        prepare(config(source, "out", executor="local"))
+def test_tasks_that_did_not_finish_are_named(source, ray, monkeypatch):
+    monkeypatch.setattr(ray, "run", lambda self: None)
+    with pytest.raises(StorageError, match=r"unit 1 of \d+ was not finished by datatrove's Ray"):
+        prepare(config(source, "out", executor="ray"))

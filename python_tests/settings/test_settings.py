@@ -214,3 +214,11 @@ def test_settings_load_without_torch():
 def test_yaml_makes_booleans_of_on_and_off(value, kept):
     assert build(PretrainConfig, {"runtime.graph": value}).runtime.graph == kept
     assert yaml.safe_load("graph: on") == {"graph": True}  # or this test is about nothing
+
+
+def test_a_value_of_an_earlier_version_has_its_present_name():
+    assert (
+        build(PrepareConfig, {"inputs": "a", "output": "b", "executor": "local"}).executor == "own"
+    )
+    with pytest.raises(ConfigError, match="executor: must be one of own, slurm, ray; got 'Local'"):
+        build(PrepareConfig, {"inputs": "a", "output": "b", "executor": "Local"})

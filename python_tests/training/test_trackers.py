@@ -3,7 +3,6 @@
 import importlib.util
 import json
 import logging
-import sqlite3
 import sys
 import time
 
@@ -112,12 +111,12 @@ def test_a_tracker_that_fails_is_named_once_and_left_alone(tmp_path, monkeypatch
 def test_a_missing_package_is_found_with_the_settings(tmp_path, monkeypatch):
     found = importlib.util.find_spec
     monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name: None if name == "trackio" else found(name)
+        importlib.util, "find_spec", lambda name: None if name == "wandb" else found(name)
     )
     with pytest.raises(ConfigError) as caught:
-        build(PretrainConfig, {"report_to": "tensorboard,trackio", "log_every": 0})
+        build(PretrainConfig, {"report_to": "tensorboard,wandb", "log_every": 0})
     lines = str(caught.value).splitlines()
-    assert '  - report_to: trackio is not installed; `pip install "spanbert-ext[trackio]"`' in lines
+    assert '  - report_to: wandb is not installed; `pip install "spanbert-ext[wandb]"`' in lines
     assert len(lines) == 3
 
 
@@ -145,7 +144,7 @@ def test_names_come_as_a_list_or_with_commas(given, names):
 
 
 def test_an_unknown_tracker():
-    with pytest.raises(ConfigError, match="must be one of tensorboard, wandb, trackio; got 'mlf'"):
+    with pytest.raises(ConfigError, match="must be one of tensorboard, wandb; got 'mlf'"):
         build(PretrainConfig, {"report_to": "tensorboard,mlf"})
 
 
@@ -174,23 +173,3 @@ def test_weights_and_biases_offline(tiny, change, tmp_path, monkeypatch):
         while b"train/mlm_loss" not in file.read_bytes():
             assert time.monotonic() < deadline
             time.sleep(0.1)
-
-
-def test_trackio_keeps_one_run(tiny, change, tmp_path, monkeypatch):
-    pytest.importorskip("trackio", reason="trackio brings 16 packages; pip install it to run this")
-    from trackio import utils
-
-    monkeypatch.setenv("HF_TOKEN", "hf_no_such_token")  # would make trackio ask the hub who it is
-    config, run = change(tiny, report_to=["trackio"]), tmp_path / "run"
-    pretrain(config)
-    damage(run, 12, 8)
-    pretrain(config)
-    with sqlite3.connect(utils.TRACKIO_DIR / f"{trackers.PROJECT}.db") as base:
-        rows = base.execute(
-            "select step, metrics from metrics where run_name = ?",
-            (f"run-{trackers.run_identity(run)}",),
-        ).fetchall()
-    trained = logged(run, "train")
-    steps = [s for s, m in rows if "train/mlm_loss" in json.loads(m)]
-    assert sorted(set(steps)) == sorted(trained)
-    assert len(steps) == 12 + 8

@@ -40,7 +40,6 @@ _OPTIONAL = (
     ("matplotlib", "no `spanbert plot`", "spanbert-ext[plot]"),
     ("tensorboard", "no `--report_to tensorboard`", "spanbert-ext[tensorboard]"),
     ("wandb", "no `--report_to wandb`", "spanbert-ext[wandb]"),
-    ("trackio", "no `--report_to trackio`", "spanbert-ext[trackio]"),
 )
 # Three checkpoints of BERT-base (weights and two moments in fp32) and one that is being written.
 _ROOMY_GB = 4 * 1.3

@@ -22,7 +22,7 @@ _CHOICES = {
     "documents": ("blank_line", "file"),
     "on_error": ("error", "skip"),
     "annotate": ("entity", "phrase", "both", None),
-    "executor": ("own", "local", "slurm", "ray"),
+    "executor": ("own", "slurm", "ray"),
 }
 
 
@@ -63,8 +63,8 @@ class PrepareConfig:
         unit_bytes: Input of one unit of work, about: what a worker takes at a time, and what it
             loses when it is killed. A .gz or .parquet file, and with `documents: file` a .txt
             file, is never divided.
-        executor: Who runs the units: this command (`own`), or datatrove on this machine (`local`),
-            as Slurm jobs (`slurm`) or on a Ray cluster (`ray`). The output is the same.
+        executor: Who runs the units: this command (`own`), or datatrove as Slurm jobs (`slurm`) or
+            on a Ray cluster (`ray`). The output is the same.
         slurm_partition: Where the jobs go; required for `slurm`.
         slurm_time: Time limit of a unit's job.
         verify: Compare every file of the corpus with its digest afterwards. Without inputs nothing
@@ -89,7 +89,7 @@ class PrepareConfig:
     annotator_model: str = "en_core_web_sm"
     workers: int | None = None
     unit_bytes: int = 1 << 24
-    executor: Literal["own", "local", "slurm", "ray"] = "own"
+    executor: Literal["own", "slurm", "ray"] = "own"
     slurm_partition: str | None = None
     slurm_time: str = "02:00:00"
     verify: bool = False

@@ -1,10 +1,9 @@
-"""Units as tasks of datatrove: on this machine, on a Slurm or on a Ray cluster (extra `[prepare]`).
+"""Units as tasks of datatrove: on a Slurm or on a Ray cluster (extra `[prepare]`).
 
 datatrove starts the tasks and marks those that are complete; reading, tokenizing and the layout on
 disk are ours, so the corpus is the same byte for byte. All machines must see the output directory
 and the inputs under the same paths. A Slurm chain runs without this command: words, vocabulary,
-pieces, corpus, each waiting for the one before. Unlike our own workers, a killed task of the local
-executor is not noticed: datatrove's pool waits for it.
+pieces, corpus, each waiting for the one before.
 """
 
 from __future__ import annotations
@@ -18,7 +17,6 @@ from pathlib import Path
 from spanbert_ext import errors
 from spanbert_ext.data.job import TOKENIZER_PART, Job, unit_part
 from spanbert_ext.data.storage import locked_staging, write_whole
-from spanbert_ext.device import usable_cores
 from spanbert_ext.errors import ConfigError, SpanBertError, StorageError
 
 _ERROR = "error"
@@ -78,16 +76,15 @@ class StepTask:
 
 
 def run_tasks(job: Job, stage: str, numbers: Sequence[int]) -> Iterator[tuple[int, dict]]:
-    """(unit, result) of a stage's units, run by the local or the Ray executor.
+    """(unit, result) of a stage's units, run on a Ray cluster.
 
     Raises:
         ConfigError: datatrove or Ray is not installed.
         SpanBertError: the first fault, in the order of the units.
         StorageError: units are not finished for another reason; names the logs.
     """
-    make = {"local": _local_executor, "ray": _ray_executor}[job.config.executor]
     logs = _logs(job, stage, numbers)
-    executor = make(job, stage, logs)
+    executor = _ray_executor(job, stage, logs)
     try:
         executor.run()
     except SpanBertError:
@@ -98,8 +95,8 @@ def run_tasks(job: Job, stage: str, numbers: Sequence[int]) -> Iterator[tuple[in
         result = job.finished(unit_part(stage, number))
         if result is None:
             raise StorageError(
-                f"unit {number + 1} of {len(job.units)} was not finished by datatrove's "
-                f"{job.config.executor} executor; see {logs}"
+                f"unit {number + 1} of {len(job.units)} was not finished by datatrove's Ray "
+                f"executor; see {logs}"
             )
         yield number, result
 
@@ -147,15 +144,6 @@ def slurm_executor(job: Job, output: Path):
             depends=executor,
         )
     return executor
-
-
-def _local_executor(job: Job, stage: str, logs: str):
-    return _datatrove().LocalPipelineExecutor(
-        pipeline=[UnitTask(job.directory, stage)],
-        tasks=len(job.units),
-        workers=min(job.config.workers or usable_cores(), len(job.units)),
-        logging_dir=logs,
-    )
 
 
 def _ray_executor(job: Job, stage: str, logs: str):

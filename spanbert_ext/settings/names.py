@@ -12,6 +12,9 @@ from typing import Any
 # read with either.
 RENAMED: dict[str, str] = {}
 
+# Dotted name -> value of an earlier version -> value that does the same.
+RENAMED_VALUES: dict[str, dict[str, str]] = {"executor": {"local": "own"}}
+
 # What users of other trainers type -> settings that do it; a verb has one of them, or none.
 _RATE = ("optimizer.peak_lr",)
 _BATCH = ("batch.rows", "batch.examples", "rows", "batch_tokens")
@@ -140,7 +143,7 @@ GUESSES: dict[str, tuple[str, ...]] = {
 
 
 def renamed(values: Mapping[str, Any], known: Collection[str], section: str = "") -> dict[str, Any]:
-    """Values under the present names of their settings.
+    """Values under the present names of their settings, and in present words.
 
     Args:
         values: name -> value.
@@ -150,8 +153,8 @@ def renamed(values: Mapping[str, Any], known: Collection[str], section: str = ""
     found = {}
     for name, value in values.items():
         new = RENAMED.get(section + name)
-        if name in known or new is None or new.removeprefix(section) not in known:
-            found[name] = value
-        else:
-            found[new.removeprefix(section)] = value
+        if name not in known and new is not None and new.removeprefix(section) in known:
+            name = new.removeprefix(section)
+        same = RENAMED_VALUES.get(section + name, {})
+        found[name] = same.get(value, value) if isinstance(value, str) else value
     return found

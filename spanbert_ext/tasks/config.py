@@ -136,7 +136,7 @@ class FinetuneConfig:
             and start these anew.
         log_every: steps between log lines; null takes 20, and in a run of less than 200 steps a
             tenth of it.
-        report_to: where numbers go besides metrics.jsonl: any of tensorboard, wandb and trackio.
+        report_to: where numbers go besides metrics.jsonl: tensorboard, wandb or both.
     """
 
     model: str
@@ -158,7 +158,7 @@ class FinetuneConfig:
     strict_resume: bool = False
     weights_only: bool = False
     log_every: int | None = None
-    report_to: list[Literal["tensorboard", "wandb", "trackio"]] = field(default_factory=list)
+    report_to: list[Literal["tensorboard", "wandb"]] = field(default_factory=list)
     optimizer: FinetuneOptimizer = field(default_factory=FinetuneOptimizer)
     batch: FinetuneBatch = field(default_factory=FinetuneBatch)
     runtime: FinetuneRuntime = field(default_factory=FinetuneRuntime)

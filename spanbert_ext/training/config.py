@@ -255,8 +255,8 @@ class PretrainConfig:
         weights_only: accept a checkpoint whose optimizer or generator file is missing or damaged,
             and start these anew.
         log_every: steps between log lines.
-        report_to: where losses and speed go besides metrics.jsonl: any of tensorboard, wandb
-            (offline unless WANDB_MODE is set) and trackio, separated by commas.
+        report_to: where losses and speed go besides metrics.jsonl: tensorboard, wandb (offline
+            unless WANDB_MODE is set), or both, separated by a comma.
     """
 
     output: str = "spanbert-run"
@@ -272,7 +272,7 @@ class PretrainConfig:
     strict_resume: bool = False
     weights_only: bool = False
     log_every: int = 100
-    report_to: list[Literal["tensorboard", "wandb", "trackio"]] = field(default_factory=list)
+    report_to: list[Literal["tensorboard", "wandb"]] = field(default_factory=list)
     model: ModelOptions = field(default_factory=ModelOptions)
     masking: MaskingOptions = field(default_factory=MaskingOptions)
     loss: LossOptions = field(default_factory=LossOptions)

@@ -1,18 +1,17 @@
-"""Where a run's numbers go besides metrics.jsonl: TensorBoard, Weights & Biases, trackio.
+"""Where a run's numbers go besides metrics.jsonl: TensorBoard and Weights & Biases.
 
 Every tracker is opened once for a process, gets one dict of numbers for every log line, and is
 closed. None of them may cost the run anything: whatever one raises is said once, and that tracker
-is left alone from then on. Torch-free and without any of the three packages until one is opened.
+is left alone from then on. Torch-free and without either package until one is opened.
 
 A run that is continued from a checkpoint, or goes back to one, logs the steps behind it again.
-TensorBoard drops the earlier ones, trackio and Weights & Biases keep both in one run.
+TensorBoard drops the earlier ones, Weights & Biases keeps both in one run.
 """
 
 from __future__ import annotations
 
 import contextlib
 import importlib.util
-import io
 import json
 import logging
 import os
@@ -142,54 +141,9 @@ class _WeightsAndBiases:
         self._run.finish()
 
 
-class _Trackio:
-    """A run in trackio's own folder, where `trackio show` looks (TRACKIO_DIR moves it)."""
-
-    def __init__(self, run: Path, settings: Mapping[str, Any], next_step: int):
-        import trackio
-
-        self.where = f"trackio show --project {PROJECT}"
-        self._finish = trackio.finish
-        with _no_hub(), contextlib.redirect_stdout(io.StringIO()):
-            self._run = trackio.init(
-                project=PROJECT,
-                name=f"{run.resolve().name}-{run_identity(run)}",
-                config=dict(settings),
-                resume="allow",
-                embed=False,
-            )
-
-    def log(self, step: int, values: Mapping[str, float]) -> None:
-        self._run.log(dict(values), step=step)
-
-    def go_back(self, step: int) -> None:
-        """As Weights & Biases."""
-
-    def close(self) -> None:
-        with contextlib.redirect_stdout(io.StringIO()):
-            self._finish()
-
-
-@contextlib.contextmanager
-def _no_hub() -> Iterator[None]:
-    """Keep trackio from asking the hub for the user's name, which it does where there is a token,
-    unless the user has told it to log to a server.
-    """
-    from huggingface_hub import constants
-
-    wants_server = os.environ.get("TRACKIO_SPACE_ID") or os.environ.get("TRACKIO_SERVER_URL")
-    before = constants.HF_HUB_OFFLINE
-    constants.HF_HUB_OFFLINE = before or not wants_server
-    try:
-        yield
-    finally:
-        constants.HF_HUB_OFFLINE = before
-
-
 _KINDS: dict[str, Callable[[Path, Mapping[str, Any], int], Tracker]] = {
     "tensorboard": _TensorBoard,
     "wandb": _WeightsAndBiases,
-    "trackio": _Trackio,
 }
 
 
